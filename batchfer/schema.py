@@ -1,0 +1,207 @@
+"""The data that flows between the stages: frozen, columnar, checked when made.
+
+Images are RGB, boxes are ``x1 y1 x2 y2`` in pixels of the upright frame, times are seconds from
+presentation timestamps, and frames count from 0. Every type accepts zero rows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from batchfer.errors import Reason
+
+EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+"""The order of probability columns everywhere: that of FER2013."""
+
+TIMELINE_COLUMNS: Mapping[str, str] = {
+    "frame": "int64",
+    "timestamp": "float64",
+    "face_id": "Int64",
+    "x": "float32",
+    "y": "float32",
+    "width": "float32",
+    "height": "float32",
+    "face_score": "float32",
+    **dict.fromkeys(EMOTIONS, "float32"),
+    "emotion": "string",
+    "emotion_confidence": "float32",
+}
+"""Columns of a timeline in their order, each with its pandas dtype."""
+
+LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
+"""The order of MTCNN's five points, left and right as seen in the picture."""
+
+Images = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Times = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int | None, ...]) -> None:
+    fits = array.ndim == len(shape) and all(
+        want is None or have == want for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} has shape {array.shape}, expected {shape}")
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """What a container or picture claims about itself. Claims are shown, never trusted.
+
+    ``width`` and ``height`` are those of the upright frame in pixels, ``rotation`` the clockwise
+    degrees that were applied to make it upright. ``fps`` is the average rate, ``n_frames`` and
+    ``duration_s`` are estimates. All three are None where the container does not say.
+    """
+
+    path: Path
+    width: int
+    height: int
+    fps: Fraction | None = None
+    n_frames: int | None = None
+    duration_s: float | None = None
+    rotation: int = 0
+    has_audio: bool = False
+    codec: str = ""
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Consecutive analyzed frames: ``images (B,H,W,3)`` RGB, ``frames (B,)``, ``times_s (B,)``."""
+
+    images: Images
+    frames: Integers
+    times_s: Times
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit together."""
+        _check_shape("images", self.images, (None, None, None, 3))
+        _check_shape("frames", self.frames, (len(self.images),))
+        _check_shape("times_s", self.times_s, (len(self.images),))
+
+    def __len__(self) -> int:
+        """Return the number of frames B."""
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class FaceDetections:
+    """Every face of a batch as one flat table, ordered by ``image_index``.
+
+    ``image_index (N,)`` points into the batch, ``boxes (N,4)`` are ``x1 y1 x2 y2`` in px,
+    ``scores (N,)`` lie in [0, 1], ``landmarks (N,5,2)`` are x, y in px in the order `LANDMARKS`.
+    """
+
+    image_index: Integers
+    boxes: Floats
+    scores: Floats
+    landmarks: Floats
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit together."""
+        n_faces = len(self.image_index)
+        _check_shape("image_index", self.image_index, (n_faces,))
+        _check_shape("boxes", self.boxes, (n_faces, 4))
+        _check_shape("scores", self.scores, (n_faces,))
+        _check_shape("landmarks", self.landmarks, (n_faces, 5, 2))
+
+    def __len__(self) -> int:
+        """Return the number of faces N."""
+        return len(self.image_index)
+
+    @classmethod
+    def empty(cls) -> "FaceDetections":
+        """Return a table with no face."""
+        return cls(
+            np.zeros(0, np.int64),
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros((0, 5, 2), np.float32),
+        )
+
+    def select(self, mask: npt.NDArray[Any]) -> "FaceDetections":
+        """Return the rows that a boolean mask or an index array picks, in its order."""
+        return FaceDetections(
+            self.image_index[mask], self.boxes[mask], self.scores[mask], self.landmarks[mask]
+        )
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The result of one clip: its `MediaInfo` and a table with a row per face per analyzed frame.
+
+    The table begins with `TIMELINE_COLUMNS`. An analyzed frame without a face keeps one row whose
+    face columns are null.
+    """
+
+    media: MediaInfo
+    table: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        """Refuse a table that does not begin with the contract's columns."""
+        columns = list(self.table.columns[: len(TIMELINE_COLUMNS)])
+        if columns != list(TIMELINE_COLUMNS):
+            raise ValueError(f"a timeline begins with {list(TIMELINE_COLUMNS)}, not {columns}")
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """Everything that changes the numbers of a result, and nothing else.
+
+    ``every`` analyzes each Nth frame, or ``fps`` about that many frames a second; ``start_s`` and
+    ``end_s`` bound the clip in seconds. ``min_face_px`` is the smallest face side in px and
+    ``face_threshold`` the least detector score. ``labels`` and ``rescale`` describe a model that
+    has no card. ``max_pixels`` bounds a decoded picture or frame.
+    """
+
+    model: str = "mobilenetv2"
+    every: int = 1
+    fps: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    min_face_px: int = 40
+    face_threshold: float = 0.8
+    labels: tuple[str, ...] | None = None
+    rescale: float | None = None
+    max_pixels: int = 100_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and its destination, settled before a model loads.
+
+    ``name`` is the path below the given folder that tells this input from the others; it names
+    the input in every output. ``destination`` is the folder (video) or annotated picture (image)
+    that appears when the job is complete. ``named`` is True for a file that stood on the command
+    line itself, which fails where a file met while walking is skipped.
+    """
+
+    source: Path
+    name: str
+    destination: Path
+    named: bool = True
+
+
+Status = Literal["ok", "partial", "failed", "skipped"]
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts."""
+
+    job: Job
+    status: Status
+    reason: Reason | None = None
+    detail: str = ""
+    n_frames: int = 0
+    n_faces: int = 0
+    n_people: int = 0
+    emotion: str = ""
+    seconds: float = 0.0
+    facts: Mapping[str, Any] = field(default_factory=dict)
