@@ -19,6 +19,18 @@ from batchfer.errors import Reason
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The order of probability columns everywhere: that of FER2013."""
 
+EMOTION_COLORS: Mapping[str, str] = {
+    "angry": "#D55E00",
+    "disgust": "#009E73",
+    "fear": "#CC79A7",
+    "happy": "#F0E442",
+    "sad": "#0072B2",
+    "surprise": "#56B4E9",
+    "neutral": "#BBBBBB",
+}
+"""One colour per emotion in every output: the colour-blind-safe palette of Okabe and Ito (2008),
+with grey in place of black for neutral."""
+
 TIMELINE_COLUMNS: Mapping[str, str] = {
     "frame": "int64",
     "timestamp": "float64",
