@@ -1,0 +1,163 @@
+"""Box geometry in NumPy: overlap, suppression, squares, clipping, and the face crop.
+
+Boxes are ``(N, 4)`` arrays of ``x1 y1 x2 y2`` in pixels, x to the right and y downwards; the
+right and lower edge are exclusive, so that a box covers ``(x2 - x1) * (y2 - y1)`` pixels.
+"""
+
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from batchfer.schema import Images
+
+CROP_MARGIN = 1.3
+CROP_SHIFT = (0.0, 0.0)
+
+Array = npt.NDArray[Any]
+Overlap = Literal["union", "min"]
+
+_SUPPRESSION_ROWS = 256
+
+
+def measure_iou(boxes: Array, others: Array) -> npt.NDArray[np.float64]:
+    """Return the intersection over union of each of N boxes with each of M others, ``(N, M)``.
+
+    A box without area overlaps nothing.
+    """
+    intersection, areas, other_areas = _intersect(boxes, others)
+    union = areas[:, None] + other_areas[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(intersection), where=intersection > 0)
+
+
+def _intersect(boxes: Array, others: Array) -> tuple[Array, Array, Array]:
+    a = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    b = np.asarray(others, np.float64).reshape(-1, 4).T
+    width = np.minimum(a[2][:, None], b[2]) - np.maximum(a[0][:, None], b[0])
+    height = np.minimum(a[3][:, None], b[3]) - np.maximum(a[1][:, None], b[1])
+    intersection = np.maximum(width, 0) * np.maximum(height, 0)
+    return intersection, (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+
+
+def suppress_overlaps(
+    boxes: Array,
+    scores: Array,
+    groups: Array,
+    threshold: float,
+    overlap: Overlap = "union",
+) -> npt.NDArray[np.int64]:
+    """Return the indices of the boxes to keep, by group and by falling score within a group.
+
+    This is the suppression of mtcnn 1.0.0, which is not the usual greedy one: a box is dropped
+    when it overlaps any box of its group with a higher score by more than ``threshold``, even one
+    that is itself dropped. Of equal scores the earlier counts as the higher.
+
+    Args:
+        boxes: ``(N, 4)`` px.
+        scores: ``(N,)``.
+        groups: ``(N,)`` integers from 0; boxes of different groups never meet.
+        threshold: overlap above which the lower-scored box goes.
+        overlap: intersection over the ``"union"``, or over the smaller of the two areas
+            (``"min"``).
+    """
+    order = np.lexsort((-scores, groups))
+    if len(order) < 2:
+        return order
+    # Because no box depends on the fate of another, the boxes can be swept in blocks from left to
+    # right, which bounds the memory and compares only what can touch. Groups are set side by side
+    # with a gap between them, so that one sweep serves them all.
+    table = np.asarray(boxes, np.float64)[order]
+    ranks = np.arange(len(order))
+    span = table[:, [0, 2]].max() - table[:, [0, 2]].min() + 1
+    table[:, [0, 2]] += (np.asarray(groups, np.float64)[order] * span)[:, None]
+    sweep = np.argsort(table[:, 0], kind="stable")
+    table, ranks = table[sweep], ranks[sweep]
+    # The furthest right edge so far tells from where on a box can still reach into a block.
+    reach = np.maximum.accumulate(table[:, 2])
+    keep = np.ones(len(order), bool)
+    for start in range(0, len(table), _SUPPRESSION_ROWS):
+        block = slice(start, start + _SUPPRESSION_ROWS)
+        near = slice(
+            int(np.searchsorted(reach, table[start, 0], "right")),
+            int(np.searchsorted(table[:, 0], table[block, 2].max(), "left")),
+        )
+        intersection, areas, near_areas = _intersect(table[block], table[near])
+        if overlap == "union":
+            denominator = areas[:, None] + near_areas[None, :] - intersection
+        else:
+            denominator = np.minimum(areas[:, None], near_areas[None, :])
+        clash = (intersection > 0) & (intersection > threshold * denominator)
+        clash &= ranks[near] < ranks[block][:, None]
+        keep[ranks[block]] = ~clash.any(axis=1)
+    return order[keep]
+
+
+def square_boxes(boxes: Array) -> Array:
+    """Return squares around the same centres with the longer side of each box, ``(N, 4)``."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half_sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, keepdims=True) / 2
+    return np.concatenate([centres - half_sides, centres + half_sides], axis=1)
+
+
+def clip_boxes(boxes: Array, width: int, height: int) -> Array:
+    """Return the boxes cut at the edges of a frame of the given size in px, ``(N, 4)``."""
+    return np.clip(boxes, 0, np.array([width, height, width, height], boxes.dtype))
+
+
+def resize_crop(image: Images, size_px: int) -> Images:
+    """Return a picture resized to a square, ``(size, size, 3)``.
+
+    Averages areas when shrinking, which keeps it free of aliasing, and interpolates linearly when
+    enlarging. Training brings its pictures to the input size with this same function.
+    """
+    import cv2
+
+    shrinks = min(image.shape[:2]) > size_px
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
+
+
+def crop_faces(
+    image: Images,
+    boxes: Array,
+    size_px: int,
+    margin: float = CROP_MARGIN,
+    shift: tuple[float, float] = CROP_SHIFT,
+) -> Images:
+    """Return a square crop for each face box, ``(N, size, size, 3)`` uint8.
+
+    The crop's side is ``margin`` times the longer side of the box; its centre is that of the box,
+    moved by ``shift`` (x, y) in units of the longer side. Where it leaves the frame, the frame's
+    border pixels are repeated, so that a face at the edge keeps its proportions.
+
+    Args:
+        image: one frame ``(H, W, 3)`` RGB.
+        boxes: ``(N, 4)`` px of that frame.
+        size_px: side of the result.
+        margin: side of the crop in units of the box's longer side.
+        shift: offset of the crop's centre in the same unit.
+    """
+    import cv2
+
+    crops = np.empty((len(boxes), size_px, size_px, 3), np.uint8)
+    height, width = image.shape[:2]
+    for crop, (x1, y1, x2, y2) in zip(crops, np.asarray(boxes, np.float64), strict=True):
+        longer = max(x2 - x1, y2 - y1)
+        side = max(round(longer * margin), 1)
+        left = round((x1 + x2) / 2 + shift[0] * longer - side / 2)
+        top = round((y1 + y2) / 2 + shift[1] * longer - side / 2)
+        # At least one pixel of the frame remains, also for a box beyond its edge.
+        left, top = min(max(left, 1 - side), width - 1), min(max(top, 1 - side), height - 1)
+        right, bottom = left + side, top + side
+        region = image[max(top, 0) : bottom, max(left, 0) : right]
+        if region.shape[:2] != (side, side):
+            region = cv2.copyMakeBorder(
+                region,
+                max(-top, 0),
+                max(bottom - height, 0),
+                max(-left, 0),
+                max(right - width, 0),
+                cv2.BORDER_REPLICATE,
+            )
+        crop[...] = resize_crop(region, size_px)
+    return crops
