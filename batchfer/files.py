@@ -19,21 +19,20 @@ from batchfer.schema import Job, JobResult
 
 Kind = Literal["video", "image"]
 
-VIDEO_SUFFIXES = frozenset(
-    (
-        ".mp4 .m4v .mov .qt .mkv .webm .avi .mpg .mpeg .m2v .ts .m2ts .mts .vob .flv .f4v .wmv "
-        ".asf .ogv .ogg .3gp .3g2 .mxf .gif .dv .divx .rm .rmvb .mjpeg .mjpg .y4m .ivf .nut"
-    ).split()  # noqa: SIM905 - a list would take a line each
-)
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .dib .gif .avif .heic .heif .hif .jp2 "
-        ".ppm .pgm .pnm .tga .ico .psd"
-    ).split()  # noqa: SIM905
-)
-SAME_FORMAT_SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib"]
-)
+# fmt: off
+VIDEO_SUFFIXES = frozenset({
+    ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".m2ts",
+    ".mts", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogg", ".3gp", ".3g2", ".mxf", ".gif",
+    ".dv", ".divx", ".rm", ".rmvb", ".mjpeg", ".mjpg", ".y4m", ".ivf", ".nut",
+})
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
+    ".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pnm", ".tga", ".ico", ".psd",
+})
+SAME_FORMAT_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib",
+})
+# fmt: on
 """Pictures whose annotated copy has the format of the input; the copy of any other is a JPEG."""
 
 PARTS_FOLDER = ".batchfer"
