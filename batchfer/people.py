@@ -1,0 +1,529 @@
+"""Tracks become persons, and probabilities become segments and summaries.
+
+A ``face_id`` is a person between two cuts. Here the tracks of a clip are joined into persons, by
+appearance or by the user's word, and what each person's face showed is told in numbers. Every
+number weights a frame by the time that it was on screen, so that a variable frame rate does not
+bend it. Functions of a timeline take its table and return another; none writes a file.
+"""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from batchfer.errors import UsageError
+from batchfer.schema import EMOTIONS, Floats, Integers, Times
+
+_log = logging.getLogger(__name__)
+
+PEOPLE_COLUMNS: Mapping[str, str] = {"person": "string", "person_confidence": "float32"}
+"""The columns that `assign_people` adds to a timeline, each with its pandas dtype."""
+
+SMOOTHING_S = 0.5
+"""The default smoothing: expressions of the face rarely come and go faster than half a second."""
+
+SEGMENT_COLUMNS: Mapping[str, str] = {
+    "person": "string",
+    "start": "float64",
+    "end": "float64",
+    "emotion": "string",
+    "mean_confidence": "float32",
+}
+"""Columns of the segments in their order, each with its pandas dtype; times are in seconds."""
+
+STATISTICS: Mapping[str, str] = {
+    "seconds_on_screen": "float64",
+    "dominant_emotion": "string",
+    **{f"mean_{emotion}": "float64" for emotion in EMOTIONS},
+    **{f"share_{emotion}": "float64" for emotion in EMOTIONS},
+}
+"""What is told of a person in any window of time: the seconds on screen, the emotion that was
+dominant longest, the mean probability of every emotion, and its share of the time as dominant."""
+
+SUMMARY_COLUMNS: Mapping[str, str] = {
+    "person": "string",
+    "person_confidence": "float32",
+    "first_seen": "float64",
+    "last_seen": "float64",
+    **STATISTICS,
+    "episodes": "int64",
+    "longest_episode": "float64",
+    "longest_episode_emotion": "string",
+    "transitions": "int64",
+}
+"""Columns of the summary of a clip in their order, each with its pandas dtype."""
+
+_LONGEST_HOLD_S = 2.0
+_LONGEST_HOLD_STEPS = 3
+
+
+def frame_durations(times_s: Times) -> Times:
+    """Return how long each frame ``(F,)`` is shown, ``(F,)`` in seconds.
+
+    From its own timestamp to the next one; the last frame is given the median step. A step that
+    is longer than both 2 s and three median steps is a hole in the recording, not a held frame,
+    and counts as the longer of the two. One frame alone lasts 0 s.
+    """
+    times_s = np.asarray(times_s, np.float64)
+    if len(times_s) < 2:
+        return np.zeros(len(times_s))
+    steps = np.maximum(np.diff(times_s), 0.0)
+    median = float(np.median(steps))
+    longest = max(_LONGEST_HOLD_S, _LONGEST_HOLD_STEPS * median)
+    return np.append(np.minimum(steps, longest), median)
+
+
+def row_durations(table: pd.DataFrame) -> Times:
+    """Return how long the frame of every row of a timeline is shown, ``(N,)`` in seconds."""
+    _, first, inverse = np.unique(
+        table["frame"].to_numpy(np.int64), return_index=True, return_inverse=True
+    )
+    times_s = table["timestamp"].to_numpy(np.float64)[first]
+    return np.asarray(frame_durations(times_s)[inverse], np.float64)
+
+
+def smooth_probabilities(
+    times_s: Times, durations_s: Times, probabilities: npt.NDArray[np.floating], seconds: float
+) -> Times:
+    """Return the probabilities ``(N,C)`` of one person smoothed over time, rows summing to 1.
+
+    Every row becomes the mean of the rows within ``seconds`` of it, weighted by how long they were
+    on screen and by a triangle that falls from 1 at the row to 0 at ``seconds`` before and after:
+    a centred window whose width at half height is ``seconds``. Rows that are not there have no
+    say, so gaps and variable rates need no special case. ``times_s (N,)`` must not decrease.
+    """
+    values = np.asarray(probabilities, np.float64)
+    if seconds <= 0 or len(values) < 2:
+        return values
+    times = times_s - times_s[0]
+    weights = np.maximum(durations_s, 1e-6)
+    # The triangle is linear on either side, so running sums of w and w*t give every window's sum.
+    columns = np.column_stack([weights[:, None] * values, weights])
+    moments = np.column_stack([columns, columns * times[:, None]])
+    sums = np.vstack([np.zeros((1, moments.shape[1])), np.cumsum(moments, axis=0)])
+    before = sums[np.searchsorted(times, times - seconds, "left")]
+    here = sums[np.searchsorted(times, times, "right")]
+    after = sums[np.searchsorted(times, times + seconds, "right")]
+    n = columns.shape[1]
+    left, right, t = here - before, after - here, times[:, None] / seconds
+    window = (left[:, :n] * (1 - t) + left[:, n:] / seconds) + (
+        right[:, :n] * (1 + t) - right[:, n:] / seconds
+    )
+    smoothed = np.maximum(window[:, :-1], 0.0)
+    return np.asarray(smoothed / smoothed.sum(1, keepdims=True), np.float64)
+
+
+def smooth(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.DataFrame:
+    """Return a timeline with probabilities smoothed per person, as `smooth_probabilities` does.
+
+    ``emotion`` and ``emotion_confidence`` follow the smoothed probabilities. All other columns
+    and rows stay as they are.
+    """
+    table = table.copy()
+    rows = np.flatnonzero(_has_face(table))
+    names, persons = _names_of(table.iloc[rows])
+    times = table["timestamp"].to_numpy(np.float64)[rows]
+    durations = row_durations(table)[rows]
+    probabilities = table[list(EMOTIONS)].to_numpy(np.float32, copy=True)
+    for person in range(len(names)):
+        mine = np.flatnonzero(persons == person)
+        mine = mine[np.argsort(times[mine], kind="stable")]
+        probabilities[rows[mine]] = smooth_probabilities(
+            times[mine], durations[mine], probabilities[rows[mine]], seconds
+        )
+    table[list(EMOTIONS)] = probabilities
+    labels = np.full(len(table), None, object)
+    labels[rows] = np.array(EMOTIONS, object)[probabilities[rows].argmax(1)]
+    table["emotion"] = pd.array(labels, "string")
+    confidences = np.full(len(table), np.nan, np.float32)
+    confidences[rows] = probabilities[rows].max(1)
+    table["emotion_confidence"] = confidences
+    return table
+
+
+def _has_face(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    return np.asarray(table["emotion"].notna(), np.bool_)
+
+
+def _names_of(faces: pd.DataFrame) -> tuple[list[str], Integers]:
+    """Return the persons in order of appearance, and the index of each row's person."""
+    known = "person" in faces
+    names = faces["person"] if known else "face " + faces["face_id"].astype("string")
+    codes, found = pd.factorize(names.fillna("unknown").astype(object))
+    return [str(name) for name in found], codes.astype(np.int64)
+
+
+def _draw_lines(table: pd.DataFrame, seconds: float) -> tuple[list[str], pd.DataFrame]:
+    """Return the persons, and a row per person and frame, ordered by both.
+
+    ``person`` is an index, ``time`` and ``duration`` are in seconds, the emotions' columns hold
+    the raw probabilities, ``label`` is the index of the dominant emotion after smoothing, and
+    ``stretch`` numbers the times without an absence of more than ``seconds``.
+
+    A change of label counts once it lasts: a run shorter than ``seconds`` continues the run before
+    it (at the start of a stretch, the one after it). A stretch of short runs alone gets the
+    emotion of its greatest mean probability.
+    """
+    faces = table[_has_face(table)]
+    names, persons = _names_of(faces)
+    lines = pd.DataFrame(
+        {
+            "person": persons,
+            "time": faces["timestamp"].to_numpy(np.float64),
+            "duration": row_durations(table)[_has_face(table)],
+            **{name: faces[name].to_numpy(np.float64) for name in EMOTIONS},
+        }
+    )
+    # One name may stand on two faces of a frame (a mirror, a user's choice): their mean counts.
+    lines = lines.groupby(["person", "time"], as_index=False, sort=True).mean()
+    time, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
+    person = lines["person"].to_numpy()
+    probabilities = lines[list(EMOTIONS)].to_numpy()
+    smoothed = np.empty_like(probabilities)
+    for start, stop in _runs(person):
+        here = slice(start, stop)
+        smoothed[here] = smooth_probabilities(
+            time[here], duration[here], probabilities[here], seconds
+        )
+    gap = time[1:] - time[:-1] - duration[:-1]
+    breaks = (person[1:] != person[:-1]) | (gap > seconds + 1e-6)
+    stretch = np.append(0, np.cumsum(breaks))[: len(lines)]
+    lines["stretch"] = stretch
+    labels = smoothed.argmax(1).astype(np.float64) if len(lines) else np.zeros(0)
+    run = stretch * len(EMOTIONS) + labels
+    for start, stop in _runs(run):
+        if time[stop - 1] + duration[stop - 1] - time[start] < seconds - 1e-6:
+            labels[start:stop] = np.nan
+    settled = pd.Series(labels).groupby(stretch).ffill().groupby(stretch).bfill()
+    overall = (
+        pd.DataFrame(smoothed * np.maximum(duration, 1e-6)[:, None])
+        .groupby(stretch)
+        .transform("sum")
+    )
+    fallback = overall.to_numpy().argmax(1) if len(lines) else np.zeros(0)
+    lines["label"] = np.where(settled.isna(), fallback, settled).astype(np.int64)
+    return names, lines
+
+
+def _runs(values: npt.NDArray[np.generic]) -> list[tuple[int, int]]:
+    """Return the first index and the index after the last of every run of equal values."""
+    if not len(values):
+        return []
+    edges = np.flatnonzero(values[1:] != values[:-1]) + 1
+    return list(zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True))
+
+
+def _cut_segments(names: Sequence[str], lines: pd.DataFrame) -> pd.DataFrame:
+    run = lines["stretch"].to_numpy() * len(EMOTIONS) + lines["label"].to_numpy()
+    bounds = np.array(_runs(run), np.int64).reshape(-1, 2)
+    start, last = bounds[:, 0], bounds[:, 1] - 1
+    label = lines["label"].to_numpy()[start]
+    confidence = lines[list(EMOTIONS)].to_numpy()[np.arange(len(lines)), lines["label"]]
+    weights = np.maximum(lines["duration"].to_numpy(), 1e-6)
+    totals = np.add.reduceat(np.append(weights * confidence, 0.0), start)
+    lengths = np.add.reduceat(np.append(weights, 0.0), start)
+    return pd.DataFrame(
+        {
+            "person": np.array(names, object)[lines["person"].to_numpy()[start]],
+            "start": lines["time"].to_numpy()[start],
+            "end": (lines["time"] + lines["duration"]).to_numpy()[last],
+            "emotion": np.array(EMOTIONS, object)[label],
+            "mean_confidence": totals / lengths,
+            "stretch": lines["stretch"].to_numpy()[start],
+        }
+    )
+
+
+def find_segments(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.DataFrame:
+    """Return when each person showed which emotion, with `SEGMENT_COLUMNS`.
+
+    Probabilities are smoothed over ``seconds`` (`smooth_probabilities`), the emotion of the
+    greatest one is taken, and a change that lasts less than ``seconds`` continues the emotion
+    before it. A person who is away for more than ``seconds`` ends a segment. ``mean_confidence``
+    is the mean of the raw probability of the segment's emotion. Segments are ordered by start;
+    those of one person do not overlap.
+    """
+    segments = _cut_segments(*_draw_lines(table, seconds))
+    segments = segments.sort_values(["start", "end"], kind="stable", ignore_index=True)
+    return segments[list(SEGMENT_COLUMNS)].astype(dict(SEGMENT_COLUMNS))
+
+
+def summarize_people(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.DataFrame:
+    """Return what each person's face showed over the clip, with `SUMMARY_COLUMNS`.
+
+    Persons stand in order of appearance. Means are of the raw probabilities; the dominant emotion,
+    its shares, and the episodes are those of `find_segments`: an episode is a segment, the longest
+    one is in seconds, and a transition is a change from one to the next while the person stays.
+    """
+    names, lines = _draw_lines(table, seconds)
+    segments = _cut_segments(names, lines)
+    people = pd.DataFrame(index=pd.Index(names, dtype=object))
+    people["person"] = names
+    people["person_confidence"] = _confidence_of(table, names)
+    by_person = lines.groupby("person")
+    people["first_seen"] = by_person["time"].min().to_numpy()
+    people["last_seen"] = (lines["time"] + lines["duration"]).groupby(lines["person"]).max().array
+    statistics = _tell(lines["person"].to_numpy(), lines, lines["duration"].to_numpy(), len(names))
+    people[list(STATISTICS)] = statistics.to_numpy()
+    lengths = segments["end"] - segments["start"]
+    ordered = segments.assign(length=lengths).sort_values(
+        ["length"], ascending=False, kind="stable"
+    )
+    longest = ordered.drop_duplicates("person").set_index("person")
+    people["episodes"] = segments.groupby("person").size()
+    people["longest_episode"] = longest["length"]
+    people["longest_episode_emotion"] = longest["emotion"]
+    people["transitions"] = people["episodes"] - segments.groupby("person")["stretch"].nunique()
+    return people[list(SUMMARY_COLUMNS)].reset_index(drop=True).astype(dict(SUMMARY_COLUMNS))
+
+
+def _confidence_of(table: pd.DataFrame, names: Sequence[str]) -> Floats:
+    """Return the least confidence of any track of each person; NaN where none is known."""
+    if "person_confidence" not in table:
+        return np.full(len(names), np.nan, np.float32)
+    faces = table[_has_face(table)]
+    found, codes = _names_of(faces)
+    least = faces["person_confidence"].astype("float32").groupby(codes).min()
+    return np.asarray(least.reindex(range(len(found))), np.float32)
+
+
+def _tell(group: Integers, lines: pd.DataFrame, weights: Times, n_groups: int) -> pd.DataFrame:
+    """Return `STATISTICS` of the rows of every group; ``weights`` are in seconds."""
+    # Lone frames last 0 s; all the same they have a mean.
+    safe = np.maximum(weights, 1e-9)
+    total = np.bincount(group, safe, n_groups)
+    told: dict[str, object] = {"seconds_on_screen": np.bincount(group, weights, n_groups)}
+    shares = np.empty((n_groups, len(EMOTIONS)))
+    means = np.empty_like(shares)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for index, emotion in enumerate(EMOTIONS):
+            means[:, index] = np.bincount(group, safe * lines[emotion], n_groups) / total
+            shares[:, index] = (
+                np.bincount(group, safe * (lines["label"] == index), n_groups) / total
+            )
+    dominant = np.full(n_groups, None, object)
+    seen = total > 0
+    dominant[seen] = np.array(EMOTIONS, object)[shares[seen].argmax(1)]
+    told["dominant_emotion"] = pd.array(dominant, "string")
+    told |= {f"mean_{emotion}": means[:, index] for index, emotion in enumerate(EMOTIONS)}
+    told |= {f"share_{emotion}": shares[:, index] for index, emotion in enumerate(EMOTIONS)}
+    return pd.DataFrame(told).astype(dict(STATISTICS))
+
+
+def bin_timeline(
+    table: pd.DataFrame, seconds: float, smoothing_s: float = SMOOTHING_S
+) -> pd.DataFrame:
+    """Return `STATISTICS` per time bin of ``seconds`` and person.
+
+    Bins ``bin_start <= t < bin_end`` begin at 0 s and follow one another without a hole up to the
+    last frame; a bin without a face keeps one row whose person is null. A frame that lasts over
+    the edge of a bin counts in both, each for its part.
+    """
+    if not seconds > 0:
+        raise UsageError(f"a bin lasts more than 0 s, not {seconds:g}")
+    names, lines = _draw_lines(table, smoothing_s)
+    times = table["timestamp"].to_numpy(np.float64)
+    n_bins = int(np.floor(times.max() / seconds)) + 1 if len(times) else 0
+    start, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
+    first = np.floor(start / seconds).astype(np.int64)
+    last = np.floor(np.maximum(start, np.nextafter(start + duration, 0)) / seconds).astype(np.int64)
+    counts = np.minimum(last, n_bins - 1) - first + 1
+    row = np.repeat(np.arange(len(lines)), counts)
+    bins = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
+    inside = np.minimum(start[row] + duration[row], (bins + 1) * seconds) - np.maximum(
+        start[row], bins * seconds
+    )
+    person = lines["person"].to_numpy()[row]
+    keys, group = np.unique(bins * max(len(names), 1) + person, return_inverse=True)
+    told = _tell(group, lines.iloc[row], np.maximum(inside, 0.0), len(keys))
+    told.insert(0, "bin", keys // max(len(names), 1))
+    told.insert(1, "person", np.array([*names, None], object)[keys % max(len(names), 1)])
+    binned = pd.DataFrame({"bin": np.arange(n_bins)}).merge(told, on="bin", how="left")
+    binned["seconds_on_screen"] = binned["seconds_on_screen"].fillna(0.0)
+    binned.insert(0, "bin_start", binned["bin"] * seconds)
+    binned.insert(1, "bin_end", (binned["bin"] + 1) * seconds)
+    return binned.drop(columns="bin").astype({"person": "string"})
+
+
+def summarize_events(
+    table: pd.DataFrame, events: pd.DataFrame, seconds: float = SMOOTHING_S
+) -> pd.DataFrame:
+    """Return `STATISTICS` per event and person of one clip, after ``name, start, end, person``.
+
+    ``events`` has ``name, start, end`` in seconds (`read_events`, `split_events`). Smoothing
+    looks beyond the edges of an event; a frame counts for the part of it that lies inside. An
+    event without a face keeps one row whose person is null.
+    """
+    names, lines = _draw_lines(table, seconds)
+    start = lines["time"].to_numpy()
+    end = start + lines["duration"].to_numpy()
+    parts = []
+    windows = events[["start", "end"]].to_numpy(np.float64).tolist()
+    for event, (opens, closes) in zip(events["name"], windows, strict=True):
+        inside = np.minimum(end, closes) - np.maximum(start, opens)
+        rows = np.flatnonzero((inside > 0) | ((start >= opens) & (end < closes)))
+        persons, group = np.unique(lines["person"].to_numpy()[rows], return_inverse=True)
+        told = _tell(group, lines.iloc[rows], np.maximum(inside[rows], 0.0), len(persons))
+        told.insert(0, "person", np.array(names, object)[persons] if len(persons) else None)
+        if told.empty:
+            told = told.reindex([0])
+            told["seconds_on_screen"] = 0.0
+        parts.append(told.assign(name=event, start=opens, end=closes))
+    columns = ["name", "start", "end", "person", *STATISTICS]
+    told = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    dtypes = {"name": "string", "start": "float64", "end": "float64", "person": "string"}
+    return told[columns].astype({**dtypes, **STATISTICS})
+
+
+def join_recordings(
+    summaries: Iterable[tuple[str, pd.DataFrame]], participants: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Return the summaries of all recordings as one table.
+
+    Its columns are ``file``, those of ``participants`` (`read_participants`), and those of the
+    summaries. A recording that nobody listed has nulls there; one without a person keeps a row.
+    """
+    named = list(summaries)
+    parts = []
+    for name, summary in named:
+        part = summary if len(summary) else pd.DataFrame({"seconds_on_screen": [0.0]})
+        parts.append(part.assign(file=name))
+    columns = list(named[0][1].columns) if named else list(SUMMARY_COLUMNS)
+    empty = pd.DataFrame(columns=["file", *columns])
+    joined = pd.concat(parts, ignore_index=True)[["file", *columns]] if parts else empty
+    joined = joined.astype({"file": "string"})
+    if participants is None:
+        return joined
+    own = [name for name in participants.columns if name != "file"]
+    if taken := [name for name in own if name in columns]:
+        raise UsageError(
+            f"participants: the column {taken[0]} is a column of the summary; rename it"
+        )
+    names = [name for name, _ in named]
+    meant = pd.array(match_files(participants["file"], names), "string")
+    listed = participants.assign(file=meant).dropna(subset=["file"])
+    if twice := listed["file"][listed["file"].duplicated()].tolist():
+        raise UsageError(f"participants: {twice[0]} stands in more than one row")
+    return joined.merge(listed, on="file", how="left")[["file", *own, *columns]]
+
+
+def match_files(files: Iterable[str], names: Sequence[str]) -> list[str | None]:
+    """Return the recording that each file of a user's table means, None where there is none.
+
+    ``names`` are the recordings' paths below the given folder. A file may be such a path, its last
+    parts, or these without the ending; it must mean one recording only.
+    """
+    endings: dict[str, set[str]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for first in range(len(parts)):
+            whole = PurePosixPath(*parts[first:])
+            for ending in {str(whole), str(whole.with_suffix(""))}:
+                endings.setdefault(ending, set()).add(name)
+    found: list[str | None] = []
+    for file in files:
+        wanted = str(PurePosixPath(file.replace("\\", "/")))
+        meant = {wanted} if wanted in names else endings.get(wanted, set())
+        if len(meant) > 1:
+            one, other, *_ = sorted(meant)
+            raise UsageError(f"the file {file} may be {one} or {other}; give more of its path")
+        if not meant:
+            _log.warning("no recording is called %s", file)
+        found.append(next(iter(meant), None))
+    return found
+
+
+def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return the events of every recording that has any, by its name, see `match_files`."""
+    meant = pd.Series(match_files(events["file"], names), events.index, dtype="string")
+    return {
+        str(name): part.reset_index(drop=True) for name, part in events.groupby(meant, sort=False)
+    }
+
+
+def read_people(path: Path) -> dict[int, str]:
+    """Return the name of every ``face_id`` that a user's ``people.csv`` lists."""
+    people: dict[int, str] = {}
+    for line, row in _read_rows(path, ("face_id", "name")):
+        try:
+            face_id = int(row["face_id"])
+        except ValueError:
+            raise UsageError(f"{path}, line {line}: {row['face_id']!r} is no face_id") from None
+        if not row["name"]:
+            raise UsageError(f"{path}, line {line}: face {face_id} has no name")
+        if people.setdefault(face_id, row["name"]) != row["name"]:
+            raise UsageError(f"{path}, line {line}: face {face_id} has a second name")
+    return people
+
+
+def read_participants(path: Path) -> pd.DataFrame:
+    """Return a user's ``participants.csv``: ``file`` and any other columns, all of them text."""
+    rows = [row for _, row in _read_rows(path, ("file",))]
+    columns = list(rows[0]) if rows else ["file"]
+    return pd.DataFrame(rows, columns=columns, dtype="string")
+
+
+def read_events(path: Path) -> pd.DataFrame:
+    """Return a user's ``events.csv``: ``file, name, start, end``, times in seconds.
+
+    A time is a number of seconds (``90``, ``90.5``) or a clock (``01:30.5``, ``00:01:30.5``).
+    """
+    rows = []
+    for line, row in _read_rows(path, ("file", "name", "start", "end")):
+        try:
+            start, end = _parse_seconds(row["start"]), _parse_seconds(row["end"])
+        except ValueError as error:
+            raise UsageError(f"{path}, line {line}: {error}") from None
+        if not end > start:
+            raise UsageError(f"{path}, line {line}: {row['name']} ends before it starts")
+        rows.append((row["file"], row["name"], start, end))
+    events = pd.DataFrame(rows, columns=["file", "name", "start", "end"])
+    return events.astype({"file": "string", "name": "string", "start": float, "end": float})
+
+
+def _parse_seconds(text: str) -> float:
+    if not re.fullmatch(r"(\d+:){0,2}\d+([.,]\d*)?s?", text):
+        raise ValueError(f"{text!r} is no time; write seconds (90.5) or a clock (00:01:30.5)")
+    seconds = 0.0
+    for part in text.rstrip("s").replace(",", ".").split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
+
+
+def _read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a user's table with their line numbers.
+
+    Comma, semicolon (as spreadsheets write it in much of Europe) or tab, UTF-8 with or without a
+    byte order mark. Cells are stripped and rows of empty cells left out.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text; save it as CSV in UTF-8") from None
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    try:
+        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise UsageError(f"{path} is no CSV table: {error}") from None
+    columns = [name.strip() for name in table[0]] if table else []
+    if lacking := [name for name in needed if name not in columns]:
+        raise UsageError(f"{path} needs the columns {', '.join(needed)}; it lacks {lacking[0]}")
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"{path} names a column twice")
+    rows = []
+    for line, cells in enumerate(table[1:], 2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(columns):
+            raise UsageError(f"{path}, line {line}: {len(cells)} cells, expected {len(columns)}")
+        rows.append((line, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+    return rows
