@@ -217,3 +217,18 @@ class JobResult:
     emotion: str = ""
     seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What is written for each input, and how a batch goes on; none of it changes the numbers.
+
+    ``formats`` are the table formats, ``overwrite`` redoes what is up to date, and ``fail_fast``
+    ends the batch at the first input that fails.
+    """
+
+    formats: tuple[str, ...] = ("csv", "parquet")
+    annotate: bool = True
+    report: bool = True
+    overwrite: bool = False
+    fail_fast: bool = False

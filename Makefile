@@ -1,0 +1,68 @@
+# `make demo` and `make test` do their own set-up: a virtual environment in .venv, made once.
+# After that first install nothing needs the network.
+
+VENV   ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
+            $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+BIN     = $(VENV)/bin
+DEMO    = batchfer-results
+PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-slow lint format wheel clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.installed ## analyze the sample clips and say where the results are
+	@echo "demo: analyzing samples/clips and samples/stills into $(DEMO)"
+	@$(BIN)/batchfer video samples/clips -o $(DEMO)/video
+	@$(BIN)/batchfer images samples/stills -o $(DEMO)/images
+	@echo
+	@echo "Done. Look at the results:"
+	@echo "  annotated video  xdg-open $(DEMO)/video/portrait.mp4/annotated.mp4"
+	@echo "  table            column -s, -t < $(DEMO)/video/portrait.mp4/timeline.csv | less -S"
+
+test: lint ## lint, type check and every quick test
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.installed-dev ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## format the code and sort its imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed-dev ## build a wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove the virtual environment and everything made by the other targets
+	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
+
+# What a bare Debian lacks is said once, as one apt line, before anything is downloaded.
+$(VENV)/bin/python:
+	@if [ -z "$(PYTHON)" ]; then echo "batchfer needs Python 3.11 or newer (on Debian: sudo apt-get install python3)" >&2; exit 1; fi
+	@missing=""; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
+	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libGL.so.1")' 2>/dev/null || missing="$$missing libgl1"; \
+	$(PYTHON) -c 'import ctypes; ctypes.CDLL("libgthread-2.0.so.0")' 2>/dev/null || missing="$$missing libglib2.0-0"; \
+	if [ -n "$$missing" ] && [ "$$(uname -s)" = Linux ]; then \
+	  echo "Some system packages are missing. Install them with:" >&2; \
+	  echo "  sudo apt-get install -y$$missing" >&2; exit 1; fi
+	@echo "set-up: making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade 'pip>=25.1'
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	@echo "set-up: installing batchfer and its dependencies (TensorFlow among them: a few minutes, once)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "set-up: installing the development tools"
+	@$(PIP) --group dev
+	@touch $@

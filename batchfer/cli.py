@@ -1,0 +1,451 @@
+"""The command line: parse, one library call, exit code. Nothing heavy is imported before it runs."""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from batchfer import __version__
+from batchfer.errors import BatchferError, ExitCode, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
+
+logger = logging.getLogger("batchfer")
+
+app = typer.Typer(
+    name="batchfer",
+    help="Facial emotions in video and images: timelines, annotated videos, reports.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+# --- options that several commands share ------------------------------------------------------
+
+Inputs = Annotated[
+    list[Path], typer.Argument(help="Files and folders; folders are walked.", show_default=False)
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
+Model = Annotated[str, typer.Option("--model", help="A shipped model's name, or a path.")]
+Labels = Annotated[
+    str | None,
+    typer.Option("--labels", help="Outputs of a model without a card, in order: a,b,..."),
+]
+Rescale = Annotated[
+    str | None,
+    typer.Option("--rescale", help="Factor on pixels 0-255 for such a model, as in 1/255."),
+]
+MinFace = Annotated[
+    int, typer.Option("--min-face", min=12, help="Smallest face side to look for, in pixels.")
+]
+FaceThreshold = Annotated[
+    float, typer.Option("--face-threshold", min=0, max=1, help="Least score of a face.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, gpu or gpu:N.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option("--batch-size", min=1, help="Frames a sub-batch.", show_default="by frame size"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Sub-batches at once.", show_default="one a core"),
+]
+Formats = Annotated[str, typer.Option("--format", help="Table formats: csv, parquet, or both.")]
+Annotate = Annotated[
+    bool, typer.Option("--annotate/--no-annotate", help="Draw faces and emotions on a copy.")
+]
+Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the HTML report.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Do again what is up to date already.")
+]
+FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed input.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on what happens, and why.")]
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example:  batchfer video interviews/ -o results --every 2")
+def video(
+    inputs: Inputs,
+    output: Output = Path("batchfer-results"),
+    model: Model = "mobilenetv2",
+    every: Annotated[int, typer.Option("--every", min=1, help="Analyze each Nth frame.")] = 1,
+    fps: Annotated[
+        float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="Begin there: 90, 90s or 00:01:30.5.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--end", help="End there.")] = None,
+    min_face: MinFace = 40,
+    face_threshold: FaceThreshold = 0.8,
+    labels: Labels = None,
+    rescale: Rescale = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    formats: Formats = "csv,parquet",
+    annotate: Annotate = True,
+    report: Report = True,
+    overwrite: Overwrite = False,
+    fail_fast: FailFast = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Analyze videos: one folder each with timeline, annotated video and report."""
+    from batchfer.schema import AnalyzeOptions, OutputOptions
+
+    _set_up_logging(quiet, verbose)
+    if fps is not None and every != 1:
+        raise UsageError("--every and --fps exclude each other")
+    options = AnalyzeOptions(
+        model=model,
+        every=every,
+        fps=fps,
+        start_s=None if start is None else parse_time(start),
+        end_s=None if end is None else parse_time(end),
+        min_face_px=min_face,
+        face_threshold=face_threshold,
+        labels=_split_labels(labels),
+        rescale=_parse_factor(rescale),
+    )
+    if options.end_s is not None and options.end_s <= (options.start_s or 0):
+        raise UsageError("--end lies before --start")
+    outputs = OutputOptions(_parse_formats(formats), annotate, report, overwrite, fail_fast)
+    _run("video", inputs, output, options, outputs, quiet, (device, batch_size, workers))
+
+
+@app.command(epilog="Example:  batchfer images photos/ -o results --min-face 30")
+def images(
+    inputs: Inputs,
+    output: Output = Path("batchfer-results"),
+    model: Model = "mobilenetv2",
+    min_face: MinFace = 40,
+    face_threshold: FaceThreshold = 0.8,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Largest picture that is decoded.")
+    ] = 100_000_000,
+    labels: Labels = None,
+    rescale: Rescale = None,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    formats: Formats = "csv,parquet",
+    annotate: Annotate = True,
+    report: Report = True,
+    overwrite: Overwrite = False,
+    fail_fast: FailFast = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Analyze pictures: one table for all, and annotated copies."""
+    from batchfer.schema import AnalyzeOptions, OutputOptions
+
+    _set_up_logging(quiet, verbose)
+    options = AnalyzeOptions(
+        model=model,
+        min_face_px=min_face,
+        face_threshold=face_threshold,
+        max_pixels=max_pixels,
+        labels=_split_labels(labels),
+        rescale=_parse_factor(rescale),
+    )
+    outputs = OutputOptions(_parse_formats(formats), annotate, report, overwrite, fail_fast)
+    _run("image", inputs, output, options, outputs, quiet, (device, batch_size, workers))
+
+
+def _run(
+    kind: str,
+    inputs: list[Path],
+    output: Path,
+    options: "AnalyzeOptions",
+    outputs: "OutputOptions",
+    quiet: bool,
+    machine: tuple[str, int | None, int | None],
+) -> NoReturn:
+    from batchfer.pipeline import run_jobs
+
+    started = time.monotonic()
+    with ProgressBars(quiet) as progress:
+        results = list(run_jobs(kind, inputs, output, options, outputs, machine, progress))
+    if not quiet:
+        for line in format_summary(results, output, time.monotonic() - started):
+            typer.echo(line)
+    done = all(result.status in ("ok", "skipped") for result in results)
+    raise typer.Exit(ExitCode.OK if done else ExitCode.INCOMPLETE)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    """Facial emotions in video and images: timelines, annotated videos, reports."""
+    if version:
+        typer.echo(f"batchfer {__version__}")
+        raise typer.Exit
+
+
+# --- parsing ----------------------------------------------------------------------------------
+
+
+def parse_time(text: str) -> float:
+    """Return seconds from ``90``, ``90s``, ``1:30`` or ``00:01:30.5``.
+
+    Raises:
+        UsageError: The text is none of these.
+    """
+    parts = text.strip().removesuffix("s").split(":")
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    fine = 1 <= len(values) <= 3 and all(0 <= value < float("inf") for value in values)
+    if not fine or any(value >= 60 for value in values[1:]):
+        raise UsageError(f"{text!r} is no time; write 90, 90s or 00:01:30.5")
+    return sum(value * 60**power for power, value in enumerate(reversed(values)))
+
+
+def _parse_formats(text: str) -> tuple[str, ...]:
+    formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if not formats or set(formats) - {"csv", "parquet"}:
+        raise UsageError(f"--format takes csv, parquet or csv,parquet, not {text!r}")
+    return tuple(sorted(set(formats)))
+
+
+def _split_labels(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
+
+
+def _parse_factor(text: str | None) -> float | None:
+    if text is None:
+        return None
+    from fractions import Fraction
+
+    try:
+        factor = float(Fraction(text.strip()))
+    except (ValueError, ZeroDivisionError):
+        factor = 0.0
+    if factor <= 0:
+        raise UsageError(f"--rescale takes a positive factor such as 1/255, not {text!r}")
+    return factor
+
+
+# --- progress and summary ---------------------------------------------------------------------
+
+
+class ProgressBars:
+    """One bar over files and one within a file on a terminal; plain lines elsewhere."""
+
+    PLAIN_LINE_S = 10.0
+
+    def __init__(self, quiet: bool) -> None:
+        """Decide once whether stderr can show bars."""
+        self._quiet = quiet
+        self._bars = not quiet and sys.stderr.isatty()
+        self._files: Any = None
+        self._units: Any = None
+        self._n_jobs = 0
+        self._n_done = 0
+        self._name = ""
+        self._n_units = 0
+        self._total: float | None = None
+        self._started = 0.0
+        self._last_line = 0.0
+
+    def __enter__(self) -> "ProgressBars":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the bars, also when the run was interrupted."""
+        for bar in (self._units, self._files):
+            if bar is not None:
+                bar.close()
+
+    def begin_batch(self, n_jobs: int) -> None:
+        """Learn how many files there are."""
+        self._n_jobs = n_jobs
+        if self._bars and n_jobs > 1:
+            from tqdm import tqdm
+
+            self._files = tqdm(total=n_jobs, unit="file", desc="files", position=0)
+
+    def begin_file(self, name: str, total: float | None, unit: str = "frame") -> None:
+        """Start the inner bar: ``total`` is an estimate of its units or None."""
+        self._name, self._total, self._n_units = name, total, 0
+        self._started = self._last_line = time.monotonic()
+        if self._bars:
+            from tqdm import tqdm
+
+            short = name if len(name) <= 30 else "…" + name[-29:]
+            position = 0 if self._files is None else 1
+            self._units = tqdm(
+                total=total, unit=unit, desc=short, position=position, leave=self._files is None
+            )
+        elif not self._quiet:
+            typer.echo(f"[{self._n_done + 1}/{self._n_jobs}] {name}", err=True)
+
+    def advance(self, n_units: int) -> None:
+        """Count units done: frames of a video, pictures of a folder."""
+        self._n_units += n_units
+        if self._units is not None:
+            self._units.update(n_units)
+        elif not self._quiet and time.monotonic() - self._last_line > self.PLAIN_LINE_S:
+            self._last_line = time.monotonic()
+            rate = self._n_units / (self._last_line - self._started)
+            left = ""
+            if self._total and rate:
+                left = f", {max(self._total - self._n_units, 0) / rate:.0f} s left"
+            total = f"/{self._total:.0f}" if self._total else ""
+            typer.echo(f"  {self._n_units}{total}, {rate:.1f}/s{left}", err=True)
+
+    def end_file(self) -> None:
+        """Close the inner bar and count the file."""
+        self._n_done += 1
+        if self._units is not None:
+            self._units.close()
+            self._units = None
+        if self._files is not None:
+            self._files.update(1)
+
+    def message(self, line: str) -> None:
+        """Show a line without tearing the bars."""
+        if self._bars:
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            typer.echo(line, err=True)
+
+
+def format_summary(
+    results: Iterable["JobResult"], output: Path, seconds: float, limit: int = 40
+) -> Iterator[str]:
+    """Yield the closing table: a row per input (all that failed, at most ``limit`` others)."""
+    results = list(results)
+    header = ("file", "status", "frames", "faces", "people", "emotion", "fps")
+    rows: list[tuple[str, ...]] = []
+    hidden = 0
+    for result in results:
+        if result.status in ("ok", "skipped") and len(rows) >= limit:
+            hidden += 1
+            continue
+        fps = f"{result.n_frames / result.seconds:.1f}" if result.seconds > 0 else ""
+        name = result.job.name
+        rows.append(
+            (
+                name if len(name) <= 44 else "…" + name[-43:],
+                result.status if result.reason is None else f"{result.status}: {result.reason}",
+                *(str(n) for n in (result.n_frames, result.n_faces, result.n_people)),
+                result.emotion,
+                fps,
+            )
+        )
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    yield ""
+    for row in [header, *rows]:
+        cells = [
+            cell.rjust(width) if 2 <= column <= 4 or column == 6 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield "  ".join(cells).rstrip()
+    if hidden:
+        yield f"... and {hidden} more that are fine"
+    yield ""
+    counts = {
+        status: sum(result.status == status for result in results)
+        for status in ("ok", "partial", "failed", "skipped")
+    }
+    told = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {output}"
+    for result in results:
+        if result.status in ("failed", "partial"):
+            yield f"  {result.job.name}: {result.detail or result.reason}"
+
+
+# --- the process ------------------------------------------------------------------------------
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM arrived; unwinds like Ctrl-C so that everything is cleaned up."""
+
+
+def _set_up_logging(quiet: bool, verbose: bool) -> None:
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logger.setLevel(level)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    def terminate(*_: object) -> None:
+        raise _TerminatedError
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _fail(error: BaseException, code: int) -> int:
+    # One line, whatever a file name or a library put into the message.
+    message = " ".join(str(error).split()) or type(error).__name__
+    print(f"batchfer: {message}", file=sys.stderr)  # noqa: T201
+    return code
+
+
+def run_command(command: Callable[[], object]) -> int:
+    """Run a command and return its exit code; every error ends as one line on stderr."""
+    try:
+        with _signals():
+            command()
+        return ExitCode.OK
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else ExitCode.OK
+    except BatchferError as error:
+        return _fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(RuntimeError(_interrupted("interrupted")), ExitCode.INTERRUPTED)
+    except _TerminatedError:
+        return _fail(RuntimeError(_interrupted("terminated")), ExitCode.TERMINATED)
+    except ImportError as error:
+        if "libGL" in str(error) or "libgthread" in str(error):
+            advice = "OpenCV needs system libraries: sudo apt-get install -y libgl1 libglib2.0-0"
+            return _fail(MachineError(advice), ExitCode.ENVIRONMENT)
+        raise
+    except BrokenPipeError:
+        # The reader of stdout left (as in `| head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.exception("unexpected error")
+        problem = f"internal error: {type(error).__name__}: {error} (-v shows where)"
+        return _fail(RuntimeError(problem), ExitCode.BUG)
+
+
+def _interrupted(how: str) -> str:
+    return f"{how}; what is finished is kept, the same command goes on from there"
+
+
+def main() -> NoReturn:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run_command(app))
+
+
+if __name__ == "__main__":
+    main()
