@@ -1,0 +1,384 @@
+"""The networks, as functional Keras 3 models, and the cards that describe trained ones.
+
+Every network takes RGB pictures ``(N,S,S,3)`` with values 0 to 255, scales them inside its graph
+and returns softmax probabilities ``(N,C)`` in float32. The ImageNet layers are one nested model
+named ``base``, so that a recipe can freeze it and a file of base weights can be loaded into it.
+
+Keras is imported inside the functions: reading a card needs none of it.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchfer.errors import ModelError
+from batchfer.schema import EMOTIONS
+
+CLASS_NAMES: Mapping[str, str] = {
+    **{name: name for name in EMOTIONS},
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "scared": "fear",
+    "happiness": "happy",
+    "joy": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+    "neutrality": "neutral",
+}
+"""Spellings of the seven classes in lower case, each with the emotion that it names."""
+
+IMAGENET_RGB_MEAN = (123.68, 116.779, 103.939)
+"""Channel means that the VGG release subtracts (Simonyan & Zisserman 2015)."""
+
+# --- cards ------------------------------------------------------------------------------------
+
+
+def _full_face() -> dict[str, float]:
+    return {"margin": 1.0, "shift_x": 0.0, "shift_y": 0.0}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file does not say about itself: the JSON beside it.
+
+    ``labels`` name the outputs in order, each one of `EMOTIONS`. ``input_size`` is the side of the
+    input in px, ``channels`` 3 or 1. ``crop`` holds ``margin``, the crop's side in units of the
+    face box's longer side, and ``shift_x``, ``shift_y``, the move of its centre in the same unit.
+    Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
+    before if ``flip_average``; below ``uncertain_below`` a prediction was wrong more often than
+    right on validation data. The rest is for people: where the weights come from, how they can be
+    made again, and what they reach.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    input_size: int
+    channels: int = 3
+    crop: Mapping[str, float] = field(default_factory=_full_face)
+    temperature: float = 1.0
+    flip_average: bool = False
+    uncertain_below: float = 0.0
+    sha256: str = ""
+    architecture: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    base_weights: Mapping[str, Any] = field(default_factory=dict)
+    training_data: Sequence[Mapping[str, Any]] = ()
+    licence: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a card that cannot be applied."""
+        if not isinstance(self.name, str) or not self.name:
+            raise ModelError("a card needs a name")
+        known = [CLASS_NAMES.get(str(label).lower()) for label in self.labels]
+        if sorted(map(str, known)) != sorted(EMOTIONS):
+            raise ModelError(
+                f"{self.name}: labels {', '.join(map(str, self.labels))} are not the seven "
+                f"emotions {', '.join(EMOTIONS)}, each one once"
+            )
+        object.__setattr__(self, "labels", tuple(known))
+        if not isinstance(self.input_size, int) or not 8 <= self.input_size <= 4096:
+            raise ModelError(f"{self.name}: input size {self.input_size} is not 8 to 4096 px")
+        if self.channels not in (1, 3):
+            raise ModelError(f"{self.name}: {self.channels} channels are neither 1 nor 3")
+        if not isinstance(self.crop, Mapping) or not set(self.crop) <= set(_full_face()):
+            raise ModelError(f"{self.name}: a crop has margin, shift_x and shift_y only")
+        object.__setattr__(self, "crop", {**_full_face(), **self.crop})
+        numbers = [*self.crop.values(), self.temperature, self.uncertain_below]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise ModelError(f"{self.name}: crop, temperature and uncertain_below are numbers")
+        if self.crop["margin"] <= 0 or self.temperature <= 0:
+            raise ModelError(f"{self.name}: crop margin and temperature are above 0")
+
+    def with_input(self, size: int, channels: int) -> "ModelCard":
+        """Return the card with the input of the model itself.
+
+        Raises:
+            ModelError: The card was written for another size.
+        """
+        if self.sha256 and (size, channels) != (self.input_size, self.channels):
+            raise ModelError(
+                f"{self.name}: takes {size} px and {channels} channels, its card says "
+                f"{self.input_size} px and {self.channels}"
+            )
+        return replace(self, input_size=size, channels=channels)
+
+
+def locate_card(model: Path) -> Path:
+    """Return where the card of a model file lies: beside it, with the suffix ``.json``."""
+    return model.with_suffix(".json")
+
+
+def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
+    """Return the card of a model file; ``labels`` stand in for a missing one, and override it.
+
+    Raises:
+        ModelError: There is neither card nor labels, or the card is broken.
+    """
+    path = locate_card(model)
+    if not path.is_file():
+        if labels is None:
+            raise ModelError(
+                f"{model} has no card ({path.name} beside it); name its outputs in order with "
+                "--labels a,b,..."
+            )
+        return ModelCard(model.stem, tuple(labels), input_size=48)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name for one in fields(ModelCard)}
+        card = ModelCard(**{key: value for key, value in content.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} is not the card of a model: {error}") from error
+    return card if labels is None else replace(card, labels=tuple(labels))
+
+
+def format_card(card: ModelCard) -> str:
+    """Return the card as JSON text."""
+    return json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+
+def _assemble(name: str, base: Any, before: Any, after: Sequence[Any], n_classes: int) -> Any:
+    import keras
+
+    base.name = "base"
+    inputs = keras.Input(base.input_shape[1:], name="faces")
+    features = base(before(inputs))
+    for layer in after:
+        features = layer(features)
+    # Half precision in the layers before is fine; probabilities are made in full.
+    logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
+    outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def build_mobilenetv2(
+    size_px: int = 96,
+    n_classes: int = len(EMOTIONS),
+    weights: str | None = None,
+    width: float = 1.0,
+    dropout: float = 0.3,
+) -> Any:
+    """Return MobileNetV2 (Sandler et al. 2018), globally average-pooled, for fine-tuning.
+
+    ``weights`` is None for random ones or ``"imagenet"`` for Keras' own download; ``width``
+    multiplies the number of channels.
+    """
+    import keras
+
+    base = keras.applications.MobileNetV2(
+        input_shape=(size_px, size_px, 3), alpha=width, include_top=False, weights=weights
+    )
+    for layer in base.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            # The released 0.999 forgets ImageNet's statistics too slowly for a short training.
+            layer.momentum = 0.99
+    layers = keras.layers
+    before = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")
+    after = [layers.GlobalAveragePooling2D(name="pool"), layers.Dropout(dropout, name="dropout")]
+    return _assemble("mobilenetv2", base, before, after, n_classes)
+
+
+def build_mobilenetv2_baseline(
+    size_px: int = 224,
+    n_classes: int = len(EMOTIONS),
+    weights: str | None = None,
+    width: float = 1.0,
+) -> Any:
+    """Return the original MobileNetV2 recipe's network: pixels / 255, pool, Dense 128, softmax."""
+    import keras
+
+    base = keras.applications.MobileNetV2(
+        input_shape=(size_px, size_px, 3), alpha=width, include_top=False, weights=weights
+    )
+    layers = keras.layers
+    before = layers.Rescaling(1 / 255, name="scale")
+    after = [
+        layers.GlobalAveragePooling2D(name="pool"),
+        layers.Dense(128, activation="relu", name="hidden"),
+    ]
+    return _assemble("mobilenetv2_baseline", base, before, after, n_classes)
+
+
+def build_vgg19(
+    size_px: int = 48,
+    n_classes: int = len(EMOTIONS),
+    weights: str | None = None,
+    dropout: float = 0.5,
+) -> Any:
+    """Return VGG19 (Simonyan & Zisserman 2015), globally average-pooled, for fine-tuning.
+
+    The release expects blue, green, red; `load_base_weights` turns its first kernels around
+    instead, so that the network takes RGB like every other.
+    """
+    import keras
+
+    base = keras.applications.VGG19(
+        input_shape=(size_px, size_px, 3), include_top=False, weights=weights
+    )
+    if weights is not None:
+        _reverse_input_channels(base)
+    layers = keras.layers
+    before = layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_RGB_MEAN], name="scale")
+    after = [layers.GlobalAveragePooling2D(name="pool"), layers.Dropout(dropout, name="dropout")]
+    return _assemble("vgg19", base, before, after, n_classes)
+
+
+def build_vgg19_baseline(
+    size_px: int = 48, n_classes: int = len(EMOTIONS), weights: str | None = None
+) -> Any:
+    """Return the original VGG19 recipe's network: pixels / 255, Flatten, Dense 256, softmax.
+
+    Its author fed RGB to kernels that were trained on blue, green, red; so does this.
+    """
+    import keras
+
+    base = keras.applications.VGG19(
+        input_shape=(size_px, size_px, 3), include_top=False, weights=weights
+    )
+    layers = keras.layers
+    after = [
+        layers.Flatten(name="flatten"),
+        layers.Dense(256, activation="relu", name="hidden"),
+        layers.Dropout(0.5, name="dropout"),
+    ]
+    before = layers.Rescaling(1 / 255, name="scale")
+    return _assemble("vgg19_baseline", base, before, after, n_classes)
+
+
+ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
+    "mobilenetv2": build_mobilenetv2,
+    "mobilenetv2_baseline": build_mobilenetv2_baseline,
+    "vgg19": build_vgg19,
+    "vgg19_baseline": build_vgg19_baseline,
+}
+"""The networks that a recipe can name."""
+
+
+def load_base_weights(model: Any, weights: Path) -> None:
+    """Fill the ImageNet base of a network from a ``.weights.h5`` file.
+
+    Raises:
+        ModelError: The file is missing or does not fit the network.
+    """
+    if not weights.is_file():
+        raise ModelError(f"base weights {weights} do not exist")
+    base = model.get_layer("base")
+    try:
+        base.load_weights(weights)
+    except (ValueError, OSError, KeyError) as error:
+        detail = str(error).strip().split("\n", 1)[0]
+        raise ModelError(f"base weights {weights} do not fit {model.name}: {detail}") from error
+    if model.name == "vgg19":
+        _reverse_input_channels(base)
+
+
+def _reverse_input_channels(base: Any) -> None:
+    first = base.get_layer("block1_conv1")
+    kernel, bias = first.get_weights()
+    first.set_weights([kernel[:, :, ::-1], bias])
+
+
+# --- whole models in HDF5 ---------------------------------------------------------------------
+
+MAX_H5_ARRAYS = 400
+
+
+def load_legacy_h5(path: Path, n_classes: int) -> Any:
+    """Return the network of an old whole-model ``.h5`` of the VGG19 recipe.
+
+    The network is built here and only arrays are taken from the file, in the order of its layers;
+    nothing that the file describes is executed. Its input is what its author fed it, pixels that
+    were divided by 255 outside of the model (``rescale`` does so here).
+
+    Raises:
+        ModelError: The file is not HDF5, or its arrays are not those of the VGG19 recipe.
+    """
+    import keras
+
+    arrays = _read_h5_arrays(path)
+    kernels = [array for array in arrays if array.ndim == 2]
+    if len(kernels) != 2 or kernels[0].shape[0] % 512:
+        raise ModelError(f"{path} does not hold the VGG19 recipe (Flatten, Dense 256, softmax)")
+    # Five poolings halve the side; the Dense layer sees what is left of it in 512 channels.
+    size_px = _read_h5_size(path) or 32 * math.isqrt(kernels[0].shape[0] // 512)
+    if (size_px // 32) ** 2 * 512 != kernels[0].shape[0] or not 32 <= size_px <= 1024:
+        raise ModelError(f"{path}: its input size {size_px} px does not fit its Dense layer")
+    layers = keras.layers
+    base = keras.applications.VGG19(
+        input_shape=(size_px, size_px, 3), include_top=False, weights=None
+    )
+    features = layers.Flatten()(base.output)
+    features = layers.Dense(kernels[0].shape[1], activation="relu")(features)
+    outputs = layers.Dense(n_classes, activation="softmax")(features)
+    model = keras.Model(base.input, outputs, name=path.stem)
+    wanted = [tuple(weight.shape) for weight in model.weights]
+    if wanted != [array.shape for array in arrays]:
+        raise ModelError(f"{path}: its arrays are not those of VGG19 with {n_classes} outputs")
+    model.set_weights(arrays)
+    return model
+
+
+def _read_h5_arrays(path: Path) -> list[npt.NDArray[np.float32]]:
+    """Return the weights of a whole-model HDF5 file in the order of its layers."""
+    import h5py
+
+    arrays = []
+    try:
+        with h5py.File(path, "r") as file:
+            groups = file["model_weights"]
+            for layer_name in groups.attrs["layer_names"]:
+                group = _follow(groups, layer_name)
+                for weight_name in group.attrs["weight_names"]:
+                    dataset = _follow(group, weight_name)
+                    if len(arrays) >= MAX_H5_ARRAYS or dataset.nbytes > path.stat().st_size * 2:
+                        raise ModelError(f"{path}: declares more than it holds")
+                    arrays.append(np.asarray(dataset, np.float32))
+    except (OSError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(f"{path} is not a whole Keras model in HDF5 ({error})") from error
+    return arrays
+
+
+def _follow(group: Any, name: Any) -> Any:
+    """Return a member of an HDF5 group; links that leave the file are an error."""
+    import h5py
+
+    for part in (name.decode() if isinstance(name, bytes) else str(name)).split("/"):
+        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
+            raise ValueError(f"{part} is missing or a link")
+        group = group[part]
+    if isinstance(group, h5py.Dataset) and (group.external or group.is_virtual):
+        raise ValueError(f"{name} lies in another file")
+    return group
+
+
+def _read_h5_size(path: Path) -> int | None:
+    """Return the input side that a whole-model HDF5 file declares, None where it does not."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        text = file.attrs.get("model_config", "{}")
+    try:
+        config = json.loads(text)
+        layers = config["config"]["layers"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    while layers:
+        first = layers[0].get("config", {})
+        shape = first.get("batch_shape") or first.get("batch_input_shape")
+        if shape:
+            side = shape[1]
+            return side if isinstance(side, int) else None
+        layers = first.get("layers")
+    return None
