@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAME_PIXELS = 8192 * 8192
 """Largest video frame that is decoded by default."""
+
+SEEK_BEYOND_S = 10.0
+"""Frames that lie further ahead than this are jumped to, nearer ones are decoded up to."""
+
+TIME_TOLERANCE_S = 1e-4
+"""Two times of one frame differ by no more than what storing them may cost."""
 
 MAX_BATCH_BYTES = 128 * 1024 * 1024
 """Large frames come in smaller batches, so that 8K video does not take gigabytes."""
@@ -565,3 +571,51 @@ def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
         if error.errno == errno.ENOSPC:
             raise OutputError("the disk is full") from error
         raise OutputError(f"cannot write the picture: {_one_line(error)}") from error
+
+
+def read_frames(
+    path: Path, times_s: Iterable[float], max_pixels: int = MAX_FRAME_PIXELS
+) -> Iterator[tuple[float, Images]]:
+    """Yield some frames of a video, each as its time and its ``(H,W,3)`` RGB, upright.
+
+    ``times_s`` are timestamps of decoded frames in seconds, in any order; frames come by rising
+    time. A short way is decoded, a longer one is jumped, so that a few frames of a long video take
+    as many moments. A frame that is not found, as in a damaged file, is left out.
+
+    Raises:
+        InputError: the file cannot be decoded, with the reason.
+    """
+    with VideoReader(path, max_pixels) as reader:
+        picture: Any = reader._first
+        here_s = reader._time(picture)
+        can_seek = picture.pts is not None
+        for time_s in sorted(set(times_s)):
+            if can_seek and time_s - here_s > SEEK_BEYOND_S:
+                picture, here_s = _seek(reader, time_s)
+            while picture is not None and here_s < time_s - TIME_TOLERANCE_S:
+                picture = next(reader._frames, None)
+                here_s = math.inf if picture is None else reader._time(picture)
+            if picture is not None and here_s <= time_s + TIME_TOLERANCE_S:
+                image = np.empty((reader.info.height, reader.info.width, 3), np.uint8)
+                reader._convert(picture, image)
+                yield time_s, image
+
+
+def _seek(reader: VideoReader, time_s: float) -> tuple[Any, float]:
+    """Jump to a frame at or before a time, or to the start where the container cannot tell."""
+    first: Any = reader._first
+    start = first.pts
+    target = round((Fraction(time_s) + reader._origin) / reader._stream.time_base)
+    for ticks in (target, start):
+        try:
+            reader._container.seek(ticks, stream=reader._stream)
+        except av.FFmpegError as error:
+            logger.debug("seek to %s: %s", ticks, error)
+            continue
+        reader._frames = reader._decode()
+        picture = next(reader._frames, None)
+        if picture is not None and picture.pts is not None:
+            here_s = reader._time(picture)
+            if here_s <= time_s + TIME_TOLERANCE_S or ticks == start:
+                return picture, here_s
+    return None, math.inf
