@@ -11,8 +11,19 @@ import numpy.typing as npt
 
 from batchfer.schema import Images
 
-CROP_MARGIN = 1.3
+CROP_MARGIN = 0.9
 CROP_SHIFT = (0.0, 0.0)
+"""Side of a face crop in units of the box's longer side, and the offset of its centre (x, y).
+
+Measured, so that crops are framed like FER2013 and RAF-DB (aligned): 480 training pictures of
+each were enlarged to about 200 px, surrounded by their repeated border or by grey, and shown to
+our detector, which found a face in 87 to 91 %. The picture's side in units of the box's longer
+side (always its height) had the median 0.95 for FER2013 (quartiles 0.86 and 1.07) and 0.82 to 0.88
+for RAF-DB (0.75 to 0.92); the picture's centre lay at (0.01, -0.01) and (0.02, 0.02 to 0.04) from
+the box's. Pictures that tight bias the boxes, so the distance from eyes to mouth was measured
+too, which holds still: the side is 2.60 of it in FER2013 and 2.42 in RAF-DB, the box's longer
+side 2.95 in ordinary scenes (nine people), which makes 0.88 and 0.82.
+"""
 
 Array = npt.NDArray[Any]
 Overlap = Literal["union", "min"]

@@ -1,16 +1,19 @@
 """Finds faces: the MTCNN cascade, batched over frames.
 
-The networks and weights are those of the ``mtcnn`` package; the cascade that drives them is our
-own. Frames stay uint8 until a network sees them, whole sub-batches share each call, and every
-result equals what ``mtcnn.MTCNN().detect_faces`` returns for a frame alone.
+Three networks look at ever fewer places: the first slides over every level of an image pyramid
+and proposes squares, the second refines them, the last decides and adds five landmarks. Layers,
+weights and thresholds are those of the ``mtcnn`` package 1.0.0; the cascade that drives them is
+our own and finds what ``mtcnn.MTCNN().detect_faces`` finds in a frame alone, while whole
+sub-batches share each call.
 
 Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
 Networks", 2016.
 """
 
+import logging
 import math
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,17 +28,27 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import tensorflow as tf
 from mtcnn.stages import StageONet, StagePNet, StageRNet
 
-# Of mtcnn 1.0.0: its defaults, the window and stride of its first network.
-PYRAMID_FACTOR = 0.709
-PROPOSAL_WINDOW_PX = 12
+_log = logging.getLogger(__name__)
+
+# Fixed by mtcnn 1.0.0: windows of the networks, the pyramid, thresholds.
+PROPOSAL_SIZE_PX = 12
 PROPOSAL_STRIDE_PX = 2
+REFINEMENT_SIZE_PX = 24
+OUTPUT_SIZE_PX = 48
+PYRAMID_FACTOR = 0.709
 PROPOSAL_THRESHOLD = 0.6
 REFINEMENT_THRESHOLD = 0.7
 LEVEL_OVERLAP = 0.5
 OVERLAP = 0.7
 
-REFINEMENT_SIZE_PX = 24
-OUTPUT_SIZE_PX = 48
+# Bounds on memory, a few hundred MB a thread at most: pixels of the largest pyramid level, and
+# crops, that go through a network at once.
+_PROPOSAL_PIXELS = 1_500_000
+_REFINEMENT_CROPS = 256
+_OUTPUT_CROPS = 64
+# Crops come in multiples of this: few different shapes for the processor's kernels to be prepared
+# for, and never a batch of one, which other kernels with other rounding would serve.
+_CROP_MULTIPLE = 4
 
 
 def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
@@ -52,28 +65,33 @@ def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
         MachineError: the GPU asked for is not there.
     """
     kind, _, number = device.lower().partition(":")
-    gpus = [] if kind == "cpu" else tf.config.list_physical_devices("GPU")
+    gpus = tf.config.list_physical_devices("GPU")
     index = int(number or 0)
     if kind == "gpu" and index >= len(gpus):
-        found = f"TensorFlow sees {len(gpus)}" if gpus else "TensorFlow sees none"
-        raise MachineError(f"no GPU {index} here ({found}): use --device cpu or auto")
+        raise MachineError(
+            f"device {device} is not there (GPUs that TensorFlow sees: {len(gpus)}); "
+            "use --device cpu or auto"
+        )
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(max(workers, 2))
+        if kind == "cpu":
+            tf.config.set_visible_devices([], "GPU")
         for gpu in gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
+        # On a GPU, products of float32 stay float32, so that boxes equal those of a CPU.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
     except RuntimeError:
-        # TensorFlow runs already, in a notebook say: its threads stay as they are.
-        pass
-    return f"/GPU:{index}" if gpus else "/CPU:0"
+        _log.debug("TensorFlow runs already: its threads and memory stay as they are")
+    return f"/GPU:{index}" if gpus and kind != "cpu" else "/CPU:0"
 
 
 class Detector:
     """The MTCNN cascade on one device; many threads may share it.
 
     Args:
-        min_face_px: smallest face side to look for in px. Levels of the pyramid that would fall
-            under the first network's window are left out.
+        min_face_px: smallest face side to look for in px. Pyramid levels under the window of the
+            first network are left out.
         face_threshold: least score of the last network, in [0, 1].
         device: TensorFlow's name of the device, see `configure_tensorflow`.
     """
@@ -86,167 +104,300 @@ class Detector:
         self.face_threshold = face_threshold
         self.device = device or "/CPU:0"
         with tf.device(self.device):
-            self._proposal_network = StagePNet().model
-            self._refinement_network = StageRNet().model
-            self._output_network = StageONet().model
+            self._proposal = _ProposalNetwork(StagePNet().model)
+            self._refinement = _RefinementNetwork(StageRNet().model)
+            self._output = _OutputNetwork(StageONet().model)
         frames = tf.TensorSpec((None, None, None, 3), tf.uint8)
-        crops = (
-            frames,
-            tf.TensorSpec((None, 4), tf.float32),
-            tf.TensorSpec((None,), tf.int32),
+        crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
+        # Every size and count is free, so that each graph is traced once whatever comes.
+        self._run_proposal = tf.function(
+            self._trace_proposal, input_signature=(frames, tf.TensorSpec((None, 2), tf.int32))
         )
-        self._propose = tf.function(
-            self._trace_proposals, input_signature=(frames, tf.TensorSpec((None, 2), tf.int32))
-        )
-        self._refine = tf.function(self._trace_refinement, input_signature=crops)
-        self._output = tf.function(self._trace_output, input_signature=crops)
+        self._run_refinement = tf.function(self._trace_refinement, input_signature=crops)
+        self._run_output = tf.function(self._trace_output, input_signature=crops)
 
     def detect(self, images: Images) -> FaceDetections:
-        """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8.
+        """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8, array or tensor.
 
         Rows are ordered by frame, then by falling score. Boxes are clipped to the frame.
         """
         n_images, height, width = images.shape[:3]
         sizes, scales = self._plan_pyramid(height, width)
-        if not n_images or not len(sizes):
+        if not n_images or not len(scales):
             return FaceDetections.empty()
         with tf.device(self.device):
-            frames = tf.constant(images)
-        index, boxes = self._propose_faces(frames, sizes, scales)
-        index, boxes = self._refine_faces(frames, index, boxes)
-        return self._locate_faces(frames, index, boxes)
+            frames = tf.identity(images)
+            index, boxes = self._propose_faces(frames, sizes, scales)
+            index, boxes = self._refine_faces(frames, index, boxes)
+            faces = self._locate_faces(frames, index, boxes)
+        faces = faces.select(faces.scores > self.face_threshold)
+        keep = suppress_overlaps(faces.boxes, faces.scores, faces.image_index, OVERLAP, "min")
+        faces = _clip_faces(faces.select(keep), height, width)
+        sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
+        return faces.select((sides > 0).all(axis=1))
+
+    def refine(self, images: Images, image_index: Integers, boxes: Floats) -> FaceDetections:
+        """Return where faces expected near given boxes are, by the last network alone.
+
+        Much cheaper than `detect`, for frames between detections. Row i belongs to box i, whatever
+        its score: the caller decides which score still is a face.
+
+        Args:
+            images: frames ``(B, H, W, 3)`` RGB uint8.
+            image_index: ``(N,)``, the frame of each box.
+            boxes: ``(N, 4)`` px.
+        """
+        height, width = images.shape[1:3]
+        with tf.device(self.device):
+            squares = square_boxes(np.asarray(boxes, np.float64))
+            faces = self._locate_faces(tf.identity(images), image_index, squares)
+        return _clip_faces(faces, height, width)
 
     def _plan_pyramid(self, height: int, width: int) -> tuple[npt.NDArray[np.int32], Any]:
         """Return the pyramid's levels: sizes ``(L, 2)`` height, width px, and scales ``(L,)``."""
-        base = PROPOSAL_WINDOW_PX / self.min_face_px
+        base = PROPOSAL_SIZE_PX / self.min_face_px
         shortest = min(height, width) * base
-        if shortest < PROPOSAL_WINDOW_PX:
+        if shortest < PROPOSAL_SIZE_PX:
             return np.zeros((0, 2), np.int32), np.zeros(0)
-        steps = math.log(PROPOSAL_WINDOW_PX / shortest) / math.log(PYRAMID_FACTOR)
+        steps = math.log(PROPOSAL_SIZE_PX / shortest) / math.log(PYRAMID_FACTOR)
         scales = base * PYRAMID_FACTOR ** np.arange(int(steps) + 1)
         sizes = (np.array([height, width]) * scales[:, None]).astype(np.int32)
-        large_enough = sizes.min(axis=1) >= PROPOSAL_WINDOW_PX
+        large_enough = sizes.min(axis=1) >= PROPOSAL_SIZE_PX
         return sizes[large_enough], scales[large_enough]
 
     def _propose_faces(self, frames: Any, sizes: Any, scales: Any) -> tuple[Integers, Any]:
         """Slide the first network over all levels; return frame indices and square boxes."""
-        found = self._propose(frames, sizes)
-        cells, regression, scores = (part.numpy() for part in found)
-        image_index, level = cells[:, 0].astype(np.int64), cells[:, 3]
+        step = max(_PROPOSAL_PIXELS // int(sizes[0].prod()), 1)
+        parts = []
+        for start in range(0, len(frames), step):
+            cells, found = self._run_proposal(frames[start : start + step], sizes)
+            cells = cells.numpy()
+            cells[:, 0] += start
+            parts.append((cells, found.numpy()))
+        cells, found = (np.concatenate(column) for column in zip(*parts, strict=True))
+        index, level, scores = cells[:, 0], cells[:, 3], found[:, 4]
         corners = cells[:, [2, 1]].astype(np.float64) * PROPOSAL_STRIDE_PX
-        edge = PROPOSAL_WINDOW_PX
-        boxes = np.concatenate([corners + 1, corners + edge], axis=1)
-        boxes = (boxes + regression * (edge - 1)) / scales[level][:, None]
-        levels = len(scales)
-        keep = suppress_overlaps(boxes, scores, image_index * levels + level, LEVEL_OVERLAP)
-        boxes, scores, image_index = boxes[keep], scores[keep], image_index[keep]
-        keep = suppress_overlaps(boxes, scores, image_index, OVERLAP)
-        return image_index[keep], square_boxes(boxes[keep])
+        boxes = np.concatenate([corners + 1, corners + PROPOSAL_SIZE_PX], axis=1)
+        boxes = (boxes + found[:, :4] * (PROPOSAL_SIZE_PX - 1)) / scales[level][:, None]
+        keep = suppress_overlaps(boxes, scores, index * len(scales) + level, LEVEL_OVERLAP)
+        boxes, scores, index = boxes[keep], scores[keep], index[keep]
+        keep = suppress_overlaps(boxes, scores, index, OVERLAP)
+        return index[keep], square_boxes(boxes[keep])
 
     def _refine_faces(self, frames: Any, index: Integers, boxes: Any) -> tuple[Integers, Any]:
         """Let the second network drop and move boxes; return what it keeps as squares."""
-        regression, scores = self._run(self._refine, frames, index, boxes, (4, 1))
-        scores = scores[:, 0]
-        good = scores > REFINEMENT_THRESHOLD
-        index, scores = index[good], scores[good]
-        boxes = _move_boxes(boxes[good], regression[good])
+        found = _run_on_crops(self._run_refinement, 5, frames, index, boxes, _REFINEMENT_CROPS)
+        good = found[:, 4] > REFINEMENT_THRESHOLD
+        index, scores = index[good], found[good, 4]
+        boxes = _move_boxes(boxes[good], found[good, :4])
         keep = suppress_overlaps(boxes, scores, index, OVERLAP)
         return index[keep], square_boxes(boxes[keep])
 
     def _locate_faces(self, frames: Any, index: Integers, boxes: Any) -> FaceDetections:
-        """Let the last network decide; return its boxes, scores and landmarks."""
-        regression, points, scores = self._run(self._output, frames, index, boxes, (4, 10, 1))
-        scores = scores[:, 0]
-        good = scores > self.face_threshold
-        index, boxes, scores = index[good], boxes[good], scores[good]
+        """Let the last network look at each box; return a face for each, good or not."""
+        found = _run_on_crops(self._run_output, 15, frames, index, boxes, _OUTPUT_CROPS)
         sides = boxes[:, 2:] - boxes[:, :2] + 1
-        landmarks = points[good].reshape(-1, 2, 5).transpose(0, 2, 1)
-        landmarks = landmarks * sides[:, None] + boxes[:, None, :2] - 1
-        boxes = _move_boxes(boxes, regression[good])
-        keep = suppress_overlaps(boxes, scores, index, OVERLAP, "min")
-        height, width = frames.shape[1:3]
-        boxes = clip_boxes(boxes[keep], width, height)
-        faces = FaceDetections(
-            index[keep],
-            boxes.astype(np.float32),
-            scores[keep].astype(np.float32),
-            landmarks[keep].astype(np.float32),
+        points = found[:, 4:14].reshape(-1, 2, 5).transpose(0, 2, 1)
+        landmarks = points * sides[:, None] + boxes[:, None, :2] - 1
+        return FaceDetections(
+            index,
+            _move_boxes(boxes, found[:, :4]).astype(np.float32),
+            found[:, 14],
+            landmarks.astype(np.float32),
         )
-        return faces.select((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
 
-    def _run(
-        self, network: Any, frames: Any, index: Integers, boxes: Any, widths: tuple[int, ...]
-    ) -> tuple[Floats, ...]:
-        """Run a network on the crops of boxes; return its outputs, each ``(N, width)``."""
-        n_boxes = len(boxes)
-        if not n_boxes:
-            return tuple(np.zeros((0, width), np.float32) for width in widths)
-        height, width = frames.shape[1:3]
-        unit_boxes = (boxes / [width, height, width, height])[:, [1, 0, 3, 2]].astype(np.float32)
-        parts = []
-        for start in range(0, n_boxes, 256):
-            part = slice(start, start + 256)
-            size = len(unit_boxes[part])
-            padding = -size % 4
-            outputs = network(
-                frames,
-                np.pad(unit_boxes[part], ((0, padding), (0, 0))),
-                np.pad(index[part], (0, padding)).astype(np.int32),
-            )
-            parts.append([output.numpy()[:size] for output in outputs])
-        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    def _trace_proposal(self, frames: Any, sizes: Any) -> tuple[Any, Any]:
+        """Return the cells above threshold, and their rows of the network's table.
 
-    def _trace_proposals(self, frames: Any, sizes: Any) -> Any:
-        def look(level: Any) -> Any:
-            picture = tf.image.resize(frames, sizes[level], method="area")
-            regression, scores = self._proposal_network((picture - 127.5) / 128)
-            scores = scores[..., 1]
-            cells = tf.where(scores > PROPOSAL_THRESHOLD)
+        Levels are the iterations of a loop that do not depend on each other; TensorFlow runs
+        several at a time where it has threads to spare.
+        """
+        least_logit = math.log(PROPOSAL_THRESHOLD / (1 - PROPOSAL_THRESHOLD))
+
+        def look(level: Any) -> tuple[Any, Any]:
+            found = self._proposal(tf.image.resize(frames, sizes[level], method="area"))
+            cells = tf.where(found[..., 4] > least_logit)
             levels = tf.fill([tf.shape(cells)[0], 1], tf.cast(level, tf.int64))
-            return (
-                tf.concat([cells, levels], axis=1),
-                tf.gather_nd(regression, cells),
-                tf.gather_nd(scores, cells),
-            )
+            return tf.concat([cells, levels], axis=1), tf.gather_nd(found, cells)
 
         n_levels = tf.shape(sizes)[0]
-        shapes = ((None, 4), (None, 4), (None,))
-        dtypes = (tf.int64, tf.float32, tf.float32)
-        columns = [
-            tf.TensorArray(dtype, n_levels, element_shape=shape, infer_shape=False)
-            for dtype, shape in zip(dtypes, shapes, strict=True)
-        ]
+        columns = tuple(
+            tf.TensorArray(dtype, n_levels, element_shape=(None, width), infer_shape=False)
+            for dtype, width in ((tf.int64, 4), (tf.float32, 5))
+        )
         _, columns = tf.while_loop(
             lambda level, _: level < n_levels,
             lambda level, columns: (
                 level + 1,
-                [c.write(level, v) for c, v in zip(columns, look(level), strict=True)],
+                tuple(c.write(level, v) for c, v in zip(columns, look(level), strict=True)),
             ),
             (0, columns),
         )
-        return [column.concat() for column in columns]
+        return columns[0].concat(), _score(columns[1].concat())
 
     def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
-        regression, scores = self._refinement_network(
-            _crop(frames, boxes, index, REFINEMENT_SIZE_PX)
-        )
-        return regression, scores[:, 1:]
+        return _score(self._refinement(_crop(frames, boxes, index, REFINEMENT_SIZE_PX)))
 
     def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
-        regression, points, scores = self._output_network(
-            _crop(frames, boxes, index, OUTPUT_SIZE_PX)
+        return _score(self._output(_crop(frames, boxes, index, OUTPUT_SIZE_PX)))
+
+
+def _run_on_crops(
+    network: Any, n_columns: int, frames: Any, index: Integers, boxes: Any, at_once: int
+) -> Floats:
+    """Run a network on the crops of boxes; return its table ``(N, n_columns)``."""
+    height, width = frames.shape[1:3]
+    places = (boxes / [width, height, width, height])[:, [1, 0, 3, 2]].astype(np.float32)
+    frame_index = index.astype(np.int32)
+    table = np.zeros((len(boxes), n_columns), np.float32)
+    for start in range(0, len(boxes), at_once):
+        part = slice(start, start + at_once)
+        size = len(places[part])
+        padding = -size % _CROP_MULTIPLE
+        found = network(
+            frames,
+            np.pad(places[part], ((0, padding), (0, 0))),
+            np.pad(frame_index[part], (0, padding)),
         )
-        return regression, points, scores[:, 1:]
-
-
-def _crop(frames: Any, boxes: Any, index: Any, size_px: int) -> Any:
-    """Cut crops for a network; 127.5 outside the frame is the 0 of normalised pixels."""
-    crops = tf.image.crop_and_resize(
-        frames, boxes, index, (size_px, size_px), extrapolation_value=127.5
-    )
-    return (crops - 127.5) / 128
+        table[part] = found.numpy()[:size]
+    return table
 
 
 def _move_boxes(boxes: Any, regression: Any) -> Any:
+    """Move the edges of boxes by fractions of their sides, counted with both edge pixels."""
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     return boxes + regression * np.concatenate([sides, sides], axis=1)
+
+
+def _clip_faces(faces: FaceDetections, height: int, width: int) -> FaceDetections:
+    boxes = clip_boxes(faces.boxes, width, height)
+    return FaceDetections(faces.image_index, boxes, faces.scores, faces.landmarks)
+
+
+# The networks. Each maps pixels in [0, 255] to a table whose columns are the four box offsets,
+# for the last network ten landmark coordinates, and the logit of being a face.
+
+
+class _Layer(NamedTuple):
+    kernel: Any
+    bias: Any
+    alpha: Any = None
+
+
+def _read_layer(layer: Any, prelu: Any = None) -> _Layer:
+    alpha = None if prelu is None else np.asarray(prelu.alpha.numpy()).ravel()
+    return _Layer(layer.kernel.numpy(), layer.bias.numpy(), alpha)
+
+
+def _read_first_layer(layer: Any, prelu: Any) -> _Layer:
+    """Return a first layer that takes raw pixels: ``(pixel - 127.5) / 128`` goes into its weights.
+
+    Right because these layers do not pad.
+    """
+    kernel, bias, alpha = _read_layer(layer, prelu)
+    return _Layer(kernel / 128, bias - 127.5 / 128 * kernel.sum(axis=(0, 1, 2)), alpha)
+
+
+def _read_heads(*layers: Any) -> _Layer:
+    """Return the last layers as one; of the last's two classes, the difference of their logits."""
+    kernels = [layer.kernel.numpy() for layer in layers]
+    biases = [layer.bias.numpy() for layer in layers]
+    kernels[-1] = kernels[-1][..., 1:] - kernels[-1][..., :1]
+    biases[-1] = biases[-1][1:] - biases[-1][:1]
+    return _Layer(np.concatenate(kernels, axis=-1), np.concatenate(biases))
+
+
+def _read_flattened(layer: Any, prelu: Any, n_channels: int) -> _Layer:
+    """Return a dense layer that takes maps flattened by rows; mtcnn flattens them by columns."""
+    kernel, bias, alpha = _read_layer(layer, prelu)
+    side = math.isqrt(kernel.shape[0] // n_channels)
+    maps = kernel.reshape(side, side, n_channels, -1).transpose(1, 0, 2, 3)
+    return _Layer(maps.reshape(kernel.shape), bias, alpha)
+
+
+class _ProposalNetwork:
+    def __init__(self, model: Any) -> None:
+        self.conv1 = _read_first_layer(model.conv1, model.prelu1)
+        self.conv2 = _read_layer(model.conv2, model.prelu2)
+        self.conv3 = _read_layer(model.conv3, model.prelu3)
+        self.heads = _read_heads(model.conv4_1, model.conv4_2)
+
+    def __call__(self, pixels: Any) -> Any:
+        x = _convolve(pixels, self.conv1, pool=(2, "SAME"))
+        x = _convolve(x, self.conv2)
+        x = _convolve(x, self.conv3)
+        return _convolve(x, self.heads)
+
+
+class _RefinementNetwork:
+    def __init__(self, model: Any) -> None:
+        self.conv1 = _read_first_layer(model.conv1, model.prelu1)
+        self.conv2 = _read_layer(model.conv2, model.prelu2)
+        self.conv3 = _read_layer(model.conv3, model.prelu3)
+        self.dense = _read_flattened(model.fc4, model.prelu4, 64)
+        self.heads = _read_heads(model.fc5_1, model.fc5_2)
+
+    def __call__(self, pixels: Any) -> Any:
+        x = _convolve(pixels, self.conv1, pool=(3, "SAME"))
+        x = _convolve(x, self.conv2, pool=(3, "VALID"))
+        x = _convolve(x, self.conv3)
+        return _connect(_connect(x, self.dense), self.heads)
+
+
+class _OutputNetwork:
+    def __init__(self, model: Any) -> None:
+        self.conv1 = _read_first_layer(model.conv1, model.prelu1)
+        self.conv2 = _read_layer(model.conv2, model.prelu2)
+        self.conv3 = _read_layer(model.conv3, model.prelu3)
+        self.conv4 = _read_layer(model.conv4, model.prelu4)
+        self.dense = _read_flattened(model.fc5, model.prelu5, 128)
+        self.heads = _read_heads(model.fc6_1, model.fc6_2, model.fc6_3)
+
+    def __call__(self, pixels: Any) -> Any:
+        x = _convolve(pixels, self.conv1, pool=(3, "SAME"))
+        x = _convolve(x, self.conv2, pool=(3, "VALID"))
+        x = _convolve(x, self.conv3, pool=(2, "SAME"))
+        x = _convolve(x, self.conv4)
+        return _connect(_connect(x, self.dense), self.heads)
+
+
+def _convolve(x: Any, layer: _Layer, pool: tuple[int, str] | None = None) -> Any:
+    """Convolve, apply PReLU, then take maxima over windows ``(size, padding)`` at stride 2.
+
+    PReLU is max(x, a x) where a <= 1 and min(x, a x) above; written so, and with channels of one
+    row side by side, it costs a quarter of the usual sum of two ReLUs. The minimum, being
+    monotone, waits until the maxima have left fewer values.
+    """
+    x = tf.nn.bias_add(tf.nn.conv2d(x, layer.kernel, 1, "VALID"), layer.bias)
+    if layer.alpha is not None:
+        x = tf.maximum(x, _scale_channels(x, np.minimum(layer.alpha, 1)))
+    if pool is not None:
+        x = tf.nn.max_pool2d(x, pool[0], 2, pool[1])
+    if layer.alpha is not None and layer.alpha.max() > 1:
+        x = tf.minimum(x, _scale_channels(x, np.maximum(layer.alpha, 1)))
+    return x
+
+
+def _scale_channels(x: Any, factors: Any) -> Any:
+    """Multiply each channel of maps ``(N, H, W, C)`` with its factor, whole rows at a time."""
+    shape = tf.shape(x)
+    rows = tf.reshape(x, (-1, shape[2] * len(factors)))
+    return tf.reshape(rows * tf.tile(factors, shape[2:3]), shape)
+
+
+def _connect(x: Any, layer: _Layer) -> Any:
+    """Apply a dense layer with PReLU to flattened maps."""
+    x = tf.matmul(tf.reshape(x, (-1, layer.kernel.shape[0])), layer.kernel) + layer.bias
+    return x if layer.alpha is None else tf.maximum(x, x * layer.alpha)
+
+
+def _score(table: Any) -> Any:
+    """Turn the logits in the last column into scores."""
+    return tf.concat([table[:, :-1], tf.sigmoid(table[:, -1:])], axis=1)
+
+
+def _crop(frames: Any, boxes: Any, index: Any, size_px: int) -> Any:
+    """Return float crops for a network; outside the frame lies what it takes for zero."""
+    return tf.image.crop_and_resize(
+        frames, boxes, index, (size_px, size_px), extrapolation_value=127.5
+    )
