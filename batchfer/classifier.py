@@ -1,0 +1,362 @@
+"""A Keras model and its card: face crops in, emotion probabilities out.
+
+A model file is untrusted input. `check_archive` reads it before Keras does and refuses whatever
+could carry code, reach outside the archive or exhaust memory; no option turns it off.
+"""
+
+import io
+import json
+import logging
+import stat
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchfer.architectures import ModelCard, load_legacy_h5, read_card
+from batchfer.boxes import crop_faces
+from batchfer.errors import ModelError
+from batchfer.files import display_name, find_model, hash_file
+from batchfer.schema import EMOTIONS, Floats, Images
+
+logger = logging.getLogger(__name__)
+
+MAX_MODEL_BYTES = 2 * 1024**3
+MAX_CONFIG_BYTES = 16 * 1024**2
+ARCHIVE_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
+MIN_BATCH = 2
+"""A network that sees a batch of one gives other last bits than the same network sees in company."""
+
+ALLOWED_LAYERS = frozenset(
+    """
+    Functional Sequential InputLayer Activation Add AveragePooling2D Average BatchNormalization
+    CenterCrop Concatenate Conv2D Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten
+    GaussianDropout GaussianNoise GlobalAveragePooling2D GlobalMaxPooling2D GroupNormalization
+    LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Multiply Normalization PReLU Permute
+    ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout2D Subtract
+    UnitNormalization UpSampling2D ZeroPadding2D
+    """.split()
+)
+ALLOWED_PARTS = frozenset(
+    """
+    DTypePolicy L1 L2 L1L2 MaxNorm MinMaxNorm NonNeg UnitNorm Constant GlorotNormal GlorotUniform
+    HeNormal HeUniform LecunNormal LecunUniform Ones Orthogonal RandomNormal RandomUniform
+    TruncatedNormal VarianceScaling Zeros __keras_tensor__ __tuple__
+    """.split()
+)
+ALLOWED_MODULES = ("keras.layers", "keras.initializers", "keras.regularizers", "keras.constraints",
+                   "keras.src.models.functional", "keras.src.models.sequential",
+                   "keras.models", "keras.src.models", "keras", "builtins")  # fmt: skip
+
+
+def check_archive(path: Path) -> None:
+    """Refuse a ``.keras`` file that could do anything but hold layers and weights.
+
+    Args:
+        path: The file. Only its directory, its JSON and the structure of its HDF5 are read.
+
+    Raises:
+        ModelError: The file is not regular, too large, or not an archive of exactly the three
+            members that Keras writes; names a class outside the allow-list; or its HDF5 links to
+            other files or declares more than twice the bytes that it has.
+    """
+    name = display_name(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode) or path.suffix != ".keras":
+        raise ModelError(f"{name}: a model is a regular file that ends in .keras")
+    if status.st_size > MAX_MODEL_BYTES:
+        raise ModelError(f"{name}: larger than 2 GiB")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(name, archive)
+            config = json.loads(archive.read("config.json"))
+            weights = archive.read("model.weights.h5")
+    except (zipfile.BadZipFile, ValueError, RecursionError, EOFError, OSError) as error:
+        raise ModelError(f"{name}: not a Keras archive ({type(error).__name__})") from error
+    try:
+        classes = list(_walk_classes(config))
+    except RecursionError as error:
+        raise ModelError(f"{name}: its configuration is nested too deeply") from error
+    for module, class_name, registered in classes:
+        known = class_name in ALLOWED_LAYERS or class_name in ALLOWED_PARTS
+        if not known or registered not in (None, class_name) or module not in ALLOWED_MODULES:
+            raise ModelError(f"{name}: holds {module}.{class_name}, which batchfer does not load")
+    _check_weights(name, weights)
+
+
+def _check_members(name: str, archive: zipfile.ZipFile) -> None:
+    members = archive.infolist()
+    names = [member.filename for member in members]
+    if sorted(names) != sorted(ARCHIVE_MEMBERS):
+        raise ModelError(f"{name}: not a Keras archive (its members are {sorted(names)[:5]})")
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ModelError(f"{name}: its member {member.filename} is a link")
+        limit = MAX_MODEL_BYTES if member.filename.endswith(".h5") else MAX_CONFIG_BYTES
+        # Keras stores weights uncompressed; a high ratio is a bomb.
+        if member.file_size > min(limit, max(64 * 1024, 100 * member.compress_size)):
+            raise ModelError(f"{name}: its member {member.filename} declares too many bytes")
+
+
+def _walk_classes(config: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Yield module, class name and registered name of everything that Keras would build."""
+    if isinstance(config, dict):
+        if "class_name" in config:
+            module = config.get("module", "keras.layers")
+            yield module, config["class_name"], config.get("registered_name")
+        for key, value in config.items():
+            # The optimizer's and loss's settings are never built: loading does not compile.
+            if key not in ("compile_config", "shared_object_id"):
+                yield from _walk_classes(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _walk_classes(value)
+
+
+def _check_weights(name: str, weights: bytes) -> None:
+    """Refuse HDF5 that reaches outside itself or that is small but declares much."""
+    import h5py
+
+    declared = 0
+
+    def visit(group: Any) -> None:
+        nonlocal declared
+        for key in group:
+            link = group.get(key, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                raise ModelError(f"{name}: its weights hold a link ({type(link).__name__})")
+            item = group[key]
+            if isinstance(item, h5py.Group):
+                visit(item)
+                continue
+            if item.external or item.is_virtual:
+                raise ModelError(f"{name}: its weights refer to another file")
+            declared += item.nbytes
+
+    try:
+        with h5py.File(io.BytesIO(weights), "r") as file:
+            visit(file)
+    except ModelError:
+        raise
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, RecursionError) as error:
+        raise ModelError(f"{name}: its weights cannot be read ({type(error).__name__})") from error
+    if declared > 2 * len(weights):
+        raise ModelError(f"{name}: its weights declare {declared} bytes in {len(weights)}")
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model: ``network`` maps ``(N,S,S,C)`` uint8 crops to ``(N,7)`` probabilities.
+
+    Made by `load_classifier`. Thread-safe: several threads may predict at once.
+    """
+
+    card: ModelCard
+    sha256: str
+    network: Any
+    device: str
+
+    def crop(self, image: Images, boxes: Floats) -> Images:
+        """Return the square crops ``(N,S,S,3)`` that this model was trained to see.
+
+        Args:
+            image: One upright frame ``(H,W,3)``.
+            boxes: ``(N,4)`` as ``x1 y1 x2 y2`` in px.
+        """
+        crop = self.card.crop
+        return crop_faces(
+            image, boxes, self.card.input_size, crop["margin"], (crop["shift_x"], crop["shift_y"])
+        )
+
+    def predict(self, crops: Images) -> Floats:
+        """Return probabilities ``(N,7)`` in the order of `EMOTIONS`, each row summing to 1.
+
+        Args:
+            crops: ``(N,S,S,3)`` uint8 RGB, S being the card's input size. N may be 0.
+        """
+        n_faces = len(crops)
+        if n_faces == 0:
+            return np.zeros((0, len(EMOTIONS)), np.float32)
+        if n_faces < MIN_BATCH:
+            crops = np.repeat(crops, MIN_BATCH, axis=0)
+        import tensorflow as tf
+
+        with tf.device(self.device):
+            probabilities: Floats = self.network(tf.constant(crops)).numpy()[:n_faces]
+        # The softmax of the graph is off by some 1e-7; one division in double makes rows sum to 1.
+        exact = probabilities.astype(np.float64)
+        return (exact / exact.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def load_classifier(
+    model: str | Path,
+    labels: Sequence[str] | None = None,
+    rescale: float | None = None,
+    device: str = "/CPU:0",
+) -> Classifier:
+    """Return the classifier that a model file and its card describe.
+
+    Args:
+        model: A shipped name such as ``mobilenetv2``, or a path to ``.keras`` (with its card
+            beside it, or ``labels``) or to an old whole-model ``.h5`` (with ``labels``).
+        labels: Names of the outputs in order, for a model without a card.
+        rescale: Factor on pixel values 0-255 for a model that does not scale its own input.
+        device: TensorFlow device that runs it.
+
+    Raises:
+        ModelError: The model is unknown, unsafe, has no card and no labels, or does not map a
+            picture to one finite probability per label.
+    """
+    path = find_model(str(model))
+    if path.suffix == ".h5":
+        if labels is None:
+            raise ModelError(f"{display_name(path)}: a .h5 model needs --labels a,b,... in order")
+        card = read_card(path, labels)
+        keras_model = load_legacy_h5(path, len(card.labels))
+    else:
+        check_archive(path)
+        card = read_card(path, labels)
+        keras_model = _load_keras(path)
+    sha256 = hash_file(path)
+    if card.sha256 and card.sha256 != sha256:
+        raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
+    card = _check_shape(path, card, keras_model)
+    folded = fold_batch_norm(keras_model)
+    _check_output(path, card, folded)
+    return Classifier(card, sha256, _build_network(folded, card, rescale, device), device)
+
+
+def _load_keras(path: Path) -> Any:
+    import keras
+
+    try:
+        return keras.saving.load_model(path, safe_mode=True, compile=False)
+    except Exception as error:  # Keras raises whatever its layers raise
+        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(f"{display_name(path)}: Keras cannot load it ({detail[:200]})") from error
+
+
+def _check_shape(path: Path, card: ModelCard, model: Any) -> ModelCard:
+    """Return the card with the model's own input size; refuse shapes that do not fit it."""
+    name = display_name(path)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise ModelError(f"{name}: a classifier has one input and one output")
+    shape, outputs = model.inputs[0].shape, model.outputs[0].shape
+    if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] not in (1, 3):
+        raise ModelError(f"{name}: its input is {shape}, not (n, size, size, 1 or 3)")
+    if tuple(outputs) != (None, len(card.labels)):
+        raise ModelError(f"{name}: {outputs[-1]} outputs for {len(card.labels)} labels")
+    return card.with_input(size=int(shape[1]), channels=int(shape[3]))
+
+
+def _check_output(path: Path, card: ModelCard, model: Any) -> None:
+    """Show the model a trial picture."""
+    size, channels = card.input_size, card.channels
+    ramp = np.linspace(0, 1, MIN_BATCH * size * size * channels, dtype=np.float32)
+    outputs = np.asarray(model(ramp.reshape(MIN_BATCH, size, size, channels), training=False))
+    fine = np.isfinite(outputs).all() and (outputs >= 0).all()
+    if not fine or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+        raise ModelError(f"{display_name(path)}: its outputs are not probabilities")
+
+
+def _build_network(model: Any, card: ModelCard, rescale: float | None, device: str) -> Any:
+    """Return one graph from uint8 RGB crops to calibrated probabilities in the order EMOTIONS."""
+    import tensorflow as tf
+
+    size = card.input_size
+    order = [card.labels.index(emotion) for emotion in EMOTIONS]
+
+    def run(pixels: Any) -> Any:
+        probabilities = model(pixels, training=False)
+        return tf.cast(probabilities, tf.float32)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)])  # type: ignore[untyped-decorator]
+    def network(crops: Any) -> Any:
+        pixels = tf.cast(crops, tf.float32)
+        if card.channels == 1:
+            pixels = tf.image.rgb_to_grayscale(pixels)
+        if rescale is not None:
+            pixels *= rescale
+        probabilities = run(pixels)
+        if card.flip_average:
+            probabilities = (probabilities + run(tf.reverse(pixels, axis=[2]))) / 2
+        # Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+        logits = tf.math.log(tf.maximum(probabilities, 1e-30)) / card.temperature
+        return tf.gather(tf.nn.softmax(logits), order, axis=1)
+
+    with tf.device(device):
+        return network.get_concrete_function()
+
+
+def fold_batch_norm(model: Any) -> Any:
+    """Return the model with each batch normalization folded into the convolution before it.
+
+    Inference only: a frozen normalization is an affine map per channel, so that
+    ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is a convolution with other weights
+    (Jacob et al. 2018, section 3.2). Layers that do not fit the pattern are kept as they are.
+    """
+    import keras
+
+    layers = keras.layers
+    everything = _flatten(model)
+    folds: dict[str, Any] = {}
+    for layer in everything:
+        if not isinstance(layer, layers.BatchNormalization) or layer.axis not in (-1, 3):
+            continue
+        before = layer.input._keras_history.operation
+        plain = type(before) in (layers.Conv2D, layers.DepthwiseConv2D)
+        if plain and len(before._outbound_nodes) == 1 and before.activation.__name__ == "linear":
+            folds[before.name] = layer
+    folded = {layer.name for layer in folds.values()}
+    if len({layer.name for layer in everything}) < len(everything) or not folds:
+        return model
+
+    def rebuild(layer: Any) -> Any:
+        if layer.name in folded:
+            return layers.Activation("linear", name=layer.name)
+        config = layer.get_config()
+        if layer.name in folds:
+            config["use_bias"] = True
+        return type(layer).from_config(config)
+
+    def call(layer: Any, *inputs: Any, **_: Any) -> Any:
+        return layer(*inputs)  # without the mask that a normalization was called with
+
+    clone = keras.models.clone_model(
+        model, clone_function=rebuild, call_function=call, recursive=True
+    )
+    twins = {layer.name: layer for layer in _flatten(clone)}
+    for layer in everything:
+        if layer.name in folds:
+            twins[layer.name].set_weights(_fold_weights(layer, folds[layer.name]))
+        elif layer.name not in folded:
+            twins[layer.name].set_weights(layer.get_weights())
+    return clone
+
+
+def _flatten(model: Any) -> list[Any]:
+    """Return the layers of a model and of the models nested in it."""
+    flat = []
+    for layer in model.layers:
+        flat.extend(_flatten(layer) if hasattr(layer, "layers") else [layer])
+    return flat
+
+
+def _fold_weights(convolution: Any, norm: Any) -> list[Any]:
+    kernel, *bias = (np.asarray(weight, np.float64) for weight in convolution.get_weights())
+    mean = np.asarray(norm.moving_mean, np.float64)
+    scale = 1 / np.sqrt(np.asarray(norm.moving_variance, np.float64) + norm.epsilon)
+    if norm.scale:
+        scale *= np.asarray(norm.gamma, np.float64)
+    shift = np.asarray(norm.beta, np.float64) if norm.center else 0.0
+    offset = (bias[0] if bias else 0.0) - mean
+    # A depthwise kernel is (h, w, in, multiplier): its output channels are the last two axes.
+    depthwise = type(convolution).__name__ == "DepthwiseConv2D"
+    per_channel = scale.reshape(kernel.shape[2:] if depthwise else (1, scale.size))
+    return [kernel * per_channel, offset * scale + shift]
