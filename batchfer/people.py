@@ -11,6 +11,7 @@ import io
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,9 +22,6 @@ from batchfer.errors import UsageError
 from batchfer.schema import EMOTIONS, Floats, Integers, Times
 
 _log = logging.getLogger(__name__)
-
-PEOPLE_COLUMNS: Mapping[str, str] = {"person": "string", "person_confidence": "float32"}
-"""The columns that `assign_people` adds to a timeline, each with its pandas dtype."""
 
 SMOOTHING_S = 0.5
 """The default smoothing: expressions of the face rarely come and go faster than half a second."""
@@ -151,11 +149,19 @@ def _has_face(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return np.asarray(table["emotion"].notna(), np.bool_)
 
 
+def name_persons(table: pd.DataFrame) -> "pd.Series[str]":
+    """Return the person of every row of a timeline, null where there is no face.
+
+    The ``person`` column; in a table without one each track is a person, ``face 0``, ``face 1``.
+    """
+    known = "person" in table
+    names = table["person"] if known else "face " + table["face_id"].astype("string")
+    return names.astype("string").fillna("unknown").where(_has_face(table))
+
+
 def _names_of(faces: pd.DataFrame) -> tuple[list[str], Integers]:
     """Return the persons in order of appearance, and the index of each row's person."""
-    known = "person" in faces
-    names = faces["person"] if known else "face " + faces["face_id"].astype("string")
-    codes, found = pd.factorize(names.fillna("unknown").astype(object))
+    codes, found = pd.factorize(name_persons(faces).astype(object))
     return [str(name) for name in found], codes.astype(np.int64)
 
 
@@ -445,6 +451,46 @@ def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Dat
     return {
         str(name): part.reset_index(drop=True) for name, part in events.groupby(meant, sort=False)
     }
+
+
+@dataclass(frozen=True)
+class People:
+    """The person of every track of one clip; row i of both arrays is the track ``face_id`` i.
+
+    ``persons (T,)`` count from 0 in order of first appearance. ``confidences (T,)`` in [0, 1] tell
+    how sure it is that the track belongs with the others of its person; a track that stands alone
+    has 1.
+    """
+
+    persons: Integers
+    confidences: Floats
+
+
+def assign_people(table: pd.DataFrame, people: People | Mapping[int, str]) -> pd.DataFrame:
+    """Return a timeline with `PEOPLE_COLUMNS`, which replace those that it has.
+
+    `People` become ``P1``, ``P2`` and so on. A user's names, by ``face_id``, win over these, with
+    confidence 1: a face that they leave out takes the name that they give to all other faces of
+    its person, and stays what it was if they give two names or none.
+    """
+    face_ids = table["face_id"]
+    if isinstance(people, People):
+        rows = face_ids.fillna(-1).to_numpy(np.int64)
+        known = (rows >= 0) & (rows < len(people.persons))
+        names = np.full(len(table), None, object)
+        names[known] = [f"P{person + 1}" for person in people.persons[rows[known]]]
+        confidences = np.full(len(table), np.nan, np.float32)
+        confidences[known] = people.confidences[rows[known]]
+        return table.assign(person=pd.array(names, "string"), person_confidence=confidences)
+    if strange := sorted(set(people) - set(face_ids.dropna())):
+        _log.warning("no face %s in this timeline", ", ".join(map(str, strange)))
+    before = name_persons(table)
+    given = face_ids.map(people).astype("string")
+    by_person = given.groupby(before)
+    shared = before.map(by_person.first().where(by_person.nunique() == 1)).astype("string")
+    old = table["person_confidence"] if "person_confidence" in table else np.float32(np.nan)
+    sure = pd.Series(old, table.index, "float32").mask(given.notna(), 1.0)
+    return table.assign(person=given.fillna(shared).fillna(before), person_confidence=sure)
 
 
 def read_people(path: Path) -> dict[int, str]:

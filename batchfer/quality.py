@@ -3,21 +3,11 @@
 Pure functions over arrays, safe in worker threads. They describe faces and never drop one.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchfer.schema import Floats, Images
-
-QUALITY_COLUMNS: Mapping[str, str] = {
-    "blur": "float32",
-    "yaw": "float32",
-    "entropy": "float32",
-    "uncertain": "boolean",
-}
-"""The quality columns of a timeline in their order, each with its pandas dtype."""
+from batchfer.schema import QUALITY_COLUMNS, Floats, Images
 
 SMALL_BELOW_PX = 48
 """A face whose shorter side is below this has fewer pixels than FER2013's training pictures."""
@@ -102,12 +92,13 @@ def measure_quality(
     crops: Images, landmarks: npt.NDArray[np.floating], probabilities: Floats, below: float
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Return the `QUALITY_COLUMNS` of N faces, each ``(N,)``. ``below`` as in `flag_uncertain`."""
-    return {
-        "blur": measure_blur(crops),
-        "yaw": estimate_yaw(landmarks),
-        "entropy": measure_entropy(probabilities),
-        "uncertain": flag_uncertain(probabilities, below),
-    }
+    measures = (
+        measure_blur(crops),
+        estimate_yaw(landmarks),
+        measure_entropy(probabilities),
+        flag_uncertain(probabilities, below),
+    )
+    return dict(zip(QUALITY_COLUMNS, measures, strict=True))
 
 
 def find_issues(table: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,17 @@ TIMELINE_COLUMNS: Mapping[str, str] = {
 }
 """Columns of a timeline in their order, each with its pandas dtype."""
 
+QUALITY_COLUMNS: Mapping[str, str] = {
+    "blur": "float32",
+    "yaw": "float32",
+    "entropy": "float32",
+    "uncertain": "boolean",
+}
+"""Columns that may follow those of a timeline: `batchfer.quality`."""
+
+PEOPLE_COLUMNS: Mapping[str, str] = {"person": "string", "person_confidence": "float32"}
+"""Columns that may follow those of a timeline: `batchfer.people.assign_people`."""
+
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """The order of MTCNN's five points, left and right as seen in the picture."""
 

@@ -8,7 +8,6 @@ import pytest
 
 from batchfer.quality import (
     BLURRED_BELOW,
-    QUALITY_COLUMNS,
     TURNED_ABOVE_DEGREES,
     estimate_yaw,
     find_issues,
@@ -17,7 +16,7 @@ from batchfer.quality import (
     measure_entropy,
     measure_quality,
 )
-from batchfer.schema import TIMELINE_COLUMNS
+from batchfer.schema import QUALITY_COLUMNS, TIMELINE_COLUMNS
 
 # Five points of a head in cm, x right, y up, z towards the viewer: not the module's own.
 HEAD = np.array([[-3.2, 3, 0], [3.2, 3, 0], [0, 0, 3.6], [-2.5, -3.5, 0.4], [2.5, -3.5, 0.4]])
