@@ -46,8 +46,8 @@ OVERLAP = 0.7
 _PROPOSAL_PIXELS = 1_500_000
 _REFINEMENT_CROPS = 256
 _OUTPUT_CROPS = 64
-# Crops come in multiples of this: few different shapes for the processor's kernels to be prepared
-# for, and never a batch of one, which other kernels with other rounding would serve.
+# Crops come in multiples of this, so that TensorFlow prepares its kernels for few different shapes
+# and never sees a batch of one, which other kernels may round differently.
 _CROP_MULTIPLE = 4
 
 
@@ -134,7 +134,7 @@ class Detector:
         keep = suppress_overlaps(faces.boxes, faces.scores, faces.image_index, OVERLAP, "min")
         faces = _clip_faces(faces.select(keep), height, width)
         sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
-        return faces.select((sides > 0).all(axis=1))
+        return faces.select(sides.min(axis=1) > 0)
 
     def refine(self, images: Images, image_index: Integers, boxes: Floats) -> FaceDetections:
         """Return where faces expected near given boxes are, by the last network alone.
@@ -175,22 +175,22 @@ class Detector:
             cells[:, 0] += start
             parts.append((cells, found.numpy()))
         cells, found = (np.concatenate(column) for column in zip(*parts, strict=True))
-        index, level, scores = cells[:, 0], cells[:, 3], found[:, 4]
+        index, level, logits = cells[:, 0], cells[:, 3], found[:, 4]
         corners = cells[:, [2, 1]].astype(np.float64) * PROPOSAL_STRIDE_PX
         boxes = np.concatenate([corners + 1, corners + PROPOSAL_SIZE_PX], axis=1)
         boxes = (boxes + found[:, :4] * (PROPOSAL_SIZE_PX - 1)) / scales[level][:, None]
-        keep = suppress_overlaps(boxes, scores, index * len(scales) + level, LEVEL_OVERLAP)
-        boxes, scores, index = boxes[keep], scores[keep], index[keep]
-        keep = suppress_overlaps(boxes, scores, index, OVERLAP)
+        keep = suppress_overlaps(boxes, logits, index * len(scales) + level, LEVEL_OVERLAP)
+        boxes, logits, index = boxes[keep], logits[keep], index[keep]
+        keep = suppress_overlaps(boxes, logits, index, OVERLAP)
         return index[keep], square_boxes(boxes[keep])
 
     def _refine_faces(self, frames: Any, index: Integers, boxes: Any) -> tuple[Integers, Any]:
         """Let the second network drop and move boxes; return what it keeps as squares."""
         found = _run_on_crops(self._run_refinement, 5, frames, index, boxes, _REFINEMENT_CROPS)
-        good = found[:, 4] > REFINEMENT_THRESHOLD
-        index, scores = index[good], found[good, 4]
+        good = found[:, 4] > _logit(REFINEMENT_THRESHOLD)
+        index, logits = index[good], found[good, 4]
         boxes = _move_boxes(boxes[good], found[good, :4])
-        keep = suppress_overlaps(boxes, scores, index, OVERLAP)
+        keep = suppress_overlaps(boxes, logits, index, OVERLAP)
         return index[keep], square_boxes(boxes[keep])
 
     def _locate_faces(self, frames: Any, index: Integers, boxes: Any) -> FaceDetections:
@@ -202,21 +202,21 @@ class Detector:
         return FaceDetections(
             index,
             _move_boxes(boxes, found[:, :4]).astype(np.float32),
-            found[:, 14],
+            (1 / (1 + np.exp(-found[:, 14]))).astype(np.float32),
             landmarks.astype(np.float32),
         )
 
     def _trace_proposal(self, frames: Any, sizes: Any) -> tuple[Any, Any]:
-        """Return the cells above threshold, and their rows of the network's table.
+        """Return the cells ``(M, 4)`` above threshold and their rows ``(M, 5)`` of the table.
 
+        A cell is its frame, row, column and level.
         Levels are the iterations of a loop that do not depend on each other; TensorFlow runs
         several at a time where it has threads to spare.
         """
-        least_logit = math.log(PROPOSAL_THRESHOLD / (1 - PROPOSAL_THRESHOLD))
 
         def look(level: Any) -> tuple[Any, Any]:
             found = self._proposal(tf.image.resize(frames, sizes[level], method="area"))
-            cells = tf.where(found[..., 4] > least_logit)
+            cells = tf.where(found[..., 4] > _logit(PROPOSAL_THRESHOLD))
             levels = tf.fill([tf.shape(cells)[0], 1], tf.cast(level, tf.int64))
             return tf.concat([cells, levels], axis=1), tf.gather_nd(found, cells)
 
@@ -233,13 +233,13 @@ class Detector:
             ),
             (0, columns),
         )
-        return columns[0].concat(), _score(columns[1].concat())
+        return columns[0].concat(), columns[1].concat()
 
     def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
-        return _score(self._refinement(_crop(frames, boxes, index, REFINEMENT_SIZE_PX)))
+        return self._refinement(_crop(frames, boxes, index, REFINEMENT_SIZE_PX))
 
     def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
-        return _score(self._output(_crop(frames, boxes, index, OUTPUT_SIZE_PX)))
+        return self._output(_crop(frames, boxes, index, OUTPUT_SIZE_PX))
 
 
 def _run_on_crops(
@@ -261,6 +261,10 @@ def _run_on_crops(
         )
         table[part] = found.numpy()[:size]
     return table
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
 
 
 def _move_boxes(boxes: Any, regression: Any) -> Any:
@@ -389,11 +393,6 @@ def _connect(x: Any, layer: _Layer) -> Any:
     """Apply a dense layer with PReLU to flattened maps."""
     x = tf.matmul(tf.reshape(x, (-1, layer.kernel.shape[0])), layer.kernel) + layer.bias
     return x if layer.alpha is None else tf.maximum(x, x * layer.alpha)
-
-
-def _score(table: Any) -> Any:
-    """Turn the logits in the last column into scores."""
-    return tf.concat([table[:, :-1], tf.sigmoid(table[:, -1:])], axis=1)
 
 
 def _crop(frames: Any, boxes: Any, index: Any, size_px: int) -> Any:

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from mtcnn.utils.bboxes import smart_nms_from_bboxes
+
+from batchfer import boxes as boxes_module
+from batchfer.boxes import (
+    clip_boxes,
+    crop_faces,
+    measure_iou,
+    resize_crop,
+    square_boxes,
+    suppress_overlaps,
+)
+
+NO_BOXES = np.zeros((0, 4), np.float32)
+
+
+def random_boxes(n_boxes: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    corners = generator.uniform(0, 100, (n_boxes, 2))
+    return np.concatenate([corners, corners + generator.uniform(5, 40, (n_boxes, 2))], axis=1)
+
+
+def gradient(height: int, width: int) -> np.ndarray:
+    """A picture whose red is the column and whose green is the row."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([columns, rows, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+
+
+def test_nothing_comes_of_nothing() -> None:
+    none = np.zeros(0)
+    assert measure_iou(NO_BOXES, random_boxes(3, 0)).shape == (0, 3)
+    assert suppress_overlaps(NO_BOXES, none, none, 0.5).shape == (0,)
+    assert square_boxes(NO_BOXES).shape == (0, 4)
+    assert clip_boxes(NO_BOXES, 10, 10).shape == (0, 4)
+    assert crop_faces(gradient(20, 20), NO_BOXES, 48).shape == (0, 48, 48, 3)
+
+
+def test_iou_of_known_boxes() -> None:
+    box = np.array([[0, 0, 10, 10]])
+    others = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10], [2, 2, 2, 8]])
+    assert measure_iou(box, others)[0] == pytest.approx([1, 1 / 3, 0, 0])
+
+
+@pytest.mark.parametrize("overlap", ["union", "min"])
+@pytest.mark.parametrize("threshold", [0.5, 0.7])
+@pytest.mark.parametrize("rows", [7, 256])
+def test_suppression_is_that_of_mtcnn(
+    overlap: str, threshold: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boxes_module, "_SUPPRESSION_ROWS", rows)
+    boxes = random_boxes(600, 1)
+    scores = np.random.default_rng(2).permutation(600) / 600
+    groups = np.random.default_rng(3).integers(0, 4, 600)
+    table = np.column_stack([groups, boxes, scores])
+    expected = smart_nms_from_bboxes(table, threshold, method=overlap)
+    kept = suppress_overlaps(boxes, scores, groups, threshold, overlap)
+    assert 0 < len(kept) < 600
+    np.testing.assert_array_equal(table[kept], expected)
+
+
+def test_a_suppressed_box_suppresses_too() -> None:
+    boxes = np.array([[0, 0, 10, 10], [4, 0, 14, 10], [8, 0, 18, 10]])
+    groups = np.zeros(3, int)
+    # The last box touches only the middle one, which the first drops; greedy would keep it.
+    assert suppress_overlaps(boxes, np.array([3, 2, 1]), groups, 0.3).tolist() == [0]
+    assert suppress_overlaps(boxes, np.array([3, 1, 2]), groups, 0.3).tolist() == [0, 2]
+
+
+def test_of_equal_scores_the_first_stays() -> None:
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10]])
+    assert suppress_overlaps(boxes, np.ones(2), np.zeros(2, int), 0.5).tolist() == [0]
+
+
+def test_squares_keep_the_centre_and_the_longer_side() -> None:
+    assert square_boxes(np.array([[10.0, 20, 20, 50]]))[0].tolist() == [0, 20, 30, 50]
+
+
+def test_clipping() -> None:
+    boxes = np.array([[-5, -5, 5, 5], [8, 8, 40, 40]], np.float32)
+    assert clip_boxes(boxes, 20, 10).tolist() == [[0, 0, 5, 5], [8, 8, 20, 10]]
+
+
+def test_shrinking_averages_areas() -> None:
+    board = np.zeros((64, 64, 3), np.uint8)
+    board[::2, ::2] = board[1::2, 1::2] = 200
+    assert (resize_crop(board, 16) == 100).all()
+
+
+def test_crops_lie_where_the_boxes_are() -> None:
+    picture = gradient(200, 250)
+    crops = crop_faces(picture, np.array([[40, 50, 60, 90], [150, 100, 190, 120]]), 40, margin=1)
+    np.testing.assert_array_equal(crops[0], picture[50:90, 30:70])
+    np.testing.assert_array_equal(crops[1], picture[90:130, 150:190])
+
+
+def test_margin_and_shift_are_in_units_of_the_longer_side() -> None:
+    picture = gradient(200, 250)
+    (crop,) = crop_faces(picture, np.array([[90, 80, 110, 120]]), 60, margin=1.5, shift=(0.25, -1))
+    np.testing.assert_array_equal(crop, picture[30:90, 80:140])
+
+
+def test_beyond_the_border_its_pixels_are_repeated() -> None:
+    picture = gradient(100, 100)
+    (crop,) = crop_faces(picture, np.array([[-10, 80, 30, 120]]), 40, margin=1)
+    expected = np.pad(picture, ((0, 20), (10, 0), (0, 0)), mode="edge")[80:120, 0:40]
+    np.testing.assert_array_equal(crop, expected)
+
+
+@pytest.mark.parametrize(
+    "box", [[-90, -90, -50, -50], [300, 300, 340, 340], [5, 5, 5, 5], [-500, -500, 600, 600]]
+)
+def test_strange_boxes_still_give_a_crop(box: list[int]) -> None:
+    assert crop_faces(gradient(100, 100), np.array([box]), 24).shape == (1, 24, 24, 3)

@@ -1,0 +1,192 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import cv2
+import mtcnn
+import numpy as np
+import pytest
+from skimage import data
+
+from batchfer import detector as detector_module
+from batchfer.boxes import crop_faces, measure_iou
+from batchfer.detector import Detector, configure_tensorflow
+from batchfer.errors import MachineError
+from batchfer.schema import FaceDetections
+
+# Head and shoulders: further down, the shuttle model looks a little like a face.
+PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])
+
+
+def compose(height: int, width: int, places: list[tuple[int, int, int]]) -> np.ndarray:
+    """A picture with portraits at ``(x, y, side)`` px; every other one is mirrored."""
+    rows, columns = np.mgrid[:height, :width]
+    picture = np.stack([rows % 200, columns % 180, (rows + columns) % 160], -1).astype(np.uint8)
+    for number, (x, y, side) in enumerate(places):
+        tile = cv2.resize(PORTRAIT, (side, side), interpolation=cv2.INTER_AREA)
+        picture[y : y + side, x : x + side] = tile[:, ::-1] if number % 2 else tile
+    return picture
+
+
+MOVING = np.stack([compose(270, 480, [(20 + 60 * step, 10, 180 + 15 * step)]) for step in range(4)])
+CROWD = compose(
+    480, 640, [(0, 0, 240), (250, 10, 170), (430, 0, 200), (20, 260, 200), (260, 230, 240),
+               (510, 220, 120), (520, 360, 110)]
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector(min_face_px=20)
+
+
+@pytest.fixture(scope="module")
+def stock() -> mtcnn.MTCNN:
+    return mtcnn.MTCNN()
+
+
+def assert_same(faces: FaceDetections, others: FaceDetections) -> None:
+    np.testing.assert_array_equal(faces.boxes, others.boxes)
+    np.testing.assert_array_equal(faces.scores, others.scores)
+    np.testing.assert_array_equal(faces.landmarks, others.landmarks)
+
+
+def of_frame(faces: FaceDetections, index: int) -> FaceDetections:
+    return faces.select(faces.image_index == index)
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 90, 160, 3), (1, 11, 11, 3), (2, 1, 1, 3), (1, 19, 400, 3), (1, 20, 20, 3)]
+)
+def test_no_frames_and_tiny_frames_hold_no_face(detector: Detector, shape: tuple[int, ...]) -> None:
+    faces = detector.detect(np.full(shape, 120, np.uint8))
+    assert len(faces) == 0
+    assert faces.landmarks.shape == (0, 5, 2)
+
+
+def test_an_empty_scene_holds_no_face(detector: Detector) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, 120, 200, 3), np.uint8)
+    for scene in (np.zeros((1, 120, 200, 3), np.uint8), noise):
+        assert len(detector.detect(scene)) == 0
+
+
+@pytest.mark.parametrize("frames", [MOVING, CROWD[None]], ids=["moving", "crowd"])
+def test_finds_what_stock_mtcnn_finds(
+    detector: Detector, stock: mtcnn.MTCNN, frames: np.ndarray
+) -> None:
+    faces = detector.detect(frames)
+    n_expected = 0
+    for index, frame in enumerate(frames):
+        expected = stock.detect_faces(
+            frame, min_face_size=20, box_format="xyxy", output_type="numpy"
+        )
+        found = of_frame(faces, index)
+        n_expected += len(expected)
+        assert len(found) == len(expected)
+        iou = measure_iou(expected[:, 1:5], found.boxes)
+        assert iou.max(axis=1).min() > 0.9
+        match = iou.argmax(axis=1)
+        np.testing.assert_allclose(found.scores[match], expected[:, 5], atol=1e-3)
+        landmarks = expected[:, 6:16].reshape(-1, 2, 5).transpose(0, 2, 1)
+        np.testing.assert_allclose(found.landmarks[match], landmarks, atol=1)
+    assert n_expected >= (7 if len(frames) == 1 else 4)
+
+
+def test_larger_minimum_faces_work_where_stock_finds_nothing(stock: mtcnn.MTCNN) -> None:
+    assert stock.detect_faces(MOVING[0], min_face_size=40) == []
+    faces = Detector(min_face_px=40).detect(MOVING)
+    assert faces.image_index.tolist() == [0, 1, 2, 3]
+    assert (np.diff(faces.boxes[:, 0]) > 30).all()
+
+
+def test_a_face_has_the_same_bits_in_any_company(detector: Detector) -> None:
+    together = detector.detect(MOVING)
+    for index in range(len(MOVING)):
+        alone = detector.detect(MOVING[index : index + 1])
+        assert len(alone) == 1
+        assert_same(alone, of_frame(together, index))
+
+
+def test_splitting_large_work_changes_no_bit(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = np.stack([CROWD, CROWD[:, ::-1]])
+    whole = detector.detect(frames)
+    monkeypatch.setattr(detector_module, "_PROPOSAL_PIXELS", 1)
+    monkeypatch.setattr(detector_module, "_REFINEMENT_CROPS", 12)
+    monkeypatch.setattr(detector_module, "_OUTPUT_CROPS", 4)
+    assert_same(detector.detect(frames), whole)
+
+
+def test_threads_share_a_detector(detector: Detector) -> None:
+    alone = [detector.detect(frames) for frames in (MOVING, CROWD[None])]
+    with ThreadPoolExecutor(4) as pool:
+        together = pool.map(detector.detect, [MOVING, CROWD[None]] * 4)
+        for number, faces in enumerate(together):
+            assert_same(faces, alone[number % 2])
+
+
+def test_every_frame_size_is_served(detector: Detector) -> None:
+    n_traces = detector._run_proposal.experimental_get_tracing_count()
+    for side in range(150, 180, 3):
+        frame = cv2.resize(PORTRAIT, (side, side + 7), interpolation=cv2.INTER_AREA)
+        assert len(detector.detect(frame[None])) == 1, side
+    assert detector._run_proposal.experimental_get_tracing_count() == max(n_traces, 1)
+
+
+def test_a_4k_frame(detector: Detector) -> None:
+    frame = compose(2160, 3840, [(3300, 1650, 500)])
+    (box,) = Detector(min_face_px=40).detect(frame[None]).boxes
+    assert 3300 < box[0] < box[2] < 3800
+    assert 1650 < box[1] < box[3] < 2150
+
+
+def test_boxes_end_at_the_frame(detector: Detector) -> None:
+    face = PORTRAIT[30:200, 110:210]
+    faces = detector.detect(face[None])
+    assert len(faces) == 1
+    x1, y1, x2, y2 = faces.boxes[0]
+    assert 0 <= x1 < x2 <= 100 and 0 <= y1 < y2 <= 170
+
+
+def test_the_threshold_is_the_least_score() -> None:
+    frames = CROWD[None]
+    scores = np.sort(Detector(20, face_threshold=0.5).detect(frames).scores)
+    assert scores[0] < scores[-1]
+    strict = Detector(20, face_threshold=float(scores[-2])).detect(frames).scores
+    assert (strict > scores[-2]).all() and len(strict) < len(scores)
+
+
+def test_refine_finds_faces_near_rough_boxes(detector: Detector) -> None:
+    exact = detector.detect(MOVING)
+    rough = exact.boxes + np.array([6, -4, 6, -4], np.float32)
+    refined = detector.refine(MOVING, exact.image_index, rough)
+    assert (refined.scores > 0.9).all()
+    iou = np.diag(measure_iou(refined.boxes, exact.boxes))
+    assert (iou > 0.8).all()
+    assert iou.mean() > np.diag(measure_iou(rough, exact.boxes)).mean()
+
+
+def test_refine_scores_what_is_no_face_low(detector: Detector) -> None:
+    boxes = np.array([[300, 150, 360, 220], [0, 200, 50, 260]], np.float32)
+    refined = detector.refine(MOVING[:1], np.zeros(2, np.int64), boxes)
+    assert len(refined) == 2
+    assert (refined.scores < 0.5).all()
+    assert len(detector.refine(MOVING, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))) == 0
+
+
+def test_the_default_crop_frames_a_face_like_the_training_pictures(detector: Detector) -> None:
+    """In FER2013 and RAF-DB, eyes lie at 0.33 to 0.39 of the height and mouths at 0.75 to 0.77."""
+    (box,), (landmarks,) = (detector.detect(PORTRAIT[None]).boxes,
+                            detector.detect(PORTRAIT[None]).landmarks)  # fmt: skip
+    marked = np.zeros_like(PORTRAIT)
+    for channel, point in enumerate((landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0))):
+        x, y = point.round().astype(int)
+        marked[y - 1 : y + 2, x - 1 : x + 2, channel] = 255
+    (crop,) = crop_faces(marked, box[None], 100)
+    eyes, mouth = (crop[..., channel].sum(axis=1).argmax() for channel in (0, 1))
+    assert eyes == pytest.approx(36, abs=5)
+    assert mouth == pytest.approx(76, abs=5)
+
+
+def test_a_missing_gpu_is_one_clear_error() -> None:
+    with pytest.raises(MachineError, match=r"gpu:99 is not there.*--device cpu"):
+        configure_tensorflow("gpu:99")
