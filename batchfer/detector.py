@@ -36,6 +36,7 @@ PROPOSAL_STRIDE_PX = 2
 REFINEMENT_SIZE_PX = 24
 OUTPUT_SIZE_PX = 48
 PYRAMID_FACTOR = 0.709
+FINEST_SCALE = 12 / 20
 PROPOSAL_THRESHOLD = 0.6
 REFINEMENT_THRESHOLD = 0.7
 LEVEL_OVERLAP = 0.5
@@ -154,13 +155,18 @@ class Detector:
         return _clip_faces(faces, height, width)
 
     def _plan_pyramid(self, height: int, width: int) -> tuple[npt.NDArray[np.int32], Any]:
-        """Return the pyramid's levels: sizes ``(L, 2)`` height, width px, and scales ``(L,)``."""
-        base = PROPOSAL_SIZE_PX / self.min_face_px
-        shortest = min(height, width) * base
-        if shortest < PROPOSAL_SIZE_PX:
-            return np.zeros((0, 2), np.int32), np.zeros(0)
-        steps = math.log(PROPOSAL_SIZE_PX / shortest) / math.log(PYRAMID_FACTOR)
-        scales = base * PYRAMID_FACTOR ** np.arange(int(steps) + 1)
+        """Return the pyramid's levels: sizes ``(L, 2)`` height, width px, and scales ``(L,)``.
+
+        The levels are always those of stock mtcnn at its default minimum face of 20 px, from the
+        last that still shows the smallest face asked for to the last that the first network's
+        window fits into. So a larger minimum drops small faces and leaves the others as they are,
+        where a pyramid that began at the minimum itself would move each level and with it faces
+        near the thresholds.
+        """
+        least_scale = PROPOSAL_SIZE_PX / max(min(height, width), 1)
+        first = math.floor(_count_steps(PROPOSAL_SIZE_PX / self.min_face_px))
+        last = math.floor(_count_steps(least_scale))
+        scales = FINEST_SCALE * PYRAMID_FACTOR ** np.arange(first, last + 1)
         sizes = (np.array([height, width]) * scales[:, None]).astype(np.int32)
         large_enough = sizes.min(axis=1) >= PROPOSAL_SIZE_PX
         return sizes[large_enough], scales[large_enough]
@@ -261,6 +267,11 @@ def _run_on_crops(
         )
         table[part] = found.numpy()[:size]
     return table
+
+
+def _count_steps(scale: float) -> float:
+    """Return the number of pyramid steps from the finest scale to another; may be a fraction."""
+    return math.log(scale / FINEST_SCALE) / math.log(PYRAMID_FACTOR)
 
 
 def _logit(probability: float) -> float:
