@@ -334,7 +334,7 @@ def _read_h5_arrays(path: Path) -> list[npt.NDArray[np.float32]]:
     """Return the weights of a whole-model HDF5 file in the order of its layers."""
     import h5py
 
-    arrays = []
+    arrays: list[npt.NDArray[np.float32]] = []
     try:
         with h5py.File(path, "r") as file:
             groups = file["model_weights"]

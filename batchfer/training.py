@@ -1,0 +1,1090 @@
+"""Training: recipes, the run with its checkpoints, and the model and card that come out.
+
+Works on any Keras 3 backend. A run is a loop over epochs of ``fit``; after each one the state is
+written, the averaged weights are validated, and the best ones so far are kept.
+"""
+
+import csv
+import json
+import logging
+import math
+import platform
+import shlex
+import shutil
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from batchfer import __version__
+from batchfer.architectures import (
+    ARCHITECTURES,
+    ModelCard,
+    format_card,
+    load_base_weights,
+    locate_card,
+)
+from batchfer.datasets import (
+    Augmentation,
+    FaceSet,
+    TrainingBatches,
+    check_classes,
+    draw_per_class,
+    find_near_duplicates,
+    list_faces,
+    load_faces,
+    locate_cache,
+    read_votes,
+    relabel_by_majority,
+    soften_targets,
+    split_validation,
+    spread_over_gpus,
+)
+from batchfer.errors import DataError, MachineError, ModelError, OutputError, UsageError
+from batchfer.evaluation import (
+    Progress,
+    apply_temperature,
+    find_uncertain_below,
+    fit_temperature,
+    measure,
+)
+from batchfer.files import (
+    PARTS_FOLDER,
+    atomic_write,
+    display_name,
+    hash_file,
+    lock_output,
+    prepare_output,
+)
+from batchfer.schema import EMOTIONS, Floats, Integers
+
+logger = logging.getLogger(__name__)
+
+AVERAGE_EVERY = 10
+"""Batches between two updates of the averaged weights."""
+
+HALF_TOLERANCE = 0.001
+"""The change of validation accuracy that storage in half precision may cause."""
+
+# --- recipes ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: one readable declaration.
+
+    With ``freeze_base`` only the head is ever trained, else the head alone for ``head_epochs`` and
+    then all layers. The ``cosine`` schedule rises over ``warmup`` of all batches to
+    ``learning_rate`` and falls to a hundredth of it; ``plateau`` halves it when the validation
+    loss has not fallen for three epochs, down to 1e-6. A ``weight_decay`` above 0 means AdamW,
+    with biases and normalization left out. ``average`` is the momentum by batch of the averaged
+    weights that are validated and kept; 0 keeps the weights themselves.
+
+    Faces with FER+ votes aim at ``vote_share`` of them, others at labels smoothed by
+    ``smoothing``. From ``calm_from`` of all batches the ``calm`` augmentation replaces the strong
+    one. ``per_class`` draws at most that many training faces of a class. ``patience`` ends a run
+    after that many epochs without a better validation accuracy.
+    """
+
+    architecture: str
+    size_px: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Literal["constant", "plateau", "cosine"] = "constant"
+    freeze_base: bool = False
+    head_epochs: int = 0
+    head_learning_rate: float = 1e-3
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    average: float = 0.0
+    vote_share: float = 0.0
+    smoothing: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    calm: Augmentation = field(default_factory=Augmentation)
+    calm_from: float = 1.0
+    per_class: int | None = None
+    validate_on_test: bool = False
+    half_precision_pays: bool = False
+    patience: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+STRONG = Augmentation(
+    rotation=12,
+    scale=0.15,
+    shift=0.08,
+    flip=True,
+    brightness=0.12,
+    contrast=0.25,
+    grey=0.3,
+    coarse=0.15,
+    erase=0.4,
+    mixup=0.2,
+)
+CALM = replace(STRONG, rotation=6, scale=0.1, shift=0.04, coarse=0.1, erase=0.0, mixup=0.0)
+
+RECIPES: Mapping[tuple[str, str], Recipe] = {
+    ("mobilenetv2", "finetune"): Recipe(
+        architecture="mobilenetv2",
+        size_px=96,
+        epochs=24,
+        batch_size=64,
+        learning_rate=1e-3,
+        schedule="cosine",
+        head_epochs=1,
+        weight_decay=0.02,
+        average=0.998,
+        vote_share=0.3,
+        smoothing=0.1,
+        augmentation=STRONG,
+        calm=CALM,
+        calm_from=0.85,
+        settings={"dropout": 0.3},
+    ),
+    ("vgg19", "finetune"): Recipe(
+        architecture="vgg19",
+        size_px=48,
+        epochs=30,
+        batch_size=64,
+        learning_rate=1e-4,
+        schedule="cosine",
+        head_epochs=0,
+        weight_decay=0.05,
+        average=0.998,
+        vote_share=0.3,
+        smoothing=0.1,
+        augmentation=STRONG,
+        calm=CALM,
+        calm_from=0.85,
+        half_precision_pays=True,
+        settings={"dropout": 0.5},
+    ),
+    # The two recipes that the project comes from. The author of the first names no sizes: input,
+    # batch, shear and zoom are ours.
+    ("vgg19", "baseline"): Recipe(
+        architecture="vgg19_baseline",
+        size_px=48,
+        epochs=8,
+        batch_size=32,
+        learning_rate=1e-4,
+        freeze_base=True,
+        augmentation=Augmentation(shear=0.2, scale=0.2, flip=True),
+        half_precision_pays=True,
+    ),
+    ("mobilenetv2", "baseline"): Recipe(
+        architecture="mobilenetv2_baseline",
+        size_px=224,
+        epochs=20,
+        batch_size=32,
+        learning_rate=1e-3,
+        schedule="plateau",
+        freeze_base=True,
+        per_class=1000,
+        validate_on_test=True,
+    ),
+}
+"""The recipes by model and name. `finetune` is the default, `baseline` repeats an original one."""
+
+LICENCES: Mapping[str, str] = {
+    "fer": "FER2013 (Goodfellow et al. 2013): from the Kaggle challenge, for research",
+    "raf": "RAF-DB (Li, Deng and Du 2017): non-commercial research only",
+    "votes": "FER+ votes (Barsoum et al. 2016, Microsoft): MIT",
+    "mobilenetv2": "ImageNet weights by Google: Apache-2.0",
+    "vgg19": "ImageNet weights by Oxford VGG: CC BY 4.0",
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is given. None leaves a value to the recipe.
+
+    ``base_weights`` is a ``.weights.h5`` file, ``"imagenet"`` for Keras' download, or ``"none"``
+    for random ones. ``validation`` is the share of the training data that validates where a data
+    set has no validation part of its own. ``max_minutes`` ends a run in time: the cosine schedule
+    then follows whichever of batches and minutes is further.
+    """
+
+    data: tuple[Path, ...]
+    output: Path
+    model: str = "mobilenetv2"
+    recipe: str = "finetune"
+    base_weights: str = "imagenet"
+    votes: Path | None = None
+    hard_votes: bool = False
+    validation: float = 0.06
+    dedupe: bool = False
+    seed: int = 0
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    patience: int | None = None
+    max_minutes: float | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    resume: bool = False
+    strict: bool = False
+    export_h5: bool = False
+    tensorboard: bool = False
+    crop: Mapping[str, float] = field(default_factory=dict)
+    cache: Path | None = None
+
+
+def find_recipe(options: TrainOptions) -> Recipe:
+    """Return the recipe that the options name, with the values that they override.
+
+    Raises:
+        UsageError: There is no such recipe, or a value is out of bounds.
+    """
+    recipe = RECIPES.get((options.model, options.recipe))
+    if recipe is None:
+        known = ", ".join(f"--model {model} --recipe {name}" for model, name in RECIPES)
+        raise UsageError(f"no recipe {options.recipe!r} for {options.model!r}; there are {known}")
+    for name in ("epochs", "batch_size", "learning_rate", "patience"):
+        value = getattr(options, name)
+        if value is not None:
+            if value <= 0:
+                raise UsageError(f"{name} is above 0, not {value}")
+            recipe = replace(recipe, **{name: value})
+    if not 0 < options.validation < 1:
+        raise UsageError(f"the validation share lies between 0 and 1, not {options.validation}")
+    return recipe
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """Return the recipe as lines of ``name = value``, what ``--dry-run`` prints."""
+    return "\n".join(f"{name} = {value}" for name, value in asdict(recipe).items())
+
+
+# --- data -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The faces of a run. ``repeated`` tells which validation faces training nearly repeats."""
+
+    training: FaceSet
+    validation: FaceSet
+    n_left_out: int = 0
+    repeated: npt.NDArray[np.bool_] | None = None
+
+
+def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
+    """Return the faces to train on and those to validate on.
+
+    Raises:
+        DataError: The data cannot train a classifier of the seven emotions.
+    """
+    lists = [list_faces(root) for root in options.data]
+    cache = options.cache or locate_cache()
+    wanted = ("train", "val", "", *(("test", "PublicTest") if recipe.validate_on_test else ()))
+    kept = [one.select([i for i, part in enumerate(one.parts) if part in wanted]) for one in lists]
+    where = ", ".join(display_name(root) for root in options.data)
+    if not any(len(one) for one in kept):
+        raise DataError(f"{where}: no training picture")
+    faces = load_faces([one for one in kept if len(one)], recipe.size_px, cache, options.strict)
+    votes = read_votes(options.votes) if options.votes else {}
+    if options.hard_votes:
+        faces = relabel_by_majority(faces, votes)
+    check_classes(faces, where)
+    faces = soften_targets(
+        faces, {} if options.hard_votes else votes, recipe.vote_share, recipe.smoothing
+    )
+    validates = _choose_validation(faces, options, recipe)
+    training, validation = faces.select(~validates), faces.select(validates)
+    if recipe.per_class is not None:
+        training = draw_per_class(training, recipe.per_class, options.seed)
+    check_classes(training, f"the training part of {where}")
+    if not options.dedupe:
+        return Splits(training, validation)
+    doubles = find_near_duplicates(training, validation)
+    repeated = find_near_duplicates(validation, training)
+    logger.info("%d training faces repeat a validation face and are left out", doubles.sum())
+    return Splits(training.select(~doubles), validation, int(doubles.sum()), repeated)
+
+
+def _choose_validation(
+    faces: FaceSet, options: TrainOptions, recipe: Recipe
+) -> npt.NDArray[np.bool_]:
+    if recipe.validate_on_test:
+        validates = np.isin(faces.parts, ["test", "PublicTest"])
+    else:
+        validates = faces.parts == "val"
+    for source in np.unique(faces.sources):
+        rows = np.flatnonzero(faces.sources == source)
+        if not validates[rows].any():
+            own = faces.select(rows)
+            validates[rows] = split_validation(own, options.validation, options.seed)
+    return validates
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+def build_network(options: TrainOptions, recipe: Recipe) -> Any:
+    """Return the recipe's network on its base weights.
+
+    Raises:
+        ModelError: The base weights are missing or do not fit.
+    """
+    download = options.base_weights == "imagenet"
+    settings = {"size_px": recipe.size_px, **recipe.settings}
+    try:
+        model = ARCHITECTURES[recipe.architecture](
+            weights="imagenet" if download else None, **settings
+        )
+    except Exception as error:
+        if not download:
+            raise
+        raise ModelError(
+            "the ImageNet weights cannot be downloaded; give them with --base-weights FILE "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
+    if options.base_weights not in ("imagenet", "none"):
+        load_base_weights(model, Path(options.base_weights))
+    return model
+
+
+def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
+    """Return Keras' name of the arithmetic: bfloat16 where asked for, or where it pays.
+
+    It pays for plain convolutions on processors with bfloat16 units; depthwise convolutions become
+    slower there.
+    """
+    if options.precision != "auto":
+        return "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
+    return "mixed_bfloat16" if recipe.half_precision_pays and _has_bfloat16() else "float32"
+
+
+def _has_bfloat16() -> bool:
+    if keras.distribution.list_devices("gpu"):
+        return True
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "amx_bf16" in flags or "avx512_bf16" in flags
+
+
+def _is_fixed(layer: Any) -> bool:
+    """Whether a layer after a frozen base gives the same output in every epoch."""
+    return not layer.weights and not isinstance(layer, keras.layers.Dropout)
+
+
+def split_network(model: Any) -> tuple[Any, Any]:
+    """Return a network with a frozen base as two: one that never changes, and the trained rest.
+
+    The layers are shared, so that training the second trains the whole.
+    """
+    layers = model.layers
+    cut = layers.index(model.get_layer("base")) + 1
+    while _is_fixed(layers[cut]):
+        cut += 1
+    fixed = keras.Model(model.input, layers[cut - 1].output)
+    features = inputs = keras.Input(fixed.output_shape[1:])
+    for layer in layers[cut:]:
+        features = layer(features)
+    return fixed, keras.Model(inputs, features)
+
+
+def compute_features(fixed: Any, faces: FaceSet, progress: Progress | None) -> FaceSet:
+    """Return the faces with the outputs of a network that never changes in place of pictures."""
+    if progress:
+        progress.begin_file("features", len(faces), "face")
+    parts = []
+    for images in faces.batches(512):
+        parts.append(np.asarray(fixed.predict(images, batch_size=64, verbose=0), np.float32))
+        if progress:
+            progress.advance(len(images))
+    if progress:
+        progress.end_file()
+    return replace(faces, store=np.concatenate(parts), rows=np.arange(len(faces)))
+
+
+def predict(model: Any, faces: FaceSet) -> Floats:
+    """Return the network's probabilities ``(N,7)``."""
+    parts = [model.predict(images, batch_size=128, verbose=0) for images in faces.batches(2048)]
+    return np.concatenate(parts).astype(np.float32)
+
+
+# --- a run ------------------------------------------------------------------------------------
+
+
+@dataclass
+class RunState:
+    """How far a run is; what is written beside its checkpoint."""
+
+    batches_done: int = 0
+    elapsed_s: float = 0.0
+    best_accuracy: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    checkpoint: str = ""
+    settings: str = ""
+
+
+class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
+    """What happens within an epoch: learning rate, averaging, interruption, time, NaN."""
+
+    def __init__(self, run: "TrainingRun") -> None:
+        super().__init__()
+        self.run = run
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.model.optimizer.learning_rate = self.run.learning_rate()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        run = self.run
+        run.count_batch()
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss is not a number in epoch {run.epoch + 1}: lower --learning-rate, or try "
+                "--precision float32; --resume goes on from the last good epoch"
+            )
+        if run.state.batches_done % AVERAGE_EVERY == 0:
+            synchronize = getattr(self.model, "jax_state_sync", None)
+            if synchronize:  # this backend keeps the weights elsewhere while it trains
+                synchronize()
+            run.update_average()
+        if run.interrupted or run.is_out_of_time():
+            self.model.stop_training = True
+
+
+class TrainingRun:
+    """One training run: a network, its batches, and the state that makes it resumable."""
+
+    def __init__(
+        self, options: TrainOptions, recipe: Recipe, splits: Splits, progress: Progress | None
+    ) -> None:
+        """Keep what the run is made of; `run` starts it."""
+        self.options, self.recipe, self.progress = options, recipe, progress
+        self.folder = options.output / PARTS_FOLDER
+        self.splits = splits
+        self.state = RunState(settings=_fingerprint(options, recipe))
+        self.interrupted = False
+        self.average: list[npt.NDArray[Any]] = []
+        self._started = time.monotonic()
+        self._began_epoch = self._started
+
+    # -- time and schedule --
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next batch belongs to, from 0."""
+        return self.state.batches_done // len(self.batches)
+
+    def elapsed_s(self) -> float:
+        """Return the seconds that the run has taken, those before a resume included."""
+        return self.state.elapsed_s + time.monotonic() - self._started
+
+    def is_out_of_time(self) -> bool:
+        """Return whether ``max_minutes`` have passed."""
+        limit = self.options.max_minutes
+        return limit is not None and self.elapsed_s() >= 60 * limit
+
+    def progress_share(self) -> float:
+        """Return the share of the run that is done, by batches or by minutes, up to 1."""
+        share = self.state.batches_done / (self.recipe.epochs * len(self.batches))
+        if self.options.max_minutes is not None:
+            share = max(share, self.elapsed_s() / (60 * self.options.max_minutes))
+        return min(share, 1.0)
+
+    def learning_rate(self) -> float:
+        """Return the learning rate of the next batch."""
+        recipe = self.recipe
+        if recipe.schedule == "plateau":
+            return plateau_rate(recipe.learning_rate, [row["val_loss"] for row in self.history])
+        if recipe.schedule == "constant":
+            return recipe.learning_rate
+        if self.epoch < recipe.head_epochs:
+            return recipe.head_learning_rate
+        head = recipe.head_epochs / recipe.epochs
+        return cosine_rate(recipe, max(self.progress_share() - head, 0) / (1 - head))
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """One row per epoch that was validated."""
+        return self.state.history
+
+    # -- the loop --
+
+    def run(self, model: Any) -> None:
+        """Train the network from where the state stands to the end of the recipe.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C; the state is written.
+            ModelError: The loss is not a number.
+        """
+        recipe = self.recipe
+        self.model, self.training, self.validation = model, self.splits.training, None
+        self.trained = model
+        validation = self.splits.validation
+        model.get_layer("base").trainable = not recipe.freeze_base
+        if recipe.freeze_base and recipe.augmentation.is_none:
+            fixed, self.trained = split_network(model)
+            self.training = compute_features(fixed, self.training, self.progress)
+            validation = compute_features(fixed, validation, self.progress)
+        self.validation = validation
+        self.batches = TrainingBatches(
+            self.training, recipe.batch_size, self.options.seed, recipe.augmentation
+        )
+        self.compiled_for = ""
+        if self.options.resume:
+            self.restore()
+        with _catch_signals(self):
+            while self.epoch < recipe.epochs and not self.is_finished():
+                self.train_epoch()
+                self.validate_epoch()
+
+    def is_finished(self) -> bool:
+        """Return whether time or patience has run out."""
+        patience = self.recipe.patience
+        waited = len(self.history) - self.state.best_epoch
+        return self.is_out_of_time() or (patience is not None and waited >= patience)
+
+    def train_epoch(self) -> None:
+        """Train to the end of the current epoch; write the state."""
+        epoch, n_batches = self.epoch, len(self.batches)
+        self.compile(epoch)
+        calm = self.progress_share() >= self.recipe.calm_from
+        self.batches.augmentation = self.recipe.calm if calm else self.recipe.augmentation
+        self._began_epoch = time.monotonic()
+        if self.progress:
+            done = self.state.batches_done % n_batches
+            self.progress.begin_file(f"epoch {epoch + 1}/{self.recipe.epochs}", n_batches, "batch")
+            self.progress.advance(done)
+        callbacks: list[Any] = [_Pace(self)]
+        if self.options.tensorboard:
+            callbacks.append(_open_tensorboard(self.options.output / "tensorboard"))
+        fitted = self.trained.fit(
+            self.batches.feed(self.state.batches_done, (epoch + 1) * n_batches),
+            initial_epoch=epoch,
+            epochs=epoch + 1,
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+        if self.progress:
+            self.progress.end_file()
+        self.last_logs = {name: float(values[-1]) for name, values in fitted.history.items()}
+        self.save()
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def compile(self, epoch: int) -> None:
+        """Set up the optimizer of the phase that an epoch belongs to."""
+        recipe = self.recipe
+        head_only = epoch < recipe.head_epochs
+        phase = "head" if head_only else "main"
+        if self.compiled_for == phase:
+            return
+        self.compiled_for = phase
+        if not recipe.freeze_base:
+            self.model.get_layer("base").trainable = not head_only
+        if recipe.weight_decay and not head_only:
+            optimizer = keras.optimizers.AdamW(
+                recipe.learning_rate, weight_decay=recipe.weight_decay
+            )
+            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        else:
+            optimizer = keras.optimizers.Adam(recipe.learning_rate)
+        self.trained.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        optimizer.build(self.trained.trainable_variables)
+
+    def count_batch(self) -> None:
+        """Note that one more batch was trained on."""
+        self.state.batches_done += 1
+        if self.progress:
+            self.progress.advance(1)
+
+    def update_average(self) -> None:
+        """Move the averaged weights towards the weights of the network."""
+        if not self.recipe.average:
+            return
+        weights = self.trained.get_weights()
+        n_updates = self.state.batches_done / AVERAGE_EVERY
+        # The first updates weigh more, so that the average forgets where it started.
+        momentum = min(self.recipe.average**AVERAGE_EVERY, (1 + n_updates) / (10 + n_updates))
+        if not self.average:
+            self.average = weights
+        for mean, weight in zip(self.average, weights, strict=True):
+            mean += (1 - momentum) * (weight - mean)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the network for a while."""
+        if not self.average:
+            yield
+            return
+        weights = self.trained.get_weights()
+        self.trained.set_weights(self.average)
+        try:
+            yield
+        finally:
+            self.trained.set_weights(weights)
+
+    def validate_epoch(self) -> None:
+        """Measure the averaged weights on the validation faces; keep them if they are the best."""
+        assert self.validation is not None
+        with self.averaged():
+            figures = measure(predict(self.trained, self.validation), self.validation.labels)
+            is_best = figures["accuracy"] > self.state.best_accuracy
+            if is_best:
+                self.state.best_accuracy = figures["accuracy"]
+                self.state.best_epoch = len(self.history) + 1
+                with atomic_write(self.folder / "best.keras") as path:
+                    self.model.save(path, include_optimizer=False)
+        row = {
+            "epoch": len(self.history) + 1,
+            "seconds": self.elapsed_s(),
+            "learning_rate": float(self.trained.optimizer.learning_rate),
+            "loss": self.last_logs.get("loss", math.nan),
+            "accuracy": self.last_logs.get("accuracy", math.nan),
+            "val_loss": figures["log_loss"],
+            "val_accuracy": figures["accuracy"],
+            "val_macro_f1": figures["macro_f1"],
+        }
+        self.history.append(row)
+        self.write_state()
+        write_curves(self.options.output, self.history)
+        left_s = self.seconds_left()
+        line = (
+            f"epoch {row['epoch']}/{self.recipe.epochs}: loss {row['loss']:.3f}, accuracy "
+            f"{row['accuracy']:.4f}, validation {row['val_accuracy']:.4f}"
+            f"{' (best)' if is_best else ''}, {left_s / 60:.0f} min left"
+        )
+        logger.info(line)
+        if self.progress:
+            self.progress.message(line)
+
+    def seconds_left(self) -> float:
+        """Return an estimate of the time to the end of the recipe."""
+        epochs_left = max(self.recipe.epochs - self.epoch, 0)
+        left = epochs_left * (time.monotonic() - self._began_epoch)
+        if self.options.max_minutes is not None:
+            left = min(left, 60 * self.options.max_minutes - self.elapsed_s())
+        return max(left, 0.0)
+
+    # -- checkpoints --
+
+    def save(self) -> None:
+        """Write weights, optimizer and averaged weights, then the state file that names them."""
+        name = f"checkpoint-{self.state.batches_done:08d}"
+        target = self.folder / name
+        unfinished = self.folder / "checkpoint.part"
+        for folder in (target, unfinished):
+            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            unfinished.mkdir(parents=True)
+            self.trained.save_weights(unfinished / "state.weights.h5")
+            np.savez(unfinished / "average.npz", *self.average)
+            unfinished.replace(target)
+        except OSError as error:
+            raise OutputError(f"the checkpoint cannot be written: {error.strerror}") from error
+        self.state.checkpoint = name
+        self.write_state()
+        for old in self.folder.glob("checkpoint-*"):
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def write_state(self) -> None:
+        """Write the state file; until it is there, the one before is the valid one."""
+        content = {**asdict(self.state), "elapsed_s": self.elapsed_s()}
+        with atomic_write(self.folder / "state.json") as path:
+            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    def restore(self) -> None:
+        """Go back to where the state file says that an earlier run ended.
+
+        Raises:
+            UsageError: There is no such run, or it had other settings.
+        """
+        path = self.folder / "state.json"
+        if not path.is_file():
+            raise UsageError(f"nothing to resume in {display_name(self.options.output)}")
+        try:
+            state = RunState(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{display_name(path)} is damaged; start without --resume") from error
+        if state.settings != self.state.settings:
+            raise UsageError(
+                "the run to resume had other data, recipe or seed; start without --resume, or "
+                "give the settings of that run"
+            )
+        self.state = state
+        self._started = time.monotonic()
+        self.compile(max((state.batches_done - 1) // len(self.batches), 0))
+        checkpoint = self.folder / state.checkpoint
+        try:
+            self.trained.load_weights(checkpoint / "state.weights.h5")
+            with np.load(checkpoint / "average.npz") as arrays:
+                self.average = [arrays[name] for name in arrays.files]
+        except (OSError, ValueError, KeyError) as error:
+            raise UsageError(f"{display_name(checkpoint)} is damaged") from error
+        n_validated = len(self.history)
+        n_trained, rest = divmod(state.batches_done, len(self.batches))
+        if rest == 0 and n_validated < n_trained:
+            # Killed between the checkpoint and its validation.
+            self.last_logs = {}
+            self.validate_epoch()
+
+
+def cosine_rate(recipe: Recipe, progress: float) -> float:
+    """Return the learning rate at a share of the run: a linear rise, then half a cosine."""
+    if progress < recipe.warmup:
+        return recipe.learning_rate * max(progress / recipe.warmup, 0.01)
+    angle = math.pi * min((progress - recipe.warmup) / (1 - recipe.warmup), 1.0)
+    return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(angle)) / 2)
+
+
+def plateau_rate(
+    learning_rate: float,
+    losses: Sequence[float],
+    factor: float = 0.5,
+    patience: int = 3,
+    least: float = 1e-6,
+) -> float:
+    """Return the learning rate after epochs with these validation losses.
+
+    The rate falls by ``factor`` when the loss has not fallen by 1e-4 for ``patience`` epochs, as
+    Keras' ReduceLROnPlateau does it.
+    """
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - 1e-4:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited >= patience:
+            learning_rate, waited = max(learning_rate * factor, least), 0
+    return learning_rate
+
+
+def _open_tensorboard(folder: Path) -> Any:
+    try:
+        return keras.callbacks.TensorBoard(folder, write_graph=False)
+    except ImportError as error:
+        raise MachineError("--tensorboard needs the package tensorboard") from error
+
+
+@contextmanager
+def _catch_signals(run: TrainingRun) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the epoch at the next batch, so that the state can be written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        received.append(number)
+        run.interrupted = True
+        if len(received) > 1:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        logger.warning("stopped after %d batches; --resume goes on", run.state.batches_done)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if received and received[0] == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
+    """Return what has to be the same for a run to be resumed."""
+    names = ("model", "recipe", "hard_votes", "validation", "dedupe", "seed", "precision")
+    given = {name: getattr(options, name) for name in names}
+    given["data"] = [path.name for path in options.data]
+    given["recipe"] = asdict(recipe)
+    return json.dumps(given, sort_keys=True)
+
+
+def write_curves(output: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write the learning curves of a run: ``log.csv`` and ``curve.png``."""
+    with atomic_write(output / "log.csv") as path, path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+    with atomic_write(output / "curve.png") as path:
+        draw_curve(path, history)
+
+
+def draw_curve(path: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Draw loss and accuracy by epoch, in training and validation."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+        axes.plot(epochs, [row[name] for row in history], label="training", color="tab:orange")
+        values = [row[f"val_{name}"] for row in history]
+        axes.plot(epochs, values, label="validation", color="tab:blue", marker=".")
+        axes.set(xlabel="epoch", title=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+# --- model and card ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves: the model file, its card, and the epochs that it took."""
+
+    model: Path
+    card: ModelCard
+    history: tuple[Mapping[str, float], ...]
+
+
+def train(
+    options: TrainOptions, progress: Progress | None = None, recipe: Recipe | None = None
+) -> Trained:
+    """Train a network and write model, card, curves and log into ``options.output``.
+
+    The files are ``<model>.keras``, ``<model>.json``, ``log.csv``, ``curve.png`` and, on request,
+    ``<model>.h5``; checkpoints live below ``.batchfer``. ``recipe`` replaces the named one.
+
+    Raises:
+        UsageError: An option cannot be meant as given.
+        DataError: The data is refused.
+        ModelError: Base weights do not fit, or the loss is not a number.
+        OutputError: The output cannot be written.
+        KeyboardInterrupt: Ctrl-C, after the state was written.
+    """
+    recipe = recipe or find_recipe(options)
+    prepare_output(options.output)
+    with lock_output(options.output):
+        splits = prepare_data(options, recipe)
+        keras.utils.set_random_seed(options.seed)
+        keras.config.set_dtype_policy(choose_precision(options, recipe))
+        try:
+            run = TrainingRun(options, recipe, splits, progress)
+            with spread_over_gpus():
+                run.run(build_network(options, recipe))
+            keras.config.set_dtype_policy("float32")
+            best = load_in_float32(run.folder / "best.keras", options, recipe)
+        finally:
+            keras.config.set_dtype_policy("float32")
+        return publish(best, options, recipe, splits, run.history)
+
+
+def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
+    """Return the network of a file in single precision, however it was trained."""
+    saved = keras.saving.load_model(path, compile=False)
+    model = build_network(replace(options, base_weights="none"), recipe)
+    model.set_weights(saved.get_weights())
+    return model
+
+
+def publish(
+    model: Any,
+    options: TrainOptions,
+    recipe: Recipe,
+    splits: Splits,
+    history: Sequence[Mapping[str, float]],
+) -> Trained:
+    """Calibrate a network on the validation faces and write it with its card."""
+    validation = splits.validation
+    raw = predict(model, validation)
+    temperature = fit_temperature(raw, validation.labels)
+    tempered = apply_temperature(raw, temperature)
+    path = options.output / f"{options.model}.keras"
+    with atomic_write(path) as unfinished:
+        model.save(unfinished, include_optimizer=False)
+        before = float((raw.argmax(axis=1) == validation.labels).mean())
+        full = unfinished.read_bytes()
+        halve_precision(unfinished)
+        halved = predict(keras.saving.load_model(unfinished, compile=False), validation)
+        after = float((halved.argmax(axis=1) == validation.labels).mean())
+        if abs(after - before) > HALF_TOLERANCE:
+            logger.warning("half precision changes accuracy to %.4f: stored in full", after)
+            unfinished.write_bytes(full)
+    if options.export_h5:
+        with atomic_write(options.output / f"{options.model}.h5") as unfinished:
+            export_h5(model, unfinished)
+    figures = _describe_validation(tempered, raw, splits)
+    card = ModelCard(
+        name=options.model,
+        labels=EMOTIONS,
+        input_size=recipe.size_px,
+        crop=options.crop,
+        temperature=temperature,
+        uncertain_below=find_uncertain_below(tempered, validation.labels),
+        sha256=hash_file(path),
+        architecture=recipe.architecture,
+        recipe=asdict(recipe),
+        command=format_command(options),
+        base_weights=_describe_base(options),
+        training_data=_describe_data(splits, options),
+        licence=_describe_licence(splits),
+        figures={"validation": figures, "epochs": len(history)},
+        versions={
+            "batchfer": __version__,
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "python": platform.python_version(),
+        },
+    )
+    with atomic_write(locate_card(path)) as unfinished:
+        unfinished.write_text(format_card(card), encoding="utf-8")
+    return Trained(path, card, tuple(history))
+
+
+def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, Any]:
+    labels: Integers = splits.validation.labels
+    figures = measure(tempered, labels)
+    figures.pop("missed_faces")
+    figures["ece_before_temperature"] = measure(raw, labels)["ece"]
+    for source in np.unique(splits.validation.sources):
+        own = splits.validation.sources == source
+        figures[f"accuracy_{source}"] = measure(tempered[own], labels[own])["accuracy"]
+    if splits.repeated is not None:
+        figures["near_duplicates_of_training"] = int(splits.repeated.sum())
+        figures["training_faces_left_out"] = splits.n_left_out
+        kept = ~splits.repeated
+        figures["accuracy_without_near_duplicates"] = measure(tempered[kept], labels[kept])[
+            "accuracy"
+        ]
+    return figures
+
+
+def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]]:
+    described = []
+    for source in np.unique(splits.training.sources):
+        training = splits.training.select(splits.training.sources == source)
+        validation = splits.validation.select(splits.validation.sources == source)
+        described.append(
+            {
+                "name": str(source),
+                "training_faces": len(training),
+                "validation_faces": len(validation),
+                "classes": training.count_classes(),
+                "licence": LICENCES.get(_recognize(training), "as its owner says"),
+            }
+        )
+    if options.votes is not None:
+        described.append({"name": options.votes.name, "licence": LICENCES["votes"]})
+    return described
+
+
+def _recognize(faces: FaceSet) -> str:
+    name = str(faces.names[0]).rsplit("/", 1)[-1]
+    if name.startswith("fer") and name[3:10].isdigit():
+        return "fer"
+    return "raf" if name.startswith("train_") and name[6:11].isdigit() else ""
+
+
+def _describe_licence(splits: Splits) -> str:
+    kinds = {
+        _recognize(splits.training.select(splits.training.sources == source))
+        for source in np.unique(splits.training.sources)
+    }
+    if "raf" in kinds:
+        return "weights trained on RAF-DB: for non-commercial research only"
+    return "as the training data and the base weights allow"
+
+
+def _describe_base(options: TrainOptions) -> dict[str, str]:
+    if options.base_weights == "none":
+        return {"name": "random"}
+    described = {"name": Path(options.base_weights).name, "licence": LICENCES[options.model]}
+    if options.base_weights != "imagenet":
+        described["sha256"] = hash_file(Path(options.base_weights))
+    return described
+
+
+def format_command(options: TrainOptions) -> str:
+    """Return the command that repeats a run, with the names of files but not their folders."""
+    words = ["batchfer", "train", *(path.name for path in options.data)]
+    words += ["--model", options.model, "--recipe", options.recipe]
+    if options.base_weights != "imagenet":
+        words += ["--base-weights", Path(options.base_weights).name]
+    if options.votes is not None:
+        words += ["--votes", options.votes.name]
+    for name, value in (
+        ("--validation", options.validation),
+        ("--seed", options.seed),
+        ("--epochs", options.epochs),
+        ("--batch-size", options.batch_size),
+        ("--learning-rate", options.learning_rate),
+        ("--patience", options.patience),
+        ("--max-minutes", options.max_minutes),
+    ):
+        if value is not None:
+            words += [name, f"{value:g}"]
+    words += ["--dedupe"] * options.dedupe + ["--hard-votes"] * options.hard_votes
+    if options.precision != "auto":
+        words += ["--precision", options.precision]
+    words += ["-o", options.output.name]
+    return shlex.join(words)
+
+
+def halve_precision(path: Path) -> None:
+    """Rewrite the weights inside a ``.keras`` archive as half-precision numbers, in place.
+
+    Keras reads them back into single precision. Values beyond the range of half precision would
+    become infinite, so a file that has any is left as it is.
+    """
+    import h5py
+
+    weights = path.with_name(f"{path.stem}.weights.h5")
+    small = path.with_name(f"{path.stem}.half.h5")
+    archive = path.with_name(f"{path.stem}.part")
+
+    def copy(source: Any, target: Any) -> None:
+        for key, value in source.attrs.items():
+            target.attrs[key] = value
+        for key, item in source.items():
+            if isinstance(item, h5py.Group):
+                copy(item, target.create_group(key))
+                continue
+            values = item[()]
+            if values.dtype == np.float32:
+                halved = values.astype(np.float16)
+                values = halved if np.isfinite(halved).all() else values
+            target.create_dataset(key, data=values)
+
+    try:
+        with zipfile.ZipFile(path) as old:
+            weights.write_bytes(old.read("model.weights.h5"))
+            with h5py.File(weights, "r") as source, h5py.File(small, "w") as target:
+                copy(source, target)
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as new:
+                for name in ("metadata.json", "config.json"):
+                    new.writestr(name, old.read(name))
+                new.write(small, "model.weights.h5")
+        archive.replace(path)
+    finally:
+        for temporary in (weights, small, archive):
+            temporary.unlink(missing_ok=True)
+
+
+def export_h5(model: Any, path: Path) -> None:
+    """Write a network as one HDF5 file in the form of the original recipe.
+
+    Its input is pixels / 255, scaled outside of the model: the layer that does so is left out.
+    """
+    base = model.get_layer("base")
+    inputs = keras.Input(base.input_shape[1:])
+    features = base(inputs)
+    for layer in model.layers[model.layers.index(base) + 1 :]:
+        features = layer(features)
+    keras.Model(inputs, features).save(path)
