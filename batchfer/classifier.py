@@ -28,7 +28,7 @@ MAX_MODEL_BYTES = 2 * 1024**3
 MAX_CONFIG_BYTES = 16 * 1024**2
 ARCHIVE_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 MIN_BATCH = 2
-"""A network that sees a batch of one gives other last bits than the same network sees in company."""
+"""A network that sees a batch of one gives other last bits than one that sees more."""
 
 ALLOWED_LAYERS = frozenset(
     """

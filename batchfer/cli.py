@@ -1,4 +1,4 @@
-"""The command line: parse, one library call, exit code. Nothing heavy is imported before it runs."""
+"""The command line: parse, one library call, exit code; heavy imports wait for the call."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from batchfer import __version__
 from batchfer.errors import BatchferError, ExitCode, MachineError, UsageError
 
 if TYPE_CHECKING:
+    from batchfer.files import Kind
     from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
 
 logger = logging.getLogger("batchfer")
@@ -166,7 +167,7 @@ def images(
 
 
 def _run(
-    kind: str,
+    kind: "Kind",
     inputs: list[Path],
     output: Path,
     options: "AnalyzeOptions",
@@ -215,7 +216,7 @@ def parse_time(text: str) -> float:
     fine = 1 <= len(values) <= 3 and all(0 <= value < float("inf") for value in values)
     if not fine or any(value >= 60 for value in values[1:]):
         raise UsageError(f"{text!r} is no time; write 90, 90s or 00:01:30.5")
-    return sum(value * 60**power for power, value in enumerate(reversed(values)))
+    return sum(value * 60.0**power for power, value in enumerate(reversed(values)))
 
 
 def _parse_formats(text: str) -> tuple[str, ...]:

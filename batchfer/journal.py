@@ -33,13 +33,15 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fingerprint(path: Path) -> dict[str, int]:
+def mark_input(path: Path) -> dict[str, int]:
     """Return size in bytes and modification time in ns, which tell a changed input.
 
-    Raises:
-        OSError: The file cannot be examined.
+    Take it before the input is read. Empty if the file cannot be examined.
     """
-    status = path.stat()
+    try:
+        status = path.stat()
+    except OSError:
+        return {}
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
@@ -69,18 +71,15 @@ class Journal:
         entry = self._entries.get(name)
         if entry is None or entry.get("status") not in DONE or entry.get("settings") != settings:
             return None
-        try:
-            unchanged = fingerprint(source).items() <= entry.items()
-        except OSError:
-            return None
-        return entry if unchanged else None
+        mark = mark_input(source)
+        return entry if mark and mark.items() <= entry.items() else None
 
     def append(self, result: JobResult, mark: Mapping[str, int], settings: str) -> None:
         """Write one finished input and flush it to disk.
 
         Args:
             result: The outcome.
-            mark: The input's `fingerprint`, taken before it was read.
+            mark: The input's `mark_input`.
             settings: The run's `hash_settings`.
         """
         entry = describe_result(result) | dict(mark) | {"settings": settings}

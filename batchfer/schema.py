@@ -4,7 +4,7 @@ Images are RGB, boxes are ``x1 y1 x2 y2`` in pixels of the upright frame, times 
 presentation timestamps, and frames count from 0. Every type accepts zero rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -81,6 +81,8 @@ class MediaInfo:
     ``width`` and ``height`` are those of the upright frame in pixels, ``rotation`` the clockwise
     degrees that were applied to make it upright. ``fps`` is the average rate, ``n_frames`` and
     ``duration_s`` are estimates. All three are None where the container does not say.
+    ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of an
+    upright pixel over its height.
     """
 
     path: Path
@@ -92,6 +94,8 @@ class MediaInfo:
     rotation: int = 0
     has_audio: bool = False
     codec: str = ""
+    time_base: Fraction | None = None
+    pixel_aspect: Fraction = Fraction(1)
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,17 @@ class FaceDetections:
             np.zeros((0, 4), np.float32),
             np.zeros(0, np.float32),
             np.zeros((0, 5, 2), np.float32),
+        )
+
+    @classmethod
+    def join(cls, tables: Sequence["FaceDetections"]) -> "FaceDetections":
+        """Return the rows of several tables one below the other."""
+        tables = [cls.empty(), *tables]
+        return cls(
+            np.concatenate([table.image_index for table in tables]),
+            np.concatenate([table.boxes for table in tables]),
+            np.concatenate([table.scores for table in tables]),
+            np.concatenate([table.landmarks for table in tables]),
         )
 
     def select(self, mask: npt.NDArray[Any]) -> "FaceDetections":

@@ -12,7 +12,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"pipeline", "training", "plan"},
-    {"annotate", "report", "export", "evaluation"},
+    {"analyzer", "annotate", "report", "export", "evaluation"},
     {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline"},
     {"media", "architectures", "boxes", "files", "journal"},
     {"schema", "errors"},
@@ -21,9 +21,9 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 # schema and errors share the lowest layer; the types name the reasons that the errors define.
 ALLOWED_WITHIN = {("schema", "errors")}
 ROOMS = {
-    "tensorflow": {"detector", "classifier", "datasets", "pipeline"},
+    "tensorflow": {"detector", "classifier", "datasets", "analyzer"},
     "keras": {
-        "detector", "classifier", "datasets", "pipeline", "architectures", "training", "evaluation",
+        "detector", "classifier", "datasets", "architectures", "training", "evaluation",
     },
     "mtcnn": {"detector"},
     "av": {"media"},

@@ -1,0 +1,250 @@
+"""The networks at work: sub-batches of frames side by side, then faces linked in order."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batchfer.boxes import measure_iou
+from batchfer.files import hide_stderr
+from batchfer.media import FrameSelector, VideoReader
+from batchfer.schema import AnalyzeOptions, FaceDetections, Floats, FrameBatch, Images
+from batchfer.timeline import build_table
+from batchfer.tracking import Tracker, describe_faces, describe_frame
+
+LOOK_AGAIN_S = 0.25
+"""A face is looked for again where it was, if that was no longer ago."""
+
+SAME_FACE_IOU = 0.3
+"""Boxes of two frames, or of one, that overlap at least so much may show the same face."""
+
+
+@dataclass(frozen=True)
+class AnalyzedBatch:
+    """A sub-batch after the networks; everything here is independent of other frames.
+
+    ``probabilities (N,7)`` and ``appearances (N,D)`` belong to the N rows of ``detections``,
+    ``signatures (B,D)`` to the frames.
+    """
+
+    frames: FrameBatch
+    detections: FaceDetections
+    probabilities: Floats
+    appearances: Floats
+    signatures: Floats
+
+
+class Analyzer:
+    """The networks, loaded once, and the way that work is spread over this machine.
+
+    On a CPU as many sub-batches as there are cores run side by side, each through the whole
+    chain on one core; that was measured to beat one large batch whose operations are threaded.
+    """
+
+    def __init__(
+        self,
+        options: AnalyzeOptions | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """Load the networks.
+
+        Args:
+            options: What to look for; its model, threshold and minimum face are used here.
+            device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
+            batch_size: Frames a sub-batch, chosen from the frame size if None.
+            workers: Sub-batches that run at once, chosen from the cores if None.
+
+        Raises:
+            ModelError: The model is unknown, unsafe or unfit.
+            MachineError: The device is not there.
+        """
+        # TensorFlow comes here and not before: a finished folder and `--help` do without.
+        with hide_stderr():
+            from batchfer.classifier import load_classifier
+            from batchfer.detector import Detector, configure_tensorflow
+
+            self.options = options or AnalyzeOptions()
+            self.workers = workers or len(os.sched_getaffinity(0))
+            self.tf_device = configure_tensorflow(device, self.workers)
+            self.on_gpu = "GPU" in self.tf_device
+            self._batch_size = batch_size
+            self.detector = Detector(
+                self.options.min_face_px, self.options.face_threshold, self.tf_device
+            )
+            self.classifier = load_classifier(
+                self.options.model, self.options.labels, self.options.rescale, self.tf_device
+            )
+
+    def batch_size(self, width: int, height: int) -> int:
+        """Return the number of frames of a sub-batch for frames of this size in px.
+
+        Small frames need company to fill a core's vector units; large ones fill the caches alone.
+        """
+        if self._batch_size is not None:
+            return self._batch_size
+        full = 64 if self.on_gpu else 8
+        return int(np.clip(full * 640 * 360 // max(width * height, 1), 2, full))
+
+    def analyze_batch(self, frames: FrameBatch, tensor: Any = None) -> AnalyzedBatch:
+        """Run one sub-batch through detection, crop and classification.
+
+        Args:
+            frames: The frames.
+            tensor: The same images on the device, if they are there already.
+        """
+        detections = self.detector.detect(frames.images if tensor is None else tensor)
+        signatures = np.stack([describe_frame(image) for image in frames.images])
+        return AnalyzedBatch(frames, detections, *self._name_faces(frames, detections), signatures)
+
+    def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:
+        """Return the batch with more faces in it, classified like the others."""
+        more = FaceDetections.join(found)
+        probabilities, appearances = self._name_faces(batch.frames, more)
+        detections = FaceDetections.join([batch.detections, more])
+        order = np.argsort(detections.image_index, kind="stable")
+        return replace(
+            batch,
+            detections=detections.select(order),
+            probabilities=np.concatenate([batch.probabilities, probabilities])[order],
+            appearances=np.concatenate([batch.appearances, appearances])[order],
+        )
+
+    def _name_faces(self, frames: FrameBatch, detections: FaceDetections) -> tuple[Floats, Floats]:
+        """Return probabilities and appearances of the faces, in their order."""
+        size = self.classifier.card.input_size
+        crops = np.zeros((len(detections), size, size, 3), np.uint8)
+        for index in np.unique(detections.image_index):
+            rows = detections.image_index == index
+            crops[rows] = self.classifier.crop(frames.images[index], detections.boxes[rows])
+        return self.classifier.predict(crops), describe_faces(crops)
+
+    def stream(self, batches: Iterator[FrameBatch]) -> Generator[AnalyzedBatch]:
+        """Yield the batches analyzed, in their order, while later ones are decoded and computed.
+
+        ``tf.data`` pulls the frames ahead of the networks and, where there is a GPU, onto it.
+        Memory is bounded: at most two sub-batches a worker are in flight. An exception of the
+        source or of a network reaches the caller at the batch where it happened.
+        """
+        import tensorflow as tf
+
+        held: dict[int, FrameBatch] = {}
+        failure: list[BaseException] = []
+        stopped = threading.Event()
+
+        def produce() -> Iterator[tuple[int, Images]]:
+            # tf.data turns exceptions into its own; the original is kept and raised below.
+            try:
+                for index, batch in enumerate(batches):
+                    if stopped.is_set():
+                        return
+                    held[index] = batch
+                    yield index, batch.images
+            except BaseException as error:
+                failure.append(error)
+
+        signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((None, None, None, 3), tf.uint8))
+        with tf.device("/CPU:0"):
+            dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
+            dataset = dataset.prefetch(self.workers)
+        if self.on_gpu:
+            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
+        pending: deque[Future[AnalyzedBatch]] = deque()
+        try:
+            for index, tensor in dataset:
+                pending.append(pool.submit(self.analyze_batch, held.pop(int(index)), tensor))
+                if len(pending) > self.workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+            if failure:
+                raise failure[0]
+        finally:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+class FaceLinker:
+    """Turns analyzed batches, in order, into table rows whose faces keep their ids."""
+
+    def __init__(self, analyzer: Analyzer) -> None:
+        """Start with no face known."""
+        self._analyzer = analyzer
+        self._tracker = Tracker()
+        self._last_boxes = np.zeros((0, 4), np.float32)
+        self._last_s = -np.inf
+
+    def link(self, batch: AnalyzedBatch) -> pd.DataFrame:
+        """Return the rows of one batch, a row per face and one for a frame without any."""
+        batch = self._look_again(batch)
+        detections = batch.detections
+        face_ids = np.zeros(len(detections), np.int64)
+        for index in range(len(batch.frames)):
+            rows = np.flatnonzero(detections.image_index == index)
+            face_ids[rows] = self._tracker.update(
+                float(batch.frames.times_s[index]),
+                detections.boxes[rows],
+                detections.landmarks[rows],
+                batch.appearances[rows],
+                batch.signatures[index],
+            )
+        return build_table(
+            batch.frames.frames, batch.frames.times_s, detections, face_ids, batch.probabilities
+        )
+
+    def _look_again(self, batch: AnalyzedBatch) -> AnalyzedBatch:
+        """Add the faces of the frame before that the cascade missed and its last network finds.
+
+        The pyramid is coarse: a face between two of its levels may score just under the threshold
+        in one frame. Looking once more where it was a moment ago finds it at the same threshold.
+        """
+        detector, threshold = self._analyzer.detector, self._analyzer.options.face_threshold
+        found = []
+        for index, time_s in enumerate(batch.frames.times_s):
+            boxes = batch.detections.boxes[batch.detections.image_index == index]
+            lost = self._last_boxes
+            if time_s - self._last_s > LOOK_AGAIN_S:
+                lost = lost[:0]
+            if len(lost) and len(boxes):
+                lost = lost[measure_iou(lost, boxes).max(axis=1) < SAME_FACE_IOU]
+            if len(lost):
+                frame = batch.frames.images[index : index + 1]
+                faces = detector.refine(frame, np.zeros(len(lost), np.int64), lost)
+                for row in np.flatnonzero(faces.scores >= threshold):
+                    box = faces.boxes[row : row + 1]
+                    if measure_iou(box, lost[row : row + 1])[0, 0] < SAME_FACE_IOU:
+                        continue
+                    if len(boxes) and measure_iou(box, boxes).max() >= SAME_FACE_IOU:
+                        continue
+                    boxes = np.concatenate([boxes, box])
+                    found.append(replace(faces.select(row[None]), image_index=np.full(1, index)))
+            self._last_boxes, self._last_s = boxes, float(time_s)
+        return self._analyzer.add_faces(batch, found) if found else batch
+
+
+def analyze_frames(
+    reader: VideoReader, analyzer: Analyzer
+) -> Iterator[tuple[FrameBatch, pd.DataFrame]]:
+    """Yield each batch of the frames that the options ask for, with its rows of the timeline."""
+    options = analyzer.options
+    select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
+    size = analyzer.batch_size(reader.info.width, reader.info.height)
+    linker = FaceLinker(analyzer)
+    with closing(analyzer.stream(reader.batches(size, select))) as analyzed:
+        for batch in analyzed:
+            yield batch.frames, linker.link(batch)
+
+
+def wants_all_frames(options: AnalyzeOptions) -> bool:
+    """Return True if every frame of a clip is analyzed."""
+    bounded = options.start_s is not None or options.end_s is not None
+    return options.every == 1 and options.fps is None and not bounded

@@ -1,0 +1,682 @@
+"""From inputs to results: decode, detect, link, crop, classify, write, draw.
+
+`analyze_video` and `analyze_images` return a `Timeline`; `run_videos` and `run_images` do whole
+batches of jobs into an output folder. Both stand on `Analyzer`, which keeps the networks and runs
+sub-batches of frames side by side.
+"""
+
+import json
+import logging
+import os
+import platform
+import queue
+import shutil
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import metadata
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import pandas as pd
+
+from batchfer import __version__
+from batchfer.analyzer import AnalyzedBatch, Analyzer, analyze_frames, wants_all_frames
+from batchfer.annotate import annotate_clip, draw_faces
+from batchfer.errors import InputError, OutputError, Reason
+from batchfer.files import (
+    PARTS_FOLDER,
+    Kind,
+    atomic_write,
+    display_name,
+    find_model,
+    hash_file,
+    locate_parts,
+    lock_output,
+    plan_jobs,
+    prepare_output,
+    publish_folder,
+)
+from batchfer.journal import Journal, hash_settings, mark_input
+from batchfer.media import VideoReader, VideoWriter, read_image, write_image
+from batchfer.schema import (
+    AnalyzeOptions,
+    FrameBatch,
+    Images,
+    Job,
+    JobResult,
+    MediaInfo,
+    OutputOptions,
+    Status,
+    Timeline,
+)
+from batchfer.timeline import (
+    TimelineWriter,
+    build_empty_table,
+    build_table,
+    read_timeline,
+    summarize,
+    write_csv,
+    write_parquet,
+)
+
+logger = logging.getLogger(__name__)
+
+PICTURES_A_PART = 256
+"""Pictures whose rows are kept in memory before they are written as a part."""
+
+MAX_WAITING_BYTES = 512 * 1024**2
+MAX_WAITING_SIZES = 64
+"""Bounds on the pictures that wait for others of their size."""
+
+
+class Progress(Protocol):
+    """What a batch tells about its progress."""
+
+    def begin_batch(self, n_jobs: int) -> None:
+        """Learn the number of inputs."""
+
+    def begin_file(self, name: str, total: float | None) -> None:
+        """Learn that an input begins, with an estimate of its frames."""
+
+    def advance(self, n_units: int) -> None:
+        """Count frames done."""
+
+    def end_file(self) -> None:
+        """Learn that the input has ended, however."""
+
+
+def analyze_video(
+    path: str | Path,
+    options: AnalyzeOptions | None = None,
+    *,
+    analyzer: Analyzer | None = None,
+) -> Timeline:
+    """Return the emotion timeline of one video; writes nothing.
+
+    Args:
+        path: The video.
+        options: What to look for; those of ``analyzer`` if it is given.
+        analyzer: Loaded networks to use again; loaded for this call if None.
+
+    Raises:
+        InputError: The file cannot be analyzed, with the reason.
+        ModelError: The model cannot be used.
+    """
+    analyzer = analyzer or Analyzer(options)
+    tables = [build_empty_table()]
+    with VideoReader(Path(path)) as reader:
+        tables.extend(table for _, table in analyze_frames(reader, analyzer))
+        return Timeline(reader.info, pd.concat(tables, ignore_index=True))
+
+
+class AnnotationThread:
+    """Draws and encodes behind the analysis, in a thread of its own with a bounded queue.
+
+    An error of the thread is raised by the next `put` or by `finish`.
+    """
+
+    def __init__(self, writer: VideoWriter) -> None:
+        """Start the thread; ``writer`` is open and stays the caller's to close."""
+        self._writer = writer
+        self._error: BaseException | None = None
+        self._queue: queue.Queue[tuple[FrameBatch, pd.DataFrame] | None] = queue.Queue(maxsize=4)
+        self._thread = threading.Thread(target=self._work, name="batchfer-annotate", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "AnnotationThread":
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Drop what is still queued if an exception passes; join the thread."""
+        if self._thread.is_alive():
+            self._error = self._error or RuntimeError("abandoned")
+            self._queue.put(None)
+            self._thread.join()
+
+    def finish(self, end_s: float) -> None:
+        """Wait until everything is drawn; ``end_s`` is when the last frame ends."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        self._writer.end(end_s)
+
+    def put(self, frames: FrameBatch, table: pd.DataFrame) -> None:
+        """Queue a batch of frames and their rows; waits while the queue is full."""
+        if self._error is not None:
+            raise self._error
+        self._queue.put((frames, table))
+
+    def _work(self) -> None:
+        while (item := self._queue.get()) is not None:
+            # After an error the queue is still emptied, so that `put` never waits for ever.
+            if self._error is not None:
+                continue
+            try:
+                self._draw(*item)
+            except BaseException as error:
+                self._error = error
+
+    def _draw(self, frames: FrameBatch, table: pd.DataFrame) -> None:
+        faces = dict(tuple(table.dropna(subset=["face_id"]).groupby("frame")))
+        for image, frame, time_s in zip(frames.images, frames.frames, frames.times_s, strict=True):
+            rows = faces.get(int(frame))
+            drawn = image if rows is None else draw_faces(image, rows)
+            self._writer.write(drawn, float(time_s))
+
+
+# --- batches of jobs --------------------------------------------------------------------------
+
+
+def run_jobs(
+    kind: Kind,
+    inputs: Sequence[Path],
+    output: Path,
+    options: AnalyzeOptions,
+    outputs: OutputOptions,
+    machine: tuple[str, int | None, int | None],
+    progress: Progress,
+) -> Iterator[JobResult]:
+    """Process files and folders into an output folder; yield each input's outcome.
+
+    What is up to date is skipped, and if nothing is left no network is loaded. A bad input ends
+    itself and never the batch.
+
+    Args:
+        kind: What the inputs are.
+        inputs: Files and folders as given.
+        output: Folder for all results, made if missing.
+        options: What decides the numbers.
+        outputs: What is written.
+        machine: ``device``, ``batch_size`` and ``workers`` of `Analyzer`.
+        progress: Told what happens.
+
+    Raises:
+        UsageError: A given path does not exist.
+        NothingToDoError: The folders hold no media.
+        OutputError: The output cannot be written.
+        ModelError: The model cannot be used.
+        MachineError: The device asked for is not there.
+    """
+    jobs, skipped = plan_jobs(inputs, output, kind)
+    settings = hash_settings(options, outputs, hash_file(find_model(options.model)))
+    prepare_output(output)
+    with lock_output(output):
+        yield from skipped
+        journal = Journal(output)
+        rows = PictureRows(output) if kind == "image" else None
+        todo, current = [], []
+        for job in jobs:
+            entry = journal.finished(job.name, job.source, settings)
+            has_rows = rows is None or job.name in rows.names
+            has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
+            if entry is not None and has_rows and has_files and not outputs.overwrite:
+                current.append(recall_result(job, entry))
+            else:
+                todo.append(job)
+        yield from current
+        names = {job.name for job in jobs}
+        stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
+        if not todo and not stale:
+            return
+        marks = {job.name: mark_input(job.source) for job in todo}
+        batch = Batch(
+            output, outputs, Analyzer(options, *machine), journal, settings, marks, progress
+        )
+        progress.begin_batch(len(todo) if rows is None else 1)
+        run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
+        for result in run:
+            yield result
+            if outputs.fail_fast and result.status == "failed":
+                return
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What all jobs of one run share."""
+
+    output: Path
+    outputs: OutputOptions
+    analyzer: Analyzer
+    journal: Journal
+    settings: str
+    marks: Mapping[str, Mapping[str, int]]
+    progress: Progress
+
+    def attempt(self, job: Job, work: Callable[[], JobResult]) -> JobResult:
+        """Do one job and turn whatever it raises into its outcome.
+
+        Raises:
+            OutputError: The output can no longer be written, which ends the batch.
+        """
+        started = time.monotonic()
+        try:
+            result = work()
+        except OutputError:
+            raise
+        except InputError as error:
+            foreign = error.reason is Reason.NOT_MEDIA and not job.named
+            status: Status = "skipped" if foreign else "failed"
+            result = JobResult(job, status, error.reason, error.detail)
+        except FileNotFoundError:
+            result = JobResult(job, "failed", Reason.VANISHED, "the file is gone")
+        except MemoryError:
+            result = JobResult(job, "failed", Reason.OUT_OF_MEMORY, "not enough memory")
+        except Exception as error:
+            logger.debug("%s", job.name, exc_info=True)
+            detail = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            result = JobResult(job, "failed", Reason.INTERNAL, detail)
+        return replace(result, seconds=time.monotonic() - started)
+
+    def record(self, result: JobResult) -> None:
+        """Write down an outcome whose files have their final names."""
+        self.journal.append(result, self.marks.get(result.job.name, {}), self.settings)
+
+
+def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
+    """Return the outcome of an input that an earlier run finished and that has not changed."""
+    return JobResult(
+        job,
+        "skipped",
+        Reason.UP_TO_DATE,
+        n_frames=entry.get("frames", 0),
+        n_faces=entry.get("faces", 0),
+        n_people=entry.get("people", 0),
+        emotion=entry.get("emotion", ""),
+    )
+
+
+def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
+    """Process videos one after the other, each with all cores."""
+    for job in jobs:
+        result = batch.attempt(job, partial(process_video, job, batch))
+        batch.record(result)
+        batch.progress.end_file()
+        yield result
+
+
+def process_video(job: Job, batch: Batch) -> JobResult:
+    """Make the result folder of one video and give it its final name."""
+    options, outputs = batch.analyzer.options, batch.outputs
+    with VideoReader(job.source) as reader, work_folder(batch.output, job.name) as folder:
+        batch.progress.begin_file(job.name, estimate_frames(reader.info, options))
+        draw = outputs.annotate and wants_all_frames(options)
+        with ExitStack() as stack:
+            rows = stack.enter_context(TimelineWriter(folder, outputs.formats))
+            drawing = None
+            if draw:
+                video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
+                drawing = stack.enter_context(AnnotationThread(stack.enter_context(video)))
+            for frames, table in analyze_frames(reader, batch.analyzer):
+                rows.append(table)
+                if drawing is not None:
+                    drawing.put(frames, table)
+                batch.progress.advance(len(frames))
+            if drawing is not None:
+                drawing.finish(reader.end_s)
+        table = read_timeline(folder / f"timeline.{outputs.formats[-1]}")
+        if outputs.annotate and not draw:
+            redraw_video(job.source, table, folder / "annotated.mp4")
+        result = summarize_video(job, reader, table)
+        facts = describe_video(reader, table, batch, result)
+        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        publish_folder(folder, job.destination)
+        return result
+
+
+@contextmanager
+def work_folder(output: Path, name: str) -> Iterator[Path]:
+    """Give an empty folder for the unfinished parts of one input; it is removed afterwards."""
+    folder = locate_parts(output, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:
+    """Return about how many frames will be analyzed, None where the container does not say."""
+    if info.n_frames is None or not info.duration_s:
+        return None
+    end_s = min(info.duration_s, options.end_s or info.duration_s)
+    share = max(end_s - (options.start_s or 0), 0) / info.duration_s
+    if options.fps is not None:
+        return min(share * info.duration_s * options.fps, share * info.n_frames)
+    return share * info.n_frames / options.every
+
+
+def redraw_video(source: Path, table: pd.DataFrame, path: Path) -> None:
+    """Draw a written timeline onto its clip; between analyzed frames boxes are thin."""
+    with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
+        annotate_clip(reader, Timeline(reader.info, table), writer)
+
+
+def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:
+    """Return the outcome of a video that was analyzed to its end."""
+    summary = summarize(table)
+    loss = reader.loss()
+    reason, detail = loss or (None, "")
+    return JobResult(
+        job,
+        "ok" if loss is None else "partial",
+        reason,
+        detail,
+        n_frames=summary.n_frames,
+        n_faces=summary.n_faces,
+        n_people=summary.n_people,
+        emotion=summary.emotion,
+        facts={"first_bad_s": reader.first_bad_s} if loss else {},
+    )
+
+
+def describe_video(
+    reader: VideoReader, table: pd.DataFrame, batch: Batch, result: JobResult
+) -> dict[str, Any]:
+    """Return the content of ``run.json``: what was read, with what, and what came out."""
+    info = reader.info
+    faces = table["face_id"].notna()
+    return {
+        "batchfer": __version__,
+        "input": result.job.name,
+        "source": str(display_name(Path(os.path.abspath(result.job.source)))),  # noqa: PTH100
+        "status": result.status,
+        "reason": result.reason,
+        "detail": result.detail,
+        "media": {
+            "width": info.width,
+            "height": info.height,
+            "fps": None if info.fps is None else str(info.fps),
+            "variable_rate": reader.variable_rate,
+            "duration_s": info.duration_s,
+            "end_s": reader.end_s,
+            "rotation": info.rotation,
+            "has_audio": info.has_audio,
+            "codec": info.codec,
+        },
+        "frames": {
+            "declared": info.n_frames,
+            "decoded": reader.n_decoded,
+            "analyzed": result.n_frames,
+            "with_face": int(table.loc[faces, "frame"].nunique()),
+            "corrupt": reader.n_corrupt,
+            "first_bad_s": reader.first_bad_s,
+        },
+        **describe_run(batch),
+    }
+
+
+def describe_run(batch: Batch) -> dict[str, Any]:
+    """Return what decided the numbers: options, model and versions."""
+    analyzer = batch.analyzer
+    libraries = ("tensorflow", "keras", "mtcnn", "av", "opencv-python", "numpy")
+    return {
+        "options": asdict(analyzer.options),
+        "model": {
+            "name": analyzer.classifier.card.name,
+            "sha256": analyzer.classifier.sha256,
+            "uncertain_below": analyzer.classifier.card.uncertain_below,
+        },
+        "device": analyzer.tf_device,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in libraries},
+        },
+    }
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+def analyze_images(
+    paths: Sequence[str | Path],
+    options: AnalyzeOptions | None = None,
+    *,
+    analyzer: Analyzer | None = None,
+) -> pd.DataFrame:
+    """Return one table for all pictures, its first column ``input``; writes nothing.
+
+    Args:
+        paths: Pictures of any mix of sizes.
+        options: What to look for; those of ``analyzer`` if it is given.
+        analyzer: Loaded networks to use again; loaded for this call if None.
+
+    Raises:
+        InputError: A picture cannot be read, with the reason.
+        ModelError: The model cannot be used.
+    """
+    analyzer = analyzer or Analyzer(options)
+    jobs = [Job(Path(path), display_name(path), Path(path)) for path in paths]
+
+    def refuse(_: int, error: Exception) -> None:
+        raise error
+
+    tables = {}
+    with closing(analyzer.stream(read_pictures(jobs, analyzer, refuse))) as analyzed:
+        for batch in analyzed:
+            for index, _, table in split_pictures(batch, jobs):
+                tables[index] = table
+    ordered = [tables[index] for index in sorted(tables)]
+    return pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
+
+
+def build_empty_pictures_table() -> pd.DataFrame:
+    """Return a table of no rows whose first column is ``input``."""
+    table = build_empty_table()
+    table.insert(0, "input", pd.Series(dtype="string"))
+    return table
+
+
+def read_pictures(
+    jobs: Sequence[Job], analyzer: Analyzer, fail: Callable[[int, Exception], None]
+) -> Iterator[FrameBatch]:
+    """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
+
+    The ``frames`` of a batch are positions in ``jobs``; its times are NaN. What is kept while
+    waiting for company of its size is bounded in number and bytes.
+
+    Args:
+        jobs: The pictures.
+        analyzer: Says how many make a batch.
+        fail: Called with the position of a picture that cannot be read.
+    """
+    limit = analyzer.options.max_pixels
+    waiting: dict[tuple[int, int], list[tuple[int, Images]]] = {}
+    n_bytes = 0
+
+    def gather(shape: tuple[int, int]) -> FrameBatch:
+        nonlocal n_bytes
+        group = waiting.pop(shape)
+        images = np.stack([image for _, image in group])
+        n_bytes -= images.nbytes
+        frames = np.array([index for index, _ in group], np.int64)
+        return FrameBatch(images, frames, np.full(len(group), np.nan))
+
+    with ThreadPoolExecutor(analyzer.workers, thread_name_prefix="batchfer-read") as pool:
+        reading: deque[tuple[int, Future[tuple[MediaInfo, Images]]]] = deque()
+        upcoming = iter(enumerate(jobs))
+        while True:
+            for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
+                reading.append((index, pool.submit(read_image, job.source, limit)))
+            if not reading:
+                break
+            index, future = reading.popleft()
+            try:
+                image = future.result()[1]
+            except Exception as error:
+                fail(index, error)
+                continue
+            height, width = image.shape[:2]
+            waiting.setdefault((height, width), []).append((index, image))
+            n_bytes += image.nbytes
+            if len(waiting[height, width]) >= analyzer.batch_size(width, height):
+                yield gather((height, width))
+            while n_bytes > MAX_WAITING_BYTES or len(waiting) > MAX_WAITING_SIZES:
+                yield gather(next(iter(waiting)))  # the size that has waited longest
+        for shape in list(waiting):
+            yield gather(shape)
+
+
+def split_pictures(
+    batch: AnalyzedBatch, jobs: Sequence[Job]
+) -> Iterator[tuple[int, Images, pd.DataFrame]]:
+    """Yield position, pixels and table rows of each picture of a batch; ids run left to right."""
+    for place, index in enumerate(batch.frames.frames):
+        rows = np.flatnonzero(batch.detections.image_index == place)
+        rows = rows[np.argsort(batch.detections.boxes[rows, 0], kind="stable")]
+        faces = replace(batch.detections.select(rows), image_index=np.zeros(len(rows), np.int64))
+        table = build_table(
+            np.zeros(1, np.int64),
+            np.full(1, np.nan),
+            faces,
+            np.arange(len(rows)),
+            batch.probabilities[rows],
+        )
+        table.insert(0, "input", pd.Series(jobs[index].name, table.index, dtype="string"))
+        yield int(index), batch.frames.images[place], table
+
+
+class PictureRows:
+    """The rows of finished pictures: those of the last table, and parts of an unfinished run.
+
+    Parts are written before the journal calls their pictures done, so that a run that is killed
+    loses at most the pictures since the last part.
+    """
+
+    def __init__(self, output: Path) -> None:
+        """Read what there is.
+
+        Raises:
+            OutputError: It cannot be read.
+        """
+        self._output = output
+        self._folder = output / PARTS_FOLDER / "pictures"
+        parts = sorted(self._folder.glob("part-*.parquet"))
+        self.is_unfinished = bool(parts)
+        self._n_parts = len(parts)
+        last = [output / f"faces.{suffix}" for suffix in ("parquet", "csv")]
+        tables = [read_timeline(path) for path in [*[p for p in last if p.exists()][:1], *parts]]
+        self._tables = [table for table in tables if "input" in table]
+        self.names = {str(name) for table in self._tables for name in table["input"].unique()}
+
+    def add(self, tables: Sequence[pd.DataFrame]) -> None:
+        """Keep the rows of finished pictures on disk."""
+        if not tables:
+            return
+        table = pd.concat(list(tables), ignore_index=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"part-{self._n_parts:06d}.parquet"
+        with atomic_write(path) as temporary:
+            write_parquet(table, temporary)
+        self._n_parts += 1
+        self._tables.append(table)
+        self.names.update(str(name) for name in table["input"].unique())
+
+    def publish(self, jobs: Sequence[Job], formats: Sequence[str]) -> pd.DataFrame:
+        """Write the table of these jobs, in their order, and drop the parts; return the table."""
+        places = {job.name: place for place, job in enumerate(jobs)}
+        chosen: dict[str, pd.DataFrame] = {}
+        for table in self._tables:  # what was written later replaces what stood there before
+            known = table[table["input"].isin(places)]
+            chosen.update({str(name): rows for name, rows in known.groupby("input", sort=False)})
+        ordered = [chosen[name] for name in sorted(chosen, key=places.__getitem__)]
+        table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
+        for suffix in formats:
+            with atomic_write(self._output / f"faces.{suffix}") as path:
+                (write_csv if suffix == "csv" else write_parquet)(table, path)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return table
+
+
+def run_images(
+    jobs: Sequence[Job], everything: Sequence[Job], rows: PictureRows, batch: Batch
+) -> Iterator[JobResult]:
+    """Process pictures: annotated copies as they come, then one table and one ``run.json``.
+
+    Args:
+        jobs: The pictures to analyze.
+        everything: All pictures of the command in order, those that are up to date among them.
+        rows: The rows of what is done already.
+        batch: What the jobs share.
+    """
+    unreadable: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
+    pending: list[tuple[JobResult, pd.DataFrame]] = []
+
+    def finish(picture: tuple[int, Images, pd.DataFrame]) -> tuple[JobResult, pd.DataFrame]:
+        index, image, table = picture
+        work = partial(finish_picture, jobs[index], image, table, batch.outputs)
+        return batch.attempt(jobs[index], work), table
+
+    def refuse(index: int, error: Exception) -> None:
+        unreadable.put((index, error))
+
+    def flush() -> Iterator[JobResult]:
+        while not unreadable.empty():
+            index, error = unreadable.get()
+            pending.append((batch.attempt(jobs[index], partial(_raise, error)), pd.DataFrame()))
+        rows.add([table for result, table in pending if result.status == "ok"])
+        for result, _ in pending:
+            batch.record(result)
+            yield result
+        pending.clear()
+
+    batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
+        pictures = read_pictures(jobs, batch.analyzer, refuse)
+        for group in stack.enter_context(closing(batch.analyzer.stream(pictures))):
+            pending.extend(pool.map(finish, split_pictures(group, jobs)))
+            batch.progress.advance(len(group.frames))
+            if len(pending) >= PICTURES_A_PART:
+                yield from flush()
+    yield from flush()
+    table = rows.publish(everything, batch.outputs.formats)
+    facts = {
+        "batchfer": __version__,
+        "pictures": {
+            "given": len(everything),
+            "analyzed": int(table["input"].nunique()),
+            "with_face": int(table.loc[table["face_id"].notna(), "input"].nunique()),
+            "faces": int(table["face_id"].notna().sum()),
+        },
+        **describe_run(batch),
+    }
+    with atomic_write(batch.output / "run.json") as path:
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    batch.progress.end_file()
+
+
+def finish_picture(
+    job: Job, image: Images, table: pd.DataFrame, outputs: OutputOptions
+) -> JobResult:
+    """Write the annotated copy of one picture and return its outcome."""
+    if outputs.annotate:
+        job.destination.parent.mkdir(parents=True, exist_ok=True)
+        faces = table[table["face_id"].notna()]
+        with atomic_write(job.destination) as path:
+            write_image(path, draw_faces(image, faces))
+    summary = summarize(table)
+    return JobResult(
+        job,
+        "ok",
+        n_frames=1,
+        n_faces=summary.n_faces,
+        n_people=summary.n_faces,
+        emotion=summary.emotion,
+    )
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
