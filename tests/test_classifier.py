@@ -14,37 +14,12 @@ import keras
 import numpy as np
 import pytest
 
-from batchfer.architectures import ModelCard, build_mobilenetv2, format_card, locate_card
+from batchfer.architectures import ModelCard, format_card, locate_card
 from batchfer.classifier import fold_batch_norm, load_classifier
 from batchfer.errors import ModelError
 from batchfer.schema import EMOTIONS, Images
 
 SIZE = 32
-
-
-def shake(model: Any, seed: int = 0) -> None:
-    """Give every weight, moving statistics among them, a value that shows a mistake."""
-    rng = np.random.default_rng(seed)
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            shake(layer, seed)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            gamma, beta, mean, variance = layer.get_weights()
-            gamma = gamma * rng.uniform(2, 4, gamma.shape)
-            beta, mean = (w + rng.uniform(-0.3, 0.3, w.shape) for w in (beta, mean))
-            layer.set_weights([gamma, beta, mean, variance * rng.uniform(0.5, 1, gamma.shape)])
-
-
-@pytest.fixture(scope="module")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A narrow MobileNetV2 with random weights, and its card."""
-    keras.utils.set_random_seed(1)
-    model = build_mobilenetv2(SIZE, width=0.35)
-    shake(model)
-    path = tmp_path_factory.mktemp("models") / "toy.keras"
-    model.save(path)
-    locate_card(path).write_text(format_card(ModelCard("toy", EMOTIONS, SIZE)))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,48 @@
+"""What several test modules use: a toy model, and a guard against errors that pass unseen."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from batchfer.schema import EMOTIONS
+
+
+@pytest.fixture(autouse=True)
+def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Fail a test in which an ERROR was logged: nothing may fail and seem fine."""
+    yield
+    for when in ("setup", "call"):
+        errors = [r for r in caplog.get_records(when) if r.levelno >= logging.ERROR]
+        assert not errors, errors[0].getMessage()
+
+
+def shake(model: Any, rng: np.random.Generator) -> None:
+    """Give every normalization statistics and gains that let inputs through and show mistakes."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            shake(layer, rng)
+        elif type(layer).__name__ == "BatchNormalization":
+            gamma, beta, mean, variance = layer.get_weights()
+            gamma = gamma * rng.uniform(2, 4, gamma.shape)
+            beta, mean = (w + rng.uniform(-0.3, 0.3, w.shape) for w in (beta, mean))
+            layer.set_weights([gamma, beta, mean, variance * rng.uniform(0.5, 1, gamma.shape)])
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow MobileNetV2 for 32 px with random weights, and its card beside it."""
+    import keras
+
+    from batchfer.architectures import ModelCard, build_mobilenetv2, format_card, locate_card
+
+    keras.utils.set_random_seed(1)
+    model = build_mobilenetv2(32, width=0.35)
+    shake(model, np.random.default_rng(0))
+    path = tmp_path_factory.mktemp("models") / "toy.keras"
+    model.save(path)
+    locate_card(path).write_text(format_card(ModelCard("toy", EMOTIONS, 32)))
+    return path
