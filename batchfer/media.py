@@ -5,24 +5,24 @@ player shows them; nothing that a container claims about its length, rate or fra
 """
 
 import dataclasses
-import errno
 import logging
 import math
 import os
 import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO, Literal, Self
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps, UnidentifiedImageError
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from PIL import Image, UnidentifiedImageError
 
-from batchfer.errors import BatchferError, InputError, OutputError, Reason
+from batchfer.errors import InputError, MachineError, OutputError, Reason
 from batchfer.schema import FrameBatch, Images, MediaInfo
 
 logger = logging.getLogger(__name__)
@@ -30,14 +30,23 @@ logger = logging.getLogger(__name__)
 MAX_FRAME_PIXELS = 8192 * 8192
 """Largest video frame that is decoded by default."""
 
+MAX_IMAGE_PIXELS = 100_000_000
+"""Largest picture that is decoded by default."""
+
+MAX_BATCH_BYTES = 128 * 1024 * 1024
+"""Large frames come in smaller batches, so that 8K video does not take gigabytes."""
+
 SEEK_BEYOND_S = 10.0
 """Frames that lie further ahead than this are jumped to, nearer ones are decoded up to."""
 
 TIME_TOLERANCE_S = 1e-4
 """Two times of one frame differ by no more than what storing them may cost."""
 
-MAX_BATCH_BYTES = 128 * 1024 * 1024
-"""Large frames come in smaller batches, so that 8K video does not take gigabytes."""
+MAX_GAP_S = 24 * 3600.0
+"""A frame that comes later than this after its predecessor has a broken timestamp."""
+
+MAX_HOLE_BYTES = 4096
+"""More bytes than this between two packets of a Matroska file are damage that was skipped."""
 
 VIDEO_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,"
@@ -47,6 +56,25 @@ VIDEO_FORMATS = (
 """Containers that may be opened. Playlists, scripts and picture sequences open other files and are
 left out; audio is in, so that a sound file is told apart from a file that is no media at all."""
 
+IMAGE_FORMATS = (
+    "JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM",
+    "TGA", "ICO", "PSD",
+)  # fmt: skip
+"""Pictures that may be opened; others that Pillow knows start programs (EPS) or are no photos."""
+
+AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
+"""Sound that is copied into MP4 as it is; any other is encoded as AAC."""
+
+WRITE_TIME_BASE = Fraction(1, 90_000)
+ENCODER_THREADS = 4
+"""Fixed, since the encoder's output depends on it."""
+
+_ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
+_VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"0&\xb2u")
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+
+# --- files --------------------------------------------------------------------------------------
+
 
 def _check_file(path: Path) -> None:
     """Refuse whatever is not a readable regular file with something in it."""
@@ -55,7 +83,7 @@ def _check_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise InputError(Reason.VANISHED, "the file does not exist any more") from error
     except (OSError, ValueError) as error:
-        raise InputError(Reason.UNREADABLE, _one_line(error)) from error
+        raise InputError(Reason.UNREADABLE, f"cannot be read: {_one_line(error)}") from error
     if not stat.S_ISREG(status.st_mode):
         raise InputError(Reason.NOT_REGULAR, "not a regular file")
     if status.st_size == 0:
@@ -64,17 +92,82 @@ def _check_file(path: Path) -> None:
         raise InputError(Reason.UNREADABLE, "no permission to read the file")
 
 
+def _read_head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise InputError(Reason.UNREADABLE, f"cannot be read: {_one_line(error)}") from error
+
+
 def _one_line(error: BaseException) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())
 
 
-def _open_container(path: Path, max_pixels: int) -> Any:
-    _check_file(path)
+def _claimed_bytes(path: Path) -> int | None:
+    """Return where the outermost structures of a file say that it ends, None if they do not."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        if head[4:8] in _ISO_BOXES:
+            return _walk_boxes(file, os.fstat(file.fileno()).st_size)
+        if head[:4] == b"\x1aE\xdf\xa3":
+            return _measure_matroska(file)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            size = int.from_bytes(head[4:8], "little")
+            return None if size in (0, 0xFFFFFFFF) else 8 + size
+    return None
+
+
+def _walk_boxes(file: BinaryIO, n_bytes: int) -> int | None:
+    """Return the end of the last top-level box (ISO/IEC 14496-12, 4.2)."""
+    end = 0
+    while end + 8 <= n_bytes:
+        file.seek(end)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size == 0:
+            return n_bytes
+        if size < 8 or not head[4:8].isalnum():
+            return None
+        end += size
+    return end
+
+
+def _measure_matroska(file: BinaryIO) -> int | None:
+    """Return the end of the segment that follows the EBML header (RFC 8794, 4 and 5)."""
+    file.seek(4)
+    header_bytes = _read_ebml_size(file)
+    if header_bytes is None:
+        return None
+    file.seek(header_bytes, os.SEEK_CUR)
+    if file.read(4) != b"\x18S\x80g":
+        return None
+    size = _read_ebml_size(file)
+    return None if size is None else file.tell() + size
+
+
+def _read_ebml_size(file: BinaryIO) -> int | None:
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    n_more = 8 - first[0].bit_length()
+    size = int.from_bytes(bytes([first[0] & (0x7F >> n_more)]) + file.read(n_more), "big")
+    return None if size == (1 << 7 * (n_more + 1)) - 1 else size
+
+
+# --- reading video ------------------------------------------------------------------------------
+
+
+def _open_container(path: Path, max_pixels: int, **options: str) -> Any:
+    """Open a container by absolute path; nothing in it can open another file or the network."""
     try:
-        return av.open(
+        container = av.open(
             os.path.abspath(path),  # noqa: PTH100 - keeps links, and makes `http:x.mp4` a file
-            options={"max_pixels": str(max_pixels)},
+            options={"max_pixels": str(_decoder_limit(max_pixels)), **options},
             container_options={"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"},
             metadata_errors="replace",
         )
@@ -82,6 +175,14 @@ def _open_container(path: Path, max_pixels: int) -> Any:
         raise InputError(Reason.OUT_OF_MEMORY, "not enough memory to open the file") from error
     except (av.FFmpegError, ValueError) as error:
         raise _explain_open(path, error) from error
+    # Without this, containers that store no presentation times (AVI) get wrong ones made up.
+    container.flags &= ~av.container.Flags.gen_pts.value
+    return container
+
+
+def _decoder_limit(max_pixels: int) -> int:
+    """Return the decoders' own limit, looser than ours since they count padded sizes."""
+    return 2 * max_pixels + 1024 * 1024
 
 
 def _explain_open(path: Path, error: Exception) -> InputError:
@@ -89,39 +190,38 @@ def _explain_open(path: Path, error: Exception) -> InputError:
         return InputError(Reason.VANISHED, "the file does not exist any more")
     if isinstance(error, PermissionError):
         return InputError(Reason.UNREADABLE, "no permission to read the file")
-    with path.open("rb") as file:
-        head = file.read(16)
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free"):
+    head = _read_head(path)
+    if head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1") or head.startswith(_IMAGE_MAGIC):
+        return InputError(Reason.NOT_MEDIA, "a picture, not a video: `batchfer images` takes it")
+    if head[4:8] in _ISO_BOXES:
         return InputError(Reason.TRUNCATED, "the index (moov) is missing: an incomplete file?")
-    if head.startswith((b"\x1aE\xdf\xa3", b"RIFF", b"FLV\x01", b"OggS", b"0&\xb2u")):
-        return InputError(Reason.CORRUPT, f"broken container: {_one_line(error)}")
+    if head.startswith((*_VIDEO_MAGIC, b"RIFF")):
+        return InputError(Reason.CORRUPT, f"the container is damaged: {_one_line(error)}")
     return InputError(Reason.NOT_MEDIA, "not a video in a known format")
 
 
 def _find_video_stream(container: Any) -> Any:
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & av.stream.Disposition.attached_pic
-    ]
+    """Return the stream to analyze: the default one, else the first. Cover art is no video."""
+    disposition = av.stream.Disposition
+    streams = [s for s in container.streams.video if not s.disposition & disposition.attached_pic]
     if not streams:
         raise InputError(Reason.NO_VIDEO_STREAM, "the file holds no video")
-    best = next((s for s in streams if s.disposition & av.stream.Disposition.default), streams[0])
-    if best.codec_context is None:
-        raise InputError(Reason.UNSUPPORTED, "no decoder for the video codec")
-    return best
+    stream = next((s for s in streams if s.disposition & disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise InputError(Reason.UNSUPPORTED, "no decoder for the video in the file")
+    return stream
 
 
-def _origin(container: Any, stream: Any) -> Fraction:
+def _find_origin(container: Any, stream: Any) -> Fraction:
     """Return the time of the container's start in seconds, from which players count.
 
     Sound often begins a little before zero, with samples that players drop; the picture then still
     begins at zero.
     """
     starts = [
-        Fraction(s.start_time) * s.time_base
-        for s in container.streams
-        if s.start_time is not None and s.time_base
+        Fraction(other.start_time) * other.time_base
+        for other in container.streams
+        if other.start_time is not None and other.time_base
     ]
     if container.start_time is None:
         return min(starts, default=Fraction(0))
@@ -136,40 +236,89 @@ def _origin(container: Any, stream: Any) -> Fraction:
 
 def _read_info(path: Path, container: Any, stream: Any, max_pixels: int) -> MediaInfo:
     context = stream.codec_context
-    if context.width * context.height > max_pixels:
-        raise InputError(
-            Reason.TOO_LARGE,
-            f"frames of {context.width}x{context.height} px exceed the limit of {max_pixels} px",
-        )
+    width, height = context.width, context.height
+    if not width or not height:
+        width, height = _read_stored_size(path)
+    _check_size(width, height, max_pixels)
     fps = stream.average_rate or stream.guessed_rate
     if fps is not None and not 0 < fps <= 10_000:
         fps = None
     duration_s = None
     if container.duration is not None and container.duration > 0:
         duration_s = container.duration / av.time_base
-    n_frames = stream.frames if stream.frames > 0 else None
+    n_frames = stream.frames if 0 < stream.frames < 2**40 else None
     if n_frames is None and fps and duration_s:
         n_frames = round(duration_s * fps)
     return MediaInfo(
         path=path,
-        width=context.width,
-        height=context.height,
+        width=width,
+        height=height,
         fps=fps,
         n_frames=n_frames,
         duration_s=duration_s,
         has_audio=bool(container.streams.audio),
         codec=context.codec.canonical_name,
+        time_base=stream.time_base,
+        pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
     )
+
+
+def _read_stored_size(path: Path) -> tuple[int, int]:
+    """Return the size that a container states although its decoder refused it."""
+    with _open_container(path, 2**29, probesize="32", analyzeduration="0") as container:
+        context = _find_video_stream(container).codec_context
+        return context.width, context.height
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(
+            Reason.TOO_LARGE, f"{width}x{height} pixels exceed the limit of {max_pixels}"
+        )
 
 
 def probe(path: Path, max_pixels: int = MAX_FRAME_PIXELS) -> MediaInfo:
     """Return what a video claims about itself and shows in its first frame.
 
     Raises:
-        InputError: the file cannot be analyzed, with the reason.
+        InputError: The file cannot be analyzed, with the reason.
     """
     with VideoReader(path, max_pixels) as reader:
         return reader.info
+
+
+@dataclasses.dataclass(frozen=True)
+class _Orientation:
+    """How stored rows and columns become upright ones: first transposed, then mirrored."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+    @classmethod
+    def of_frame(cls, frame: Any) -> Self:
+        """Read the display matrix of a frame, to the nearest quarter turn."""
+        side_data = frame.side_data.get("DISPLAYMATRIX")
+        if side_data is None:
+            return cls()
+        # x' = a x + c y, y' = b x + d y, in 16.16 fixed point (FFmpeg's libavutil/display.h).
+        a, b, _, c, d = np.frombuffer(bytes(side_data), "<i4")[:5].tolist()
+        if max(abs(a), abs(d)) >= max(abs(b), abs(c)):
+            return cls(False, a < 0, d < 0)
+        return cls(True, c < 0, b < 0)
+
+    @property
+    def rotation(self) -> int:
+        """The clockwise turn in degrees, besides any mirroring."""
+        if self.transpose:
+            return 90 if self.flip_x else 270
+        return 180 if self.flip_x and self.flip_y else 0
+
+    def apply(self, image: Images) -> Images:
+        """Return an upright view of ``image (H,W,3)``."""
+        if self.transpose:
+            image = image.swapaxes(0, 1)
+        return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
 
 @dataclasses.dataclass
@@ -184,7 +333,7 @@ class FrameSelector:
     fps: float | None = None
     start_s: float | None = None
     end_s: float | None = None
-    _slot: int | None = None
+    _slot: int | None = dataclasses.field(default=None, init=False, repr=False)
 
     def wants(self, frame: int, time_s: float) -> bool:
         """Return True if the frame with this index and time is to be analyzed."""
@@ -212,54 +361,74 @@ class VideoReader:
     Opening decodes the first frame, so that ``info`` holds the true size. A context manager.
 
     Attributes:
-        info: what the container claims, with the size and rotation that its first frame has.
-        n_decoded: frames decoded so far, analyzed or not.
-        n_corrupt: frames among them that the decoder marks as damaged.
-        n_errors: packets that could not be read or decoded.
-        first_bad_s: time of the first loss, in seconds.
-        is_truncated: the file ends before its container says; known after the last frame.
-        size_changes: how often the frame size changed; such frames are scaled to the first size.
-        variable_rate: True once two frames differ in their distance by more than a tick.
-        end_s: when the last frame decoded so far ends, in seconds.
+        info: What the container claims, with the size and rotation that its first frame has.
+        n_decoded: Frames decoded so far, analyzed or not.
+        n_corrupt: Frames among them that the decoder marks as damaged.
+        n_lost: About how many frames could not be decoded.
+        first_bad_s: Time of the first loss in seconds.
+        is_truncated: The file ends before it should; known after the last frame.
+        size_changes: How often the frame size changed; frames are scaled to the first size.
+        variable_rate: True once two frames lie more than 2 ms nearer or farther than the first two.
+        end_s: When the last frame decoded so far ends, in seconds.
     """
 
-    def __init__(self, path: Path, max_pixels: int = MAX_FRAME_PIXELS) -> None:
+    def __init__(self, path: Path, max_pixels: int = MAX_FRAME_PIXELS, threads: int = 1) -> None:
         """Open a video.
 
+        Args:
+            path: The file.
+            max_pixels: Largest frame that is decoded.
+            threads: Threads of the decoder, 0 for one a core. With more than one, damaged frames
+                look different in every run, since each is patched from whatever is there already.
+
         Raises:
-            InputError: the file cannot be decoded, with the reason.
+            InputError: The file cannot be decoded, with the reason.
         """
+        _check_file(path)
         self.n_decoded = 0
         self.n_corrupt = 0
-        self.n_errors = 0
+        self.n_lost = 0
         self.first_bad_s: float | None = None
         self.is_truncated = False
         self.size_changes = 0
         self.variable_rate = False
         self.end_s = 0.0
-        self._last_s: float | None = None
-        self._step: float | None = None
+        self._path = path
+        self._clock = _Clock()
+        self._reformatter = VideoReformatter()
         self._container = _open_container(path, max_pixels)
         try:
             self._stream = _find_video_stream(self._container)
-            self._stream.thread_type = "AUTO"
-            self._stream.codec_context.options = {"max_pixels": str(max_pixels)}
+            context = self._stream.codec_context
+            context.thread_type = "AUTO" if threads != 1 else "NONE"
+            context.thread_count = threads
+            context.options = {"max_pixels": str(_decoder_limit(max_pixels))}
             info = _read_info(path, self._container, self._stream, max_pixels)
-            self._origin = _origin(self._container, self._stream)
-            self._reformatter = VideoReformatter()
-            self._frames = self._decode()
-            self._first = next(self._frames, None)
-            if self._first is None:
-                raise InputError(Reason.NO_FRAMES, "no frame could be decoded")
-            self._turns = round(self._first.rotation / 90) % 4
-            self._size = (self._first.width, self._first.height)
-            width, height = self._size[::-1] if self._turns % 2 else self._size
-            self.info = dataclasses.replace(
-                info, width=width, height=height, rotation=-90 * self._turns % 360
+            self._clock = _Clock(
+                _find_origin(self._container, self._stream), info.fps, self._stream
             )
+            self._frames = self._decode()
+            first = next(self._frames, None)
+            if first is None:
+                raise InputError(Reason.NO_FRAMES, "no frame could be decoded")
+            _check_size(first.width, first.height, max_pixels)
         except BaseException:
             self._container.close()
             raise
+        self._first = first
+        self._stored_size = self._last_size = (first.width, first.height)
+        self._orientation = _Orientation.of_frame(first)
+        aspect = info.pixel_aspect
+        width, height = self._stored_size
+        if self._orientation.transpose:
+            width, height, aspect = height, width, 1 / aspect
+        self.info = dataclasses.replace(
+            info,
+            width=width,
+            height=height,
+            rotation=self._orientation.rotation,
+            pixel_aspect=aspect,
+        )
 
     def __enter__(self) -> Self:
         """Return the reader."""
@@ -288,7 +457,7 @@ class VideoReader:
         images = np.empty((batch_size, *shape), np.uint8)
         frames: list[int] = []
         times: list[float] = []
-        for frame, time_s, picture in self._timed_frames():
+        for frame, time_s, picture in self._count_frames():
             if select is not None:
                 if select.is_over(time_s):
                     break
@@ -309,268 +478,223 @@ class VideoReader:
     def loss(self) -> tuple[Reason, str] | None:
         """Return why and how the frames decoded so far are not all of them, None if they are."""
         parts = []
-        if self.n_errors:
-            parts.append(f"{self.n_errors} packets could not be decoded")
+        if self.is_truncated:
+            parts.append(f"the file is incomplete and ends at {self.end_s:.2f} s")
+        if self.n_lost:
+            parts.append(f"about {self.n_lost} frames are lost")
         if self.n_corrupt:
             parts.append(f"{self.n_corrupt} frames are damaged")
-        if self.is_truncated:
-            parts.append(f"the file ends early, at {self.end_s:.2f} s")
         if not parts:
             return None
         if self.first_bad_s is not None:
-            parts.append(f"first at {self.first_bad_s:.2f} s")
-        reason = Reason.TRUNCATED if self.is_truncated else Reason.CORRUPT
-        return reason, ", ".join(parts)
+            parts.append(f"the first at {self.first_bad_s:.2f} s")
+        return Reason.TRUNCATED if self.is_truncated else Reason.CORRUPT, ", ".join(parts)
 
-    def _mark_bad(self) -> None:
-        if self.first_bad_s is None:
-            self.first_bad_s = self.end_s
-
-    def _decode(self) -> Iterator[Any]:
-        for packet in self._packets():
-            try:
-                yield from packet.decode()
-            except av.FFmpegError as error:
-                logger.debug("packet at %s: %s", packet.pts, error)
-                self.n_errors += 1
-                self._mark_bad()
-
-    def _packets(self) -> Iterator[Any]:
-        for _ in range(100):
-            try:
-                yield from self._container.demux(self._stream)
-                return
-            except av.FFmpegError as error:
-                logger.debug("demux: %s", error)
-                self.n_errors += 1
-                self._mark_bad()
-
-    def _timed_frames(self) -> Iterator[tuple[int, float, Any]]:
-        """Yield index, time and frame of every decoded frame."""
-        picture = self._first
+    def _count_frames(self) -> Iterator[tuple[int, float, Any]]:
+        """Yield index, time and frame of every decoded frame, and keep the counts."""
+        picture: Any = self._first
         while picture is not None:
-            time_s = self._time(picture)
+            time_s = self._clock.read(picture)
             if picture.is_corrupt:
                 self.n_corrupt += 1
-                self._mark_bad()
+                self._mark_bad(time_s)
+            size = (picture.width, picture.height)
+            self.size_changes += size != self._last_size
+            self._last_size = size
             self.n_decoded += 1
+            self.variable_rate = self._clock.varies
+            self.end_s = self._clock.end_s
             yield self.n_decoded - 1, time_s, picture
             picture = next(self._frames, None)
 
-    def _time(self, picture: Any) -> float:
-        tick = picture.time_base
-        nominal = 1 / self.info.fps if self.info.fps else Fraction(1, 25)
-        if picture.pts is None:
-            time_s = 0.0 if self._last_s is None else self._last_s + float(nominal)
-        else:
-            time_s = float(picture.pts * tick - self._origin)
-        if self._last_s is not None:
-            step = time_s - self._last_s
-            if self._step is None:
-                self._step = step
-            elif abs(step - self._step) > 1.5 * float(tick) + 1e-9:
-                self.variable_rate = True
-        self._last_s = time_s
-        self.end_s = time_s + float(picture.duration * tick if picture.duration else nominal)
-        return time_s
+    def _mark_bad(self, time_s: float) -> None:
+        if self.first_bad_s is None:
+            self.first_bad_s = max(time_s, 0.0)
+
+    def _decode(self) -> Iterator[Any]:
+        """Yield decoded frames; what cannot be decoded is counted and skipped."""
+        n_pending = n_failed = n_discarded = 0
+        for packet in self._demux():
+            n_discarded += packet.is_discard
+            n_pending += packet.size > 0 and not packet.is_discard
+            try:
+                for frame in packet.decode():
+                    n_pending -= 1
+                    yield frame
+            except av.FFmpegError as error:
+                logger.debug("packet at %s: %s", packet.pts, error)
+                n_failed += 1
+                self._mark_bad(self._clock.guess(packet))
+        if n_failed:
+            # Frames that refer to a lost one vanish without an error of their own.
+            self.n_lost += max(n_failed, n_pending)
+        claimed = _claimed_bytes(self._path)
+        self.is_truncated = claimed is not None and claimed > self._path.stat().st_size
+        if self.is_truncated:
+            self._mark_bad(self._clock.end_s)
+        if self.first_bad_s is not None and self.n_decoded:
+            # Now that something is known to be missing, the declared count helps to say how much.
+            declared = self.info.n_frames or 0
+            self.n_lost = max(self.n_lost, declared - n_discarded - self.n_decoded)
+
+    def _demux(self) -> Iterator[Any]:
+        """Yield the packets of the video; goes on after errors, notices bytes that were skipped."""
+        is_matroska = "matroska" in self._container.format.name
+        file_end = 0
+        for _ in range(100):
+            try:
+                for packet in self._container.demux():
+                    if is_matroska and packet.size and packet.pos is not None:
+                        if file_end and packet.pos - file_end > MAX_HOLE_BYTES:
+                            self._count_hole(packet)
+                        file_end = max(file_end, packet.pos + packet.size)
+                    # Not `packet.stream_index`: it is 0 in the last packets, which empty a decoder.
+                    if packet.stream.index == self._stream.index:
+                        yield packet
+                return
+            except av.FFmpegError as error:
+                logger.debug("demuxing: %s", error)
+                self.n_lost += 1
+                self._mark_bad(self._clock.end_s)
+
+    def _count_hole(self, packet: Any) -> None:
+        time_s = self._clock.guess(packet)
+        self.n_lost += max(1, round((time_s - self._clock.end_s) / self._clock.step_s))
+        self._mark_bad(self._clock.end_s)
 
     def _convert(self, picture: Any, out: Images) -> None:
         """Write a frame into ``out (H,W,3)``: RGB, upright, scaled if its size changed."""
-        width, height = self._size
-        if (picture.width, picture.height) != self._size:
-            self.size_changes += 1
-        rgb = self._reformatter.reformat(picture, width, height, "rgb24", threads=1)
+        width, height = self._stored_size
+        # Untagged HD video is BT.709 to players, while swscale takes everything for BT.601.
+        is_untagged = picture.colorspace == 2 and not picture.format.is_rgb
+        is_hd = picture.width >= 1280 or picture.height > 576
+        colorspace = Colorspace.ITU709 if is_untagged and is_hd else None
+        try:
+            rgb = self._reformatter.reformat(
+                picture,
+                width,
+                height,
+                "rgb24",
+                src_colorspace=colorspace,
+                threads=1,
+            )
+        except (av.FFmpegError, ValueError) as error:
+            name = picture.format.name
+            raise InputError(Reason.UNSUPPORTED, f"pixels in format {name}") from error
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         stored = rows[:, : 3 * width].reshape(height, width, 3)
-        out[...] = np.rot90(stored, self._turns) if self._turns else stored
+        out[...] = self._orientation.apply(stored)
+
+    def read_at(self, times_s: Iterable[float]) -> Iterator[tuple[float, Images]]:
+        """Yield single frames by their times, see `read_frames`; not to be mixed with `batches`."""
+        picture: Any = self._first
+        here_s = self._clock.read(picture)
+        can_seek = picture.pts is not None
+        for time_s in sorted(set(times_s)):
+            if can_seek and time_s - here_s > SEEK_BEYOND_S:
+                picture, here_s = self._seek(time_s)
+            while picture is not None and here_s < time_s - TIME_TOLERANCE_S:
+                picture = next(self._frames, None)
+                here_s = math.inf if picture is None else self._clock.read(picture)
+            if picture is not None and here_s <= time_s + TIME_TOLERANCE_S:
+                image = np.empty((self.info.height, self.info.width, 3), np.uint8)
+                self._convert(picture, image)
+                yield time_s, image
+
+    def _seek(self, time_s: float) -> tuple[Any, float]:
+        """Jump to a frame at or before a time, or to the start where the container cannot tell."""
+        start = self._first.pts
+        target = round((Fraction(time_s) + self._clock.origin) / self._stream.time_base)
+        for ticks in (target, start):
+            try:
+                self._container.seek(ticks, stream=self._stream)
+            except av.FFmpegError as error:
+                logger.debug("seek to %s: %s", ticks, error)
+                continue
+            self._clock.restart()
+            self._frames = self._decode()
+            picture = next(self._frames, None)
+            if picture is not None and picture.pts is not None:
+                here_s = self._clock.read(picture)
+                if here_s <= time_s + TIME_TOLERANCE_S or ticks == start:
+                    return picture, here_s
+        return None, math.inf
 
 
-class VideoWriter:
-    """Writes upright RGB frames with their times as H.264 in MP4, with the sound of another file.
+class _Clock:
+    """Tells the times of frames in seconds since the container's start; they never go back."""
 
-    Frames of odd width or height get one more column or row, a copy of the last, since 4:2:0
-    colour needs even sizes. Sound is copied where MP4 can carry it, else encoded as AAC.
-    A context manager; the file is complete when it leaves without an exception.
-    """
-
-    def __init__(self, path: Path, info: MediaInfo, audio_from: Path | None = None) -> None:
-        """Create the file.
-
-        Raises:
-            OutputError: the file cannot be created.
-        """
-        self._path = path
-        self._pending: Any = None
-        self._source: Any = None
-        self._pad = ((0, info.height % 2), (0, info.width % 2), (0, 0))
-        self._reformatter = VideoReformatter()
-        try:
-            self._container = av.open(
-                os.path.abspath(path),  # noqa: PTH100
-                "w",
-                format="mp4",
-                container_options={"movflags": "+faststart"},
-            )
-        except av.FFmpegError as error:
-            raise OutputError(f"cannot write the video: {_one_line(error)}") from error
-        fps = info.fps or Fraction(25)
-        self._time_base = Fraction(1, 90_000)
-        stream = self._container.add_stream("libx264", rate=fps)
-        stream.width = info.width + self._pad[1][1]
-        stream.height = info.height + self._pad[0][1]
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.time_base = self._time_base
-        stream.codec_context.thread_count = 4
-        stream.codec_context.options = {"preset": "veryfast", "crf": "20"}
-        self._stream = stream
-        if audio_from is not None and info.has_audio:
-            self._open_audio(audio_from)
-
-    def __enter__(self) -> Self:
-        """Return the writer."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+    def __init__(
+        self, origin: Fraction = Fraction(0), fps: Fraction | None = None, stream: Any = None
     ) -> None:
-        """Finish the file, or leave it as it is when an exception passes."""
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            if self._source is not None:
-                self._source.close()
-            self._close()
+        self.origin = origin
+        self.step_s = float(1 / fps) if fps else 1 / 25
+        self.varies = False
+        self.end_s = 0.0
+        self._first_step_s: float | None = None
+        self._stream_start: int | None = None
+        self._stream_end_s = math.inf
+        if stream is not None:
+            self._stream_start = stream.start_time
+            if stream.duration is not None and stream.duration > 0:
+                ticks = (stream.start_time or 0) + stream.duration
+                self._stream_end_s = float(ticks * stream.time_base - origin)
+        self.restart()
 
-    def write(self, image: Images, time_s: float) -> None:
-        """Add a frame ``(H,W,3)`` RGB that is shown from ``time_s`` until the next.
+    def restart(self) -> None:
+        """Forget the frames so far, as after a jump."""
+        self._last_s: float | None = None
+        self._shift_s = 0.0
+        self._n_astray = 0
+        self._decoding_delay = 0
 
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        if self._pad[0][1] or self._pad[1][1]:
-            image = np.pad(image, self._pad, mode="edge")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        frame = self._reformatter.reformat(frame, format="yuv420p", threads=1)
-        frame.time_base = self._time_base
-        frame.pts = round(time_s / self._time_base)
-        if self._pending is not None:
-            frame.pts = max(frame.pts, self._pending.pts + 1)
-            self._encode_pending(frame.pts - self._pending.pts)
-        self._pending = frame
+    def read(self, frame: Any) -> float:
+        """Return the time of the next frame in order."""
+        time_s = self._read_raw(frame) + self._shift_s
+        last_s = self._last_s
+        if last_s is not None:
+            if last_s <= time_s <= last_s + MAX_GAP_S:
+                self._n_astray = 0
+            elif self._n_astray == 0:
+                # One frame out of order, as behind a damaged part, is shown where it comes.
+                self._n_astray = 1
+                time_s = last_s + self.step_s / 2
+            else:
+                # Joined recordings start anew in the middle; the clock runs on.
+                self._shift_s += last_s + self.step_s - time_s
+                time_s = last_s + self.step_s
+            if self._first_step_s is None:
+                self._first_step_s = time_s - last_s
+            elif abs(time_s - last_s - self._first_step_s) > 0.002:
+                self.varies = True
+        self._last_s = time_s
+        self.end_s = time_s + self._read_duration(frame)
+        # An edit list may cut the last frame short; a stream that ends before it is not believed.
+        if time_s < self._stream_end_s < self.end_s:
+            self.end_s = self._stream_end_s
+        return time_s
 
-    def end(self, end_s: float) -> None:
-        """Say when the last frame ends, in seconds; call it after the last `write`."""
-        if self._pending is not None:
-            ticks = round(end_s / self._time_base) - self._pending.pts
-            self._encode_pending(max(1, ticks))
-            self._pending = None
+    def guess(self, packet: Any) -> float:
+        """Return the time of a packet that may give no frame, where the clock stands if unknown."""
+        ticks = packet.pts if packet.pts is not None else packet.dts
+        if ticks is None:
+            return self.end_s
+        return float(ticks * packet.time_base - self.origin) + self._shift_s
 
-    def _encode_pending(self, duration: int) -> None:
-        self._pending.duration = duration
-        time_s = float(self._pending.pts * self._time_base)
-        try:
-            self._container.mux(self._stream.encode(self._pending))
-            self._mux_audio(time_s)
-        except av.FFmpegError as error:
-            raise OutputError(f"cannot write the video: {_one_line(error)}") from error
+    def _read_raw(self, frame: Any) -> float:
+        if frame.pts is not None:
+            return float(frame.pts * frame.time_base - self.origin)
+        if frame.dts is not None:
+            # AVI stores decoding times alone; they run ahead of the first picture shown.
+            if self._last_s is None and self._stream_start is not None:
+                self._decoding_delay = frame.dts - self._stream_start
+            return float((frame.dts - self._decoding_delay) * frame.time_base - self.origin)
+        return 0.0 if self._last_s is None else self._last_s + self.step_s - self._shift_s
 
-    def _finish(self) -> None:
-        if self._pending is not None:
-            self.end(float(self._pending.pts * self._time_base) + 1 / 25)
-        try:
-            self._container.mux(self._stream.encode(None))
-            self._mux_audio(math.inf)
-        except av.FFmpegError as error:
-            raise OutputError(f"cannot write the video: {_one_line(error)}") from error
-
-    def _close(self) -> None:
-        try:
-            self._container.close()
-        except av.FFmpegError as error:
-            raise OutputError(f"cannot write the video: {_one_line(error)}") from error
-
-    def _open_audio(self, path: Path) -> None:
-        self._source = _open_container(path, MAX_FRAME_PIXELS)
-        audio = self._source.streams.audio[0]
-        self._origin = _origin(self._source, _find_video_stream(self._source))
-        self._audio = self._container.add_stream_from_template(audio)
-        self._audio_packets = self._source.demux(audio)
-        self._audio_s = -math.inf
-
-    def _mux_audio(self, until_s: float) -> None:
-        if self._source is None:
-            return
-        while self._audio_s < until_s:
-            packet = next(self._audio_packets, None)
-            if packet is None or packet.dts is None:
-                self._audio_s = math.inf
-                return
-            shift = round(self._origin / packet.time_base)
-            packet.pts -= shift
-            packet.dts -= shift
-            packet.stream = self._audio
-            self._audio_s = float(packet.dts * packet.time_base)
-            self._container.mux(packet)
-
-
-def read_image(path: Path, max_pixels: int = 100_000_000) -> tuple[MediaInfo, Images]:
-    """Return a picture's facts and its pixels ``(H,W,3)`` RGB, upright.
-
-    Transparent parts become white, an animation gives its first frame.
-
-    Raises:
-        InputError: the file is not a picture, too large, or damaged.
-    """
-    _check_file(path)
-    try:
-        with Image.open(path) as picture:
-            if picture.width * picture.height > max_pixels:
-                raise InputError(
-                    Reason.TOO_LARGE,
-                    f"{picture.width}x{picture.height} px exceed the limit of {max_pixels} px",
-                )
-            codec = (picture.format or "").lower()
-            picture.load()
-            image = _to_rgb(ImageOps.exif_transpose(picture))
-    except BatchferError:
-        raise
-    except UnidentifiedImageError as error:
-        raise InputError(Reason.NOT_MEDIA, "not a picture in a known format") from error
-    except Exception as error:
-        raise InputError(Reason.CORRUPT, _one_line(error)) from error
-    return MediaInfo(path, image.shape[1], image.shape[0], n_frames=1, codec=codec), image
-
-
-def _to_rgb(picture: Image.Image) -> Images:
-    if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        grey = np.asarray(picture).astype(np.float64)
-        top = 65535.0 if picture.mode.startswith("I;16") or grey.max() > 255 else 255.0
-        grey = np.clip(grey * (255.0 / top), 0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return np.array(picture.convert("RGB"))
-
-
-def write_image(path: Path, image: npt.NDArray[np.uint8]) -> None:
-    """Write a picture ``(H,W,3)`` RGB in the format of its suffix; JPEG at quality 92.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    try:
-        Image.fromarray(image).save(path, quality=92)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OutputError("the disk is full") from error
-        raise OutputError(f"cannot write the picture: {_one_line(error)}") from error
+    def _read_duration(self, frame: Any) -> float:
+        duration_s = float(frame.duration * frame.time_base) if frame.duration else self.step_s
+        return duration_s if 0 < duration_s <= MAX_GAP_S else self.step_s
 
 
 def read_frames(
@@ -583,39 +707,415 @@ def read_frames(
     as many moments. A frame that is not found, as in a damaged file, is left out.
 
     Raises:
-        InputError: the file cannot be decoded, with the reason.
+        InputError: The file cannot be decoded, with the reason.
     """
     with VideoReader(path, max_pixels) as reader:
-        picture: Any = reader._first
-        here_s = reader._time(picture)
-        can_seek = picture.pts is not None
-        for time_s in sorted(set(times_s)):
-            if can_seek and time_s - here_s > SEEK_BEYOND_S:
-                picture, here_s = _seek(reader, time_s)
-            while picture is not None and here_s < time_s - TIME_TOLERANCE_S:
-                picture = next(reader._frames, None)
-                here_s = math.inf if picture is None else reader._time(picture)
-            if picture is not None and here_s <= time_s + TIME_TOLERANCE_S:
-                image = np.empty((reader.info.height, reader.info.width, 3), np.uint8)
-                reader._convert(picture, image)
-                yield time_s, image
+        yield from reader.read_at(times_s)
 
 
-def _seek(reader: VideoReader, time_s: float) -> tuple[Any, float]:
-    """Jump to a frame at or before a time, or to the start where the container cannot tell."""
-    first: Any = reader._first
-    start = first.pts
-    target = round((Fraction(time_s) + reader._origin) / reader._stream.time_base)
-    for ticks in (target, start):
+# --- writing video ------------------------------------------------------------------------------
+
+
+class VideoWriter:
+    """Writes upright RGB frames with their times as H.264 in MP4, with the sound of another file.
+
+    Frames of odd width or height get one more column or row, a copy of the last, since 4:2:0
+    colour needs even sizes. Sound is copied where MP4 can carry it, else encoded as AAC; sound
+    that cannot be read is left out with a warning. A context manager; the file is complete when
+    it leaves without an exception.
+    """
+
+    def __init__(self, path: Path, info: MediaInfo, audio_from: Path | None = None) -> None:
+        """Create the file.
+
+        Args:
+            path: The file to write.
+            info: The size of the frames, their pixels' shape, and the tick of their times.
+            audio_from: The video whose sound is added.
+
+        Raises:
+            OutputError: The file cannot be created.
+            MachineError: This build of PyAV has no H.264 encoder.
+        """
+        self._path = path
+        self._info = info
+        self._pad = ((0, info.height % 2), (0, info.width % 2), (0, 0))
+        self._time_base = _choose_time_base(info.time_base)
+        self._reformatter = VideoReformatter()
+        self._pending: Any = None
+        self._held: Any = None
+        self._first_pts: int | None = None
+        self._first_dts: int | None = None
+        self._sound: _Sound | None = None
+        modes: tuple[Literal["copy", "encode"] | None, ...] = (None,)
+        if audio_from is not None and info.has_audio:
+            modes = ("copy", "encode", None)
+        for mode in modes:
+            try:
+                self._open(audio_from if mode else None, mode or "copy")
+                return
+            except (av.FFmpegError, ValueError, InputError) as error:
+                self._abandon()
+                if mode is None:
+                    raise self._explain(error) from error
+                logger.debug("sound, %s: %s", mode, error)
+                if mode == "encode":
+                    logger.warning("the sound cannot be kept: %s", _one_line(error))
+
+    def _open(self, audio_from: Path | None, mode: Literal["copy", "encode"]) -> None:
+        self._container = av.open(
+            os.path.abspath(self._path),  # noqa: PTH100
+            "w",
+            format="mp4",
+            # The movie's own tick is a millisecond by default, too coarse for a late first frame.
+            container_options={
+                "movflags": "+faststart",
+                "movie_timescale": str(self._time_base.denominator),
+            },
+        )
         try:
-            reader._container.seek(ticks, stream=reader._stream)
+            stream = self._container.add_stream("libx264", rate=self._info.fps or 25)
+        except av.codec.codec.UnknownCodecError as error:
+            raise MachineError("this build of PyAV cannot encode H.264 (libx264)") from error
+        stream.width = self._info.width + self._pad[1][1]
+        stream.height = self._info.height + self._pad[0][1]
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.time_base = self._time_base
+        context.sample_aspect_ratio = self._info.pixel_aspect
+        context.thread_count = ENCODER_THREADS
+        context.options = {"preset": "veryfast", "crf": "20"}
+        context.flags |= av.codec.context.Flags.frame_duration.value
+        context.color_range = 1
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        self._stream = stream
+        if audio_from is not None:
+            self._sound = _Sound(audio_from, self._container, mode)
+        self._container.start_encoding()
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Finish the file, or leave it unfinished when an exception passes."""
+        if kind is not None:
+            self._abandon()
+            return
+        try:
+            self._finish()
+            self._container.close()
+        except (av.FFmpegError, ValueError) as failure:
+            raise self._explain(failure) from failure
+        finally:
+            self._abandon()
+
+    def write(self, image: Images, time_s: float) -> None:
+        """Add a frame ``(H,W,3)`` RGB that is shown from ``time_s`` until the next.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        if image.shape != (self._info.height, self._info.width, 3):
+            raise ValueError(f"a frame of shape {image.shape} in a video of {self._info}")
+        if self._pad[0][1] or self._pad[1][1]:
+            image = np.pad(image, self._pad, mode="edge")
+        frame = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_range=ColorRange.MPEG,
+            threads=1,
+        )
+        frame.time_base = self._time_base
+        frame.pts = round(time_s / self._time_base)
+        if self._pending is not None:
+            frame.pts = max(frame.pts, self._pending.pts + 1)
+            self._encode_pending(frame.pts)
+        self._pending = frame
+
+    def end(self, end_s: float) -> None:
+        """Say when the last frame ends, in seconds; call it after the last `write`.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        if self._pending is not None:
+            self._encode_pending(round(end_s / self._time_base))
+            self._pending = None
+
+    def _encode_pending(self, end: int) -> None:
+        """Encode the last frame given, now that it is known when it ends, in ticks."""
+        self._end = max(end, self._pending.pts + 1)
+        self._pending.duration = self._end - self._pending.pts
+        try:
+            self._mux(self._stream.encode(self._pending))
+            if self._sound is not None:
+                self._sound.mux(float(self._pending.pts * self._time_base))
         except av.FFmpegError as error:
-            logger.debug("seek to %s: %s", ticks, error)
-            continue
-        reader._frames = reader._decode()
-        picture = next(reader._frames, None)
-        if picture is not None and picture.pts is not None:
-            here_s = reader._time(picture)
-            if here_s <= time_s + TIME_TOLERANCE_S or ticks == start:
-                return picture, here_s
-    return None, math.inf
+            raise self._explain(error) from error
+
+    def _finish(self) -> None:
+        if self._pending is not None:
+            step_s = 1 / float(self._info.fps or 25)
+            self.end(float(self._pending.pts * self._time_base) + step_s)
+        self._mux(self._stream.encode(None))
+        if self._held is not None:
+            # MP4 sums up decoding times, so the last packet takes what is left to the true end.
+            shown = self._end - (self._first_pts or 0)
+            left = shown - (self._held.dts - (self._first_dts or 0))
+            self._held.duration = max(self._held.duration, left)
+            self._container.mux(self._held)
+        if self._sound is not None:
+            self._sound.mux(math.inf)
+
+    def _mux(self, packets: Iterable[Any]) -> None:
+        """Write all packets but the last, whose duration is known at the end."""
+        for packet in packets:
+            if self._held is None:
+                self._first_pts, self._first_dts = packet.pts, packet.dts
+            else:
+                self._container.mux(self._held)
+            self._held = packet
+
+    def _abandon(self) -> None:
+        """Close everything that is still open, whatever state it is in."""
+        if self._sound is not None:
+            self._sound.close()
+            self._sound = None
+        try:
+            self._container.close()
+        except (av.FFmpegError, ValueError, AttributeError) as error:
+            logger.debug("closing %s: %s", self._path, error)
+
+    def _explain(self, error: Exception) -> Exception:
+        if isinstance(error, (OutputError, MachineError)):
+            return error
+        return OutputError(f"cannot write the video: {_one_line(error)}")
+
+
+def _choose_time_base(source: Fraction | None) -> Fraction:
+    """Return a tick that hits the source's times exactly and is fine enough to part them."""
+    if source is None or source.numerator != 1 or not 1 <= source.denominator <= 1_000_000:
+        return WRITE_TIME_BASE
+    return source / max(1, math.ceil(10_000 * source))
+
+
+class _Sound:
+    """The sound of a source, muxed piece by piece beside the video."""
+
+    def __init__(self, path: Path, output: Any, mode: Literal["copy", "encode"]) -> None:
+        self._source = _open_container(path, MAX_FRAME_PIXELS)
+        self._output = output
+        audio = self._source.streams.audio[0]
+        if audio.codec_context is None:
+            raise InputError(Reason.UNSUPPORTED, "no decoder for the sound")
+        self._origin = _find_origin(self._source, _find_video_stream(self._source))
+        self._resampler: Any = None
+        if mode == "copy":
+            name = audio.codec_context.codec.canonical_name
+            if name not in AUDIO_IN_MP4:
+                raise ValueError(f"MP4 does not carry {name}")
+            self._stream = output.add_stream_from_template(audio)
+        else:
+            rate = audio.codec_context.sample_rate
+            rate = rate if rate in (16_000, 22_050, 24_000, 32_000, 44_100, 48_000) else 48_000
+            layout = "mono" if audio.codec_context.channels == 1 else "stereo"
+            self._stream = output.add_stream("aac", rate=rate, layout=layout)
+            self._stream.bit_rate = 128_000
+            self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        self._input = audio
+        self._packets = self._read()
+        self._time_s = -math.inf
+        self._last_dts: int | None = None
+
+    def mux(self, until_s: float) -> None:
+        """Write the sound up to a time, all of it if that is infinite."""
+        while self._time_s < until_s:
+            packet = next(self._packets, None)
+            if packet is None:
+                self._time_s = math.inf
+                return
+            self._time_s = float(packet.dts * packet.time_base)
+            # Decoding times must rise; damaged sound loses a packet rather than the whole video.
+            if self._last_dts is None or packet.dts > self._last_dts:
+                self._last_dts = packet.dts
+                packet.stream = self._stream
+                self._output.mux(packet)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def _read(self) -> Iterator[Any]:
+        if self._resampler is None:
+            yield from self._copy()
+            return
+        for frame in self._decode():
+            yield from self._stream.encode(frame)
+        yield from self._stream.encode(None)
+
+    def _demux(self) -> Iterator[Any]:
+        for _ in range(100):
+            try:
+                yield from self._source.demux(self._input)
+                return
+            except av.FFmpegError as error:
+                logger.debug("demuxing sound: %s", error)
+
+    def _copy(self) -> Iterator[Any]:
+        end = None
+        if self._input.duration is not None:
+            end = (self._input.start_time or 0) + self._input.duration
+        for packet in self._demux():
+            if packet.dts is None or not packet.size:
+                continue
+            pts = packet.dts if packet.pts is None else packet.pts
+            # An edit list may end within the last packet.
+            if end is not None and packet.duration and pts < end < pts + packet.duration:
+                packet.duration = end - pts
+            shift = round(self._origin / packet.time_base)
+            packet.pts, packet.dts = pts - shift, packet.dts - shift
+            yield packet
+
+    def _decode(self) -> Iterator[Any]:
+        """Yield resampled frames whose times count from the container's start."""
+        for packet in self._demux():
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                logger.debug("sound at %s: %s", packet.pts, error)
+                continue
+            for frame in frames:
+                if frame.pts is not None:
+                    frame.pts -= round(self._origin / frame.time_base)
+                yield from self._resampler.resample(frame)
+        yield from self._resampler.resample(None)
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What stands a picture with this EXIF orientation upright; Pillow turns counterclockwise."""
+
+_CLOCKWISE = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}
+
+
+def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInfo, Images]:
+    """Return a picture's facts and its pixels ``(H,W,3)`` RGB, upright.
+
+    Transparent parts become white, an animation gives its first frame, deep grey is scaled to
+    eight bits.
+
+    Raises:
+        InputError: The file is not a picture, too large, or damaged.
+    """
+    _check_file(path)
+    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit.
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    try:
+        with _open_image(path) as picture:
+            _check_size(picture.width, picture.height, max_pixels)
+            codec = (picture.format or "").lower()
+            picture.load()
+            orientation = _read_orientation(picture)
+            upright = picture.transpose(_TURNS[orientation]) if orientation > 1 else picture
+            image = _to_rgb(upright)
+    except UnidentifiedImageError as error:
+        raise _explain_image(path) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(Reason.TOO_LARGE, f"exceeds the limit of {max_pixels} pixels") from error
+    except MemoryError as error:
+        raise InputError(Reason.OUT_OF_MEMORY, "not enough memory to decode it") from error
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to.
+        detail = _one_line(error)
+        is_short = any(word in detail.lower() for word in ("truncated", "end of", "not enough"))
+        reason = Reason.TRUNCATED if is_short else Reason.CORRUPT
+        raise InputError(reason, f"the picture is damaged: {detail}") from error
+    height, width = image.shape[:2]
+    rotation = _CLOCKWISE.get(orientation, 0)
+    return MediaInfo(path, width, height, n_frames=1, rotation=rotation, codec=codec), image
+
+
+def _open_image(path: Path) -> Image.Image:
+    if _read_head(path)[4:8] == b"ftyp":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = [name for name in IMAGE_FORMATS if name != "HEIF" or name in Image.OPEN]
+    return Image.open(path, formats=known)
+
+
+def _explain_image(path: Path) -> InputError:
+    head = _read_head(path)
+    if head.startswith(_IMAGE_MAGIC) or head[8:12] == b"WEBP":
+        return InputError(Reason.CORRUPT, "the picture is damaged at its start")
+    if head[4:8] in _ISO_BOXES or head.startswith(_VIDEO_MAGIC) or head[8:12] == b"AVI ":
+        return InputError(Reason.NOT_MEDIA, "a video, not a picture: `batchfer video` takes it")
+    return InputError(Reason.NOT_MEDIA, "not a picture in a known format")
+
+
+def _read_orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; a broken EXIF block is no reason to lose a picture."""
+    try:
+        orientation = int(picture.getexif().get(0x0112, 1))
+    except Exception as error:
+        logger.debug("EXIF: %s", error)
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _to_rgb(picture: Image.Image) -> Images:
+    if picture.mode.startswith(("I", "F")):
+        return _scale_grey(np.asarray(picture))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return np.array(picture.convert("RGB"))
+
+
+def _scale_grey(grey: npt.NDArray[Any]) -> Images:
+    """Return grey of more than 8 bits as RGB, scaled from the depth that its values need."""
+    values = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    tops = [1.0] if grey.dtype.kind == "f" else []
+    tops += [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    scale = 255.0 / next((limit for limit in tops if top <= limit), top)
+    scaled = np.rint(values * scale).clip(0, 255).astype(np.uint8)
+    return np.repeat(scaled[:, :, None], 3, axis=2)
+
+
+def write_image(path: Path, image: Images) -> None:
+    """Write a picture ``(H,W,3)`` RGB in the format of its suffix, JPEG if that names none.
+
+    JPEG and WebP are written at quality 92.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    formats = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".dib": "DIB"}
+    formats |= {".tif": "TIFF", ".tiff": "TIFF"}
+    options = {"compression": "tiff_deflate"} if suffix in (".tif", ".tiff") else {}
+    try:
+        picture = Image.fromarray(image)
+        picture.save(path, format=formats.get(suffix, "JPEG"), quality=92, **options)
+    except OSError as error:
+        raise OutputError(f"cannot write the picture: {_one_line(error)}") from error
