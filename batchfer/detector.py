@@ -13,6 +13,7 @@ Networks", 2016.
 import logging
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +43,12 @@ REFINEMENT_THRESHOLD = 0.7
 LEVEL_OVERLAP = 0.5
 OVERLAP = 0.7
 
-# Bounds on memory, a few hundred MB a thread at most: pixels of the largest pyramid level, and
-# crops, that go through a network at once.
-_PROPOSAL_PIXELS = 1_500_000
+# Bounds on memory, about 200 MB a thread: pixels of the largest pyramid level, and crops, that go
+# through a network at once. A GPU wants more work at a time.
+_PROPOSAL_PIXELS = 800_000
 _REFINEMENT_CROPS = 256
 _OUTPUT_CROPS = 64
+_GPU_FACTOR = 16
 # Crops come in multiples of this, so that TensorFlow prepares its kernels for few different shapes
 # and never sees a batch of one, which other kernels may round differently.
 _CROP_MULTIPLE = 4
@@ -104,11 +106,15 @@ class Detector:
         self.min_face_px = min_face_px
         self.face_threshold = face_threshold
         self.device = device or "/CPU:0"
+        self._on_gpu = "GPU" in self.device.upper()
+        self._at_once = _GPU_FACTOR if self._on_gpu else 1
         with tf.device(self.device):
             self._proposal = _ProposalNetwork(StagePNet().model)
             self._refinement = _RefinementNetwork(StageRNet().model)
             self._output = _OutputNetwork(StageONet().model)
-        frames = tf.TensorSpec((None, None, None, 3), tf.uint8)
+        # A GPU has no kernel that cuts crops from uint8.
+        self._dtype = tf.float32 if self._on_gpu else tf.uint8
+        frames = tf.TensorSpec((None, None, None, 3), self._dtype)
         crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
         # Every size and count is free, so that each graph is traced once whatever comes.
         self._run_proposal = tf.function(
@@ -127,7 +133,7 @@ class Detector:
         if not n_images or not len(scales):
             return FaceDetections.empty()
         with tf.device(self.device):
-            frames = tf.identity(images)
+            frames = tf.cast(images, self._dtype)
             index, boxes = self._propose_faces(frames, sizes, scales)
             index, boxes = self._refine_faces(frames, index, boxes)
             faces = self._locate_faces(frames, index, boxes)
@@ -151,7 +157,7 @@ class Detector:
         height, width = images.shape[1:3]
         with tf.device(self.device):
             squares = square_boxes(np.asarray(boxes, np.float64))
-            faces = self._locate_faces(tf.identity(images), image_index, squares)
+            faces = self._locate_faces(tf.cast(images, self._dtype), image_index, squares)
         return _clip_faces(faces, height, width)
 
     def _plan_pyramid(self, height: int, width: int) -> tuple[npt.NDArray[np.int32], Any]:
@@ -173,18 +179,16 @@ class Detector:
 
     def _propose_faces(self, frames: Any, sizes: Any, scales: Any) -> tuple[Integers, Any]:
         """Slide the first network over all levels; return frame indices and square boxes."""
-        step = max(_PROPOSAL_PIXELS // int(sizes[0].prod()), 1)
-        parts = []
+        step = max(_PROPOSAL_PIXELS * self._at_once // int(sizes[0].prod()), 1)
+        tables = []
         for start in range(0, len(frames), step):
-            cells, found = self._run_proposal(frames[start : start + step], sizes)
-            cells = cells.numpy()
-            cells[:, 0] += start
-            parts.append((cells, found.numpy()))
-        cells, found = (np.concatenate(column) for column in zip(*parts, strict=True))
-        index, level, logits = cells[:, 0], cells[:, 3], found[:, 4]
-        corners = cells[:, [2, 1]].astype(np.float64) * PROPOSAL_STRIDE_PX
+            table = self._run_proposal(frames[start : start + step], sizes).numpy()
+            tables.append(table + np.array([start] + [0] * 8, np.float32))
+        table = np.concatenate(tables)
+        index, level, logits = table[:, 0].astype(np.int64), table[:, 3].astype(int), table[:, 8]
+        corners = table[:, [2, 1]].astype(np.float64) * PROPOSAL_STRIDE_PX
         boxes = np.concatenate([corners + 1, corners + PROPOSAL_SIZE_PX], axis=1)
-        boxes = (boxes + found[:, :4] * (PROPOSAL_SIZE_PX - 1)) / scales[level][:, None]
+        boxes = (boxes + table[:, 4:8] * (PROPOSAL_SIZE_PX - 1)) / scales[level][:, None]
         keep = suppress_overlaps(boxes, logits, index * len(scales) + level, LEVEL_OVERLAP)
         boxes, logits, index = boxes[keep], logits[keep], index[keep]
         keep = suppress_overlaps(boxes, logits, index, OVERLAP)
@@ -192,7 +196,8 @@ class Detector:
 
     def _refine_faces(self, frames: Any, index: Integers, boxes: Any) -> tuple[Integers, Any]:
         """Let the second network drop and move boxes; return what it keeps as squares."""
-        found = _run_on_crops(self._run_refinement, 5, frames, index, boxes, _REFINEMENT_CROPS)
+        at_once = _REFINEMENT_CROPS * self._at_once
+        found = _run_on_crops(self._run_refinement, 5, frames, index, boxes, at_once)
         good = found[:, 4] > _logit(REFINEMENT_THRESHOLD)
         index, logits = index[good], found[good, 4]
         boxes = _move_boxes(boxes[good], found[good, :4])
@@ -201,7 +206,8 @@ class Detector:
 
     def _locate_faces(self, frames: Any, index: Integers, boxes: Any) -> FaceDetections:
         """Let the last network look at each box; return a face for each, good or not."""
-        found = _run_on_crops(self._run_output, 15, frames, index, boxes, _OUTPUT_CROPS)
+        at_once = _OUTPUT_CROPS * self._at_once
+        found = _run_on_crops(self._run_output, 15, frames, index, boxes, at_once)
         sides = boxes[:, 2:] - boxes[:, :2] + 1
         points = found[:, 4:14].reshape(-1, 2, 5).transpose(0, 2, 1)
         landmarks = points * sides[:, None] + boxes[:, None, :2] - 1
@@ -212,34 +218,30 @@ class Detector:
             landmarks.astype(np.float32),
         )
 
-    def _trace_proposal(self, frames: Any, sizes: Any) -> tuple[Any, Any]:
-        """Return the cells ``(M, 4)`` above threshold and their rows ``(M, 5)`` of the table.
+    def _trace_proposal(self, frames: Any, sizes: Any) -> Any:
+        """Return what passes the first threshold, ``(M, 9)``.
 
-        A cell is its frame, row, column and level.
-        Levels are the iterations of a loop that do not depend on each other; TensorFlow runs
-        several at a time where it has threads to spare.
+        Columns are frame, row, column and level, four box offsets, and the logit. Levels are the
+        iterations of a loop that do not depend on each other; TensorFlow runs several at a time
+        where it has threads to spare.
         """
+        resize = _make_gpu_resize(frames) if self._on_gpu else _make_cpu_resize(frames)
 
-        def look(level: Any) -> tuple[Any, Any]:
-            found = self._proposal(tf.image.resize(frames, sizes[level], method="area"))
+        def look(level: Any) -> Any:
+            found = self._proposal(resize(sizes[level]))
             cells = tf.where(found[..., 4] > _logit(PROPOSAL_THRESHOLD))
-            levels = tf.fill([tf.shape(cells)[0], 1], tf.cast(level, tf.int64))
-            return tf.concat([cells, levels], axis=1), tf.gather_nd(found, cells)
+            place = tf.cast(cells, tf.float32)
+            levels = tf.fill((tf.shape(cells)[0], 1), tf.cast(level, tf.float32))
+            return tf.concat([place, levels, tf.gather_nd(found, cells)], axis=1)
 
         n_levels = tf.shape(sizes)[0]
-        columns = tuple(
-            tf.TensorArray(dtype, n_levels, element_shape=(None, width), infer_shape=False)
-            for dtype, width in ((tf.int64, 4), (tf.float32, 5))
-        )
-        _, columns = tf.while_loop(
+        tables = tf.TensorArray(tf.float32, n_levels, element_shape=(None, 9), infer_shape=False)
+        _, tables = tf.while_loop(
             lambda level, _: level < n_levels,
-            lambda level, columns: (
-                level + 1,
-                tuple(c.write(level, v) for c, v in zip(columns, look(level), strict=True)),
-            ),
-            (0, columns),
+            lambda level, tables: (level + 1, tables.write(level, look(level))),
+            (0, tables),
         )
-        return columns[0].concat(), columns[1].concat()
+        return tables.concat()
 
     def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
         return self._refinement(_crop(frames, boxes, index, REFINEMENT_SIZE_PX))
@@ -287,6 +289,37 @@ def _move_boxes(boxes: Any, regression: Any) -> Any:
 def _clip_faces(faces: FaceDetections, height: int, width: int) -> FaceDetections:
     boxes = clip_boxes(faces.boxes, width, height)
     return FaceDetections(faces.image_index, boxes, faces.scores, faces.landmarks)
+
+
+def _make_cpu_resize(frames: Any) -> Callable[[Any], Any]:
+    """Return a function from a size (height, width) to the frames averaged over areas."""
+    return lambda size: tf.image.resize(frames, size, method="area")
+
+
+def _make_gpu_resize(frames: Any) -> Callable[[Any], Any]:
+    """Return the same as `_make_cpu_resize` in products of matrices.
+
+    TensorFlow averages over areas on the CPU alone, and the way there would cost more than the
+    whole network.
+    """
+    planes = tf.transpose(frames, (0, 3, 1, 2))
+
+    def resize(size: Any) -> Any:
+        shape = tf.shape(planes)
+        rows = tf.matmul(_weigh_areas(shape[2], size[0]), planes)
+        small = tf.matmul(rows, _weigh_areas(shape[3], size[1]), transpose_b=True)
+        return tf.transpose(small, (0, 2, 3, 1))
+
+    return resize
+
+
+def _weigh_areas(n_pixels: Any, n_cells: Any) -> Any:
+    """Return the share ``(n_cells, n_pixels)`` that each pixel has in each equal cell of a line."""
+    pixels = tf.range(tf.cast(n_pixels, tf.float64))
+    length = tf.cast(n_pixels / n_cells, tf.float64)
+    starts = tf.range(tf.cast(n_cells, tf.float64))[:, None] * length
+    covered = tf.minimum(starts + length, pixels + 1) - tf.maximum(starts, pixels)
+    return tf.cast(tf.maximum(covered, 0) / length, tf.float32)
 
 
 # The networks. Each maps pixels in [0, 255] to a table whose columns are the four box offsets,

@@ -4,6 +4,7 @@ import cv2
 import mtcnn
 import numpy as np
 import pytest
+import tensorflow as tf
 from skimage import data
 
 from batchfer import detector as detector_module
@@ -130,6 +131,17 @@ def test_every_frame_size_is_served(detector: Detector) -> None:
         frame = cv2.resize(PORTRAIT, (side, side + 7), interpolation=cv2.INTER_AREA)
         assert len(detector.detect(frame[None])) == 1, side
     assert detector._run_proposal.experimental_get_tracing_count() == max(n_traces, 1)
+
+
+@pytest.mark.parametrize("size", [(25, 90), (90, 150), (13, 13)])
+def test_the_gpu_averages_areas_like_the_cpu(size: tuple[int, int]) -> None:
+    frames = tf.constant(CROWD[None, 10:100, 7:157], tf.float32)
+    pictures = [
+        make_resize(frames)(tf.constant(size)).numpy()
+        for make_resize in (detector_module._make_gpu_resize, detector_module._make_cpu_resize)
+    ]
+    assert pictures[0].shape == (1, *size, 3)
+    np.testing.assert_allclose(*pictures, atol=0.005)
 
 
 def test_a_4k_frame(detector: Detector) -> None:
