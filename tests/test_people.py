@@ -1,8 +1,10 @@
 """Persons, segments and summaries, on generated timelines and pictures."""
 
+import os
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -13,11 +15,17 @@ from batchfer.people import (
     SEGMENT_COLUMNS,
     STATISTICS,
     SUMMARY_COLUMNS,
+    Appearances,
+    People,
+    assign_people,
     bin_timeline,
+    describe_people,
     find_segments,
     frame_durations,
     join_recordings,
+    join_tracks,
     match_files,
+    name_persons,
     read_events,
     read_participants,
     read_people,
@@ -28,7 +36,7 @@ from batchfer.people import (
     summarize_events,
     summarize_people,
 )
-from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS
+from batchfer.schema import EMOTIONS, PEOPLE_COLUMNS, TIMELINE_COLUMNS, FaceDetections
 
 HAPPY, SAD, FEAR = (EMOTIONS.index(name) for name in ("happy", "sad", "fear"))
 
@@ -197,6 +205,13 @@ def test_summary_of_persons_rather_than_tracks() -> None:
     assert summary["episodes"].tolist() == [1, 1]
 
 
+def test_summary_tells_how_much_is_uncertain() -> None:
+    table = make_table(steady([HAPPY] * 30 + [SAD] * 10))
+    assert np.isnan(summarize_people(table)["share_uncertain"][0])
+    table["uncertain"] = pd.array([True] * 10 + [False] * 20 + [None] * 10, "boolean")
+    assert summarize_people(table)["share_uncertain"][0] == pytest.approx(1 / 3)
+
+
 def test_bins_share_a_frame_that_lasts_over_their_edge() -> None:
     table = make_table(
         [(0, 0.0, 0, HAPPY), (1, 0.6, 0, SAD), (2, 1.2, None, None), (3, 2.9, 0, SAD)]
@@ -302,12 +317,169 @@ def test_a_bad_people_file_is_one_clear_line(tmp_path: Path, text: str, message:
 
 def test_people_and_events_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "latin.csv").write_bytes("face_id,name\n0,J\u00f6rg\n".encode("latin-1"))
-    for path in (tmp_path / "none.csv", tmp_path, tmp_path / "latin.csv"):
+    os.mkfifo(tmp_path / "pipe.csv")
+    for path in (tmp_path / name for name in ("none.csv", "", "latin.csv", "pipe.csv")):
         with pytest.raises(UsageError, match=path.name):
             read_people(path)
     for times in ("5,4", "a,4", "-1,4", "1:2:3:4,5"):
         with pytest.raises(UsageError, match="line 2"):
             read_events(write(tmp_path / "events.csv", f"file,name,start,end\na,b,{times}\n"))
+
+
+# Skin, hair, how far the hair reaches down, eye height, mouth width: of four drawn people.
+CAST = [
+    ((225, 180, 150), (60, 40, 30), 1.3, 0.40, 0.22),
+    ((140, 95, 70), (25, 20, 20), 0.5, 0.44, 0.30),
+    ((235, 200, 185), (210, 120, 50), 0.9, 0.36, 0.14),
+    ((205, 160, 120), (205, 205, 200), 0.2, 0.42, 0.34),
+]
+
+
+def draw_person(person: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A picture (240,320,3) of one of the cast at some size, place, tilt and exposure; points."""
+    skin, hair, length, eyes, mouth = CAST[person]
+    size = int(rng.integers(60, 120))
+    center = rng.uniform((size, size), (320 - size, 240 - size))
+    canvas = np.full((480, 480, 3), 110, np.uint8)
+    scale = 200
+    face = (240, 240)
+    cv2.ellipse(canvas, (240, 200), (96, 110), 0, 0, 360, hair, -1)
+    cv2.rectangle(canvas, (150, 200), (330, int(200 + 110 * length)), hair, -1)
+    cv2.ellipse(canvas, face, (75, 100), 0, 0, 360, skin, -1)
+    points = np.array(
+        [[-36, (eyes - 0.5) * scale], [36, (eyes - 0.5) * scale], [0, 12],
+         [-mouth * 100, 50], [mouth * 100, 50]]
+    ) + face  # fmt: skip
+    for x, y in points[:2]:
+        cv2.circle(canvas, (int(x), int(y)), 9, (40, 40, 40), -1)
+    cv2.line(canvas, *(tuple(map(int, point)) for point in points[3:]), (150, 50, 60), 8)
+    cv2.circle(canvas, tuple(map(int, points[2])), 7, tuple(int(0.8 * c) for c in skin), -1)
+    matrix = cv2.getRotationMatrix2D(face, rng.uniform(-20, 20), size / scale)
+    matrix[:, 2] += center - face
+    picture = cv2.warpAffine(
+        canvas, matrix, (320, 240), flags=cv2.INTER_AREA, borderValue=(110, 110, 110)
+    )
+    exposed = np.clip(picture * rng.uniform(0.6, 1.2) + rng.normal(0, 4, picture.shape), 0, 255)
+    return exposed.astype(np.uint8), np.column_stack([points, np.ones(5)]) @ matrix.T
+
+
+def describe_shot(person: int, rng: np.random.Generator, n_faces: int = 3) -> np.ndarray:
+    pictures, points = zip(*(draw_person(person, rng) for _ in range(n_faces)), strict=True)
+    faces = FaceDetections(
+        np.arange(n_faces),
+        np.zeros((n_faces, 4), np.float32),
+        np.ones(n_faces, np.float32),
+        (np.array(points) + rng.normal(0, 1, (n_faces, 5, 2))).astype(np.float32),
+    )
+    return describe_people(np.array(pictures), faces)
+
+
+def test_no_tracks() -> None:
+    nothing = describe_people(np.zeros((1, 8, 8, 3), np.uint8), FaceDetections.empty())
+    assert nothing.shape[0] == 0
+    assert len(join_tracks(nothing, np.zeros((0, 2)), np.zeros(0, np.int64)).persons) == 0
+    assert len(Appearances().join().persons) == 0
+    one = join_tracks(np.ones((1, 9), np.float32), np.array([[0.0, 1.0]]), np.array([4]))
+    assert one.persons.tolist() == [0]
+    assert one.confidences.tolist() == [1]
+
+
+def test_a_face_in_the_corner_and_points_in_one_place_are_described() -> None:
+    points = np.array([np.full((5, 2), 3), [[-9, -9], [9, -9], [0, 0], [-7, 9], [7, 9]]])
+    faces = FaceDetections(
+        np.zeros(2, np.int64), np.zeros((2, 4), np.float32), np.ones(2, np.float32),
+        points.astype(np.float32),
+    )  # fmt: skip
+    assert np.isfinite(describe_people(np.zeros((1, 20, 30, 3), np.uint8), faces)).all()
+
+
+def test_shots_of_the_same_people_are_joined_across_cuts() -> None:
+    rng = np.random.default_rng(4)
+    played = [2, 0, 1, 0, 3, 2, 1, 1, 0, 3, 2, 3]
+    appearances = Appearances()
+    for shot, person in enumerate(played):
+        for face in describe_shot(person, rng):
+            appearances.add(np.array([float(shot)]), np.array([shot]), face[None])
+    people = appearances.join()
+    first = list(dict.fromkeys(played))
+    assert people.persons.tolist() == [first.index(person) for person in played]
+    assert people.confidences.min() > 0.5
+
+
+def test_tracks_that_overlap_in_time_are_never_one_person() -> None:
+    face = np.ones(9, np.float32) / 3
+    descriptors = np.array([face, face, face + 0.001])
+    intervals = np.array([[0, 2], [1, 3], [5, 6.0]])
+    people = join_tracks(descriptors, intervals, np.array([9, 9, 9]))
+    assert people.persons[0] != people.persons[1]
+    assert people.persons[2] in people.persons[:2]
+    # The third could as well be the other of the two.
+    assert people.confidences[2] < 0.5
+    assert people.confidences[0] > 0.9
+
+
+def test_confidence_falls_towards_the_limit() -> None:
+    # The middle one is near the first, the last is far from all.
+    confidences = []
+    for distance in (0.1, 0.6, 0.74, 0.76, 0.9, 2):
+        descriptors = np.array([[0, 0], [distance, 0]], np.float32)
+        people = join_tracks(descriptors, np.array([[0, 1], [2, 3.0]]), np.array([5, 5]))
+        assert (people.persons[0] == people.persons[1]) == (distance < 0.75)
+        assert people.confidences[0] == people.confidences[1]
+        confidences.append(people.confidences[0])
+    assert confidences[0] > confidences[1] > confidences[2] > 0.5
+    assert confidences[-1] > confidences[-2] > confidences[-3] > 0.5
+
+
+def test_persons_are_numbered_by_appearance_whatever_the_order_of_tracks() -> None:
+    descriptors = np.eye(4, dtype=np.float32)[[0, 1, 0, 2]] * 3
+    intervals = np.array([[6, 7], [4, 5], [2, 3], [0, 1.0]])
+    people = join_tracks(descriptors, intervals, np.full(4, 9))
+    assert people.persons.tolist() == [1, 2, 1, 0]
+
+
+def test_thousands_of_tracks() -> None:
+    rng = np.random.default_rng(5)
+    n_tracks = 4100
+    descriptors = np.eye(20)[np.arange(n_tracks) % 20] + rng.normal(0, 0.01, (n_tracks, 20))
+    starts = np.arange(n_tracks, dtype=np.float64)
+    n_faces = np.where(np.arange(n_tracks) < 100, 1, 9)
+    people = join_tracks(
+        descriptors.astype(np.float32), np.column_stack([starts, starts + 0.5]), n_faces
+    )
+    assert (people.persons[:100] == np.arange(100)).all()
+    assert len(set(people.persons[100:])) == 20
+
+
+def test_people_get_numbers_and_the_users_names_win() -> None:
+    table = make_table(
+        [
+            (0, 0.0, 0, HAPPY),
+            (0, 0.0, 1, SAD),
+            (1, 0.1, None, None),
+            (2, 0.2, 2, HAPPY),
+            (3, 0.3, 3, SAD),
+        ]
+    )
+    assert name_persons(table).fillna("").tolist() == ["face 0", "face 1", "", "face 2", "face 3"]
+    people = People(np.array([0, 1, 0, 1]), np.array([0.9, 0.8, 0.7, 0.6], np.float32))
+    joined = assign_people(table, people)
+    assert joined["person"].fillna("").tolist() == ["P1", "P2", "", "P1", "P2"]
+    assert {name: str(joined[name].dtype) for name in PEOPLE_COLUMNS} == dict(PEOPLE_COLUMNS)
+    assert joined["person_confidence"].isna().tolist() == [False, False, True, False, False]
+    assert summarize_people(joined)["person_confidence"].tolist() == pytest.approx([0.7, 0.6])
+    # Naming one face names its person; two names for one person leave the rest as they were.
+    named = assign_people(joined, {2: "Ann"})
+    assert named["person"].fillna("").tolist() == ["Ann", "P2", "", "Ann", "P2"]
+    assert named["person_confidence"].fillna(9).tolist() == pytest.approx([0.9, 0.8, 9, 1, 0.6])
+    split = assign_people(joined, {0: "Ann", 2: "Bob"})
+    assert split["person"].fillna("").tolist() == ["Ann", "P2", "", "Bob", "P2"]
+    assert assign_people(joined, {})["person"].equals(joined["person"])
+    bare = assign_people(table, {1: "Bob", 77: "nobody"})
+    assert bare["person"].fillna("").tolist() == ["face 0", "Bob", "", "face 2", "face 3"]
+    empty = assign_people(EMPTY, People(np.zeros(0, np.int64), np.zeros(0, np.float32)))
+    assert list(empty)[-2:] == list(PEOPLE_COLUMNS)
+    assert assign_people(EMPTY, {0: "Ann"}).empty
 
 
 def test_two_hours_take_seconds() -> None:
