@@ -57,7 +57,7 @@ VIDEO_FORMATS = (
 left out; audio is in, so that a sound file is told apart from a file that is no media at all."""
 
 IMAGE_FORMATS = (
-    "JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM",
+    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM",
     "TGA", "ICO", "PSD",
 )  # fmt: skip
 """Pictures that may be opened; others that Pillow knows start programs (EPS) or are no photos."""
