@@ -1,0 +1,446 @@
+"""Draws a timeline onto its clip: a box around each face, and a card with its emotions beside it.
+
+Sizes follow the frame, so that a clip reads alike from 320x240 to 4K. A card that would hide a
+face, or for which there is no room, becomes a one-line label. Colours are `EMOTION_COLORS`, always
+with the word beside them.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from batchfer.media import VideoReader, VideoWriter
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, Floats, Images, Timeline
+
+Pixels = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.float32]
+Color = tuple[int, int, int]
+
+_COLORS: dict[str, Color] = {
+    name: (int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16))
+    for name, code in EMOTION_COLORS.items()
+}
+_PLATE: Color = (15, 17, 22)
+_TRACK: Color = (58, 62, 70)
+_DIM: Color = (178, 184, 194)
+_WHITE: Color = (255, 255, 255)
+_OPACITY = 0.78
+
+
+@dataclass(frozen=True)
+class DrawnFaces:
+    """The N faces of one frame: ``names``, ``boxes (N,4)`` px, ``probabilities (N,7)``."""
+
+    names: tuple[str, ...]
+    boxes: npt.NDArray[np.float64]
+    probabilities: Floats
+
+    @classmethod
+    def from_rows(cls, rows: pd.DataFrame) -> "DrawnFaces":
+        """Take the faces from rows of a timeline; rows without a face are left out."""
+        rows = rows[rows["face_id"].notna()]
+        labels = rows["face_id"].astype(str)
+        if "person" in rows:
+            labels = rows["person"].fillna(labels).astype(str)
+        corners = rows[["x", "y"]].to_numpy(np.float64)
+        sides = rows[["width", "height"]].to_numpy(np.float64)
+        boxes = np.hstack([corners, corners + sides])
+        return cls(tuple(labels), boxes, rows[list(EMOTIONS)].to_numpy(np.float32))
+
+
+def draw_faces(image: Images, rows: pd.DataFrame, thin: bool = False) -> Images:
+    """Return a picture ``(H,W,3)`` RGB with the faces of its timeline rows drawn on it.
+
+    ``thin`` marks boxes that were not detected but interpolated. For the frames of a clip use one
+    `FacePainter`, which keeps each card on its side of the face.
+    """
+    return FacePainter().draw(image, DrawnFaces.from_rows(rows), thin)
+
+
+def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> DrawnFaces:
+    """Return the faces that two frames have in common, at ``share`` in [0, 1] of the way."""
+    place = {name: index for index, name in enumerate(after.names)}
+    pairs = [(i, place[name]) for i, name in enumerate(before.names) if name in place]
+    first = [i for i, _ in pairs]
+    second = [j for _, j in pairs]
+    mixed = (1 - share) * before.probabilities[first] + share * after.probabilities[second]
+    return DrawnFaces(
+        tuple(before.names[i] for i in first),
+        (1 - share) * before.boxes[first] + share * after.boxes[second],
+        mixed.astype(np.float32),
+    )
+
+
+def annotate_clip(reader: VideoReader, timeline: Timeline, writer: VideoWriter) -> None:
+    """Draw a timeline onto every frame of its clip.
+
+    Between analyzed frames the boxes are interpolated and drawn thin.
+
+    Raises:
+        InputError: the clip cannot be decoded.
+        OutputError: the frames cannot be written.
+    """
+    painter = FacePainter()
+    faces = _FaceTrack(timeline.table)
+    for batch in reader.batches():
+        for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
+            found, thin = faces.find(int(frame), float(time_s))
+            writer.write(painter.draw(image, found, thin), float(time_s))
+    writer.end(reader.end_s)
+
+
+class _FaceTrack:
+    """Finds the faces of any frame of a clip, in order, from the analyzed frames around it."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
+        frames = table["frame"].to_numpy(np.int64)
+        self._frames, self._starts = np.unique(frames, return_index=True)
+        self._stops = np.append(self._starts[1:], len(table))
+        self._times_s = table["timestamp"].to_numpy(np.float64)[self._starts]
+        self._read = lru_cache(maxsize=2)(self._read_rows)
+
+    def _read_rows(self, index: int) -> DrawnFaces:
+        return DrawnFaces.from_rows(self._table.iloc[self._starts[index] : self._stops[index]])
+
+    def find(self, frame: int, time_s: float) -> tuple[DrawnFaces, bool]:
+        """Return the faces of a frame, and whether they are interpolated."""
+        after = int(np.searchsorted(self._frames, frame))
+        if after < len(self._frames) and self._frames[after] == frame:
+            return self._read(after), False
+        if after == 0 or after == len(self._frames):
+            return DrawnFaces((), np.zeros((0, 4)), np.zeros((0, len(EMOTIONS)), np.float32)), True
+        start_s, stop_s = self._times_s[after - 1], self._times_s[after]
+        share = (time_s - start_s) / max(stop_s - start_s, 1e-9)
+        before, following = self._read(after - 1), self._read(after)
+        return interpolate_faces(before, following, float(np.clip(share, 0, 1))), True
+
+
+# --- layout -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Style:
+    """Sizes in px for one frame size."""
+
+    font: int
+    line: int
+    pad: int
+    gap: int
+
+    @classmethod
+    def fit(cls, width: int, height: int) -> "_Style":
+        # Less than in proportion: a large picture is looked at from nearer, in px.
+        font = max(10, round(11.5 * (width * height / (640 * 360)) ** 0.425))
+        return cls(font, max(1, round(font / 9)), round(0.6 * font), max(2, round(0.4 * font)))
+
+
+Rect = tuple[int, int, int, int]
+
+
+def _overlap(a: Rect, b: Rect) -> int:
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _list_places(box: Rect, size: tuple[int, int], frame: tuple[int, int], gap: int) -> list[Rect]:
+    """Return where a plate may stand beside a box, the best places first, within the frame."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    corners = (
+        (x2 + gap, y1),
+        (x1 - gap - width, y1),
+        (x1, y2 + gap),
+        (x1, y1 - gap - height),
+        (x2 + gap, y2 - height),
+        (x1 - gap - width, y2 - height),
+    )
+    places = []
+    for x, y in corners:
+        x = min(max(x, gap), max(frame[0] - gap - width, 0))
+        y = min(max(y, gap), max(frame[1] - gap - height, 0))
+        places.append((x, y, x + width, y + height))
+    return places
+
+
+class FacePainter:
+    """Draws the faces of consecutive frames of one clip, one frame a call.
+
+    It remembers where each card stood, so that cards do not jump from side to side.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing drawn."""
+        self._sides: dict[str, int] = {}
+        self._n_roomy = 1_000_000
+
+    def draw(self, image: Images, faces: DrawnFaces, thin: bool = False) -> Images:
+        """Return the picture ``(H,W,3)`` RGB with the faces on it; the given one stays as it is.
+
+        ``thin`` marks boxes that were not detected but interpolated.
+        """
+        if not faces.names:
+            self._sides.clear()
+            return image
+        image = np.array(image, order="C")
+        height, width = image.shape[:2]
+        style = _Style.fit(width, height)
+        limits = np.array([width, height, width, height])
+        corners = np.clip(faces.boxes.round(), 0, limits).astype(int)
+        boxes: list[Rect] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners.tolist()]
+        for box, probabilities in zip(boxes, faces.probabilities, strict=True):
+            _draw_box(image, box, _COLORS[EMOTIONS[int(probabilities.argmax())]], style, thin)
+        plates: list[Rect] = []
+        cards = self._place_cards(faces.names, boxes, (width, height), style)
+        for index, place in cards.items():
+            _blend(image, place, *_draw_card(faces.names[index], faces.probabilities[index], style))
+            plates.append(place)
+        for index, box in enumerate(boxes):
+            if index not in cards:
+                raster, mask = _draw_label(faces.names[index], faces.probabilities[index], style)
+                size = (raster.shape[1], raster.shape[0])
+                place = _place_label(box, size, (width, height), boxes, plates)
+                _blend(image, place, raster, mask)
+                plates.append(place)
+        return image
+
+    def _place_cards(
+        self, names: tuple[str, ...], boxes: list[Rect], frame: tuple[int, int], style: _Style
+    ) -> dict[int, Rect]:
+        """Return a place for the card of each face that gets one.
+
+        Either all large faces get one or none does; faces in the background get a label.
+        """
+        sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
+        order = sorted(range(len(boxes)), key=lambda index: -sides[index])
+        large = [index for index in order if sides[index] >= 0.45 * sides[order[0]]]
+        size = _measure_card(style)
+        cards: dict[int, Rect] = {}
+        chosen: dict[str, int] = {}
+        area = size[0] * size[1]
+        fits = len(large) * area <= 0.45 * frame[0] * frame[1]
+        for index in large if fits else ():
+            best: tuple[float, int, Rect] | None = None
+            for side, place in enumerate(_list_places(boxes[index], size, frame, style.gap)):
+                others = (box for other, box in enumerate(boxes) if other != index)
+                own = _overlap(place, boxes[index]) / max(_overlap(boxes[index], boxes[index]), 1)
+                hidden = sum(_overlap(place, box) for box in others)
+                hidden += sum(_overlap(place, card) for card in cards.values())
+                cost = 4 * own + 6 * hidden / area + 0.02 * side
+                cost -= 0.25 * (self._sides.get(names[index]) == side)
+                if own <= 0.1 and hidden <= 0.03 * area and (best is None or cost < best[0]):
+                    best = (cost, side, place)
+            if best is None:
+                fits = False
+                break
+            cards[index] = best[2]
+            chosen[names[index]] = best[1]
+        self._n_roomy = self._n_roomy + 1 if fits else 0
+        # Cards come back only when there has been room for a while, or they would flicker.
+        if not fits or self._n_roomy < 12:
+            return {}
+        self._sides = chosen
+        return cards
+
+
+def _place_label(
+    box: Rect, size: tuple[int, int], frame: tuple[int, int], boxes: list[Rect], plates: list[Rect]
+) -> Rect:
+    width, height = size
+    best: tuple[int, Rect] | None = None
+    for y in (box[1] - height, box[3], box[1]):
+        x = min(max(box[0], 0), max(frame[0] - width, 0))
+        y = min(max(y, 0), max(frame[1] - height, 0))
+        place = (x, y, x + width, y + height)
+        cost = sum(_overlap(place, other) for other in (*plates, *boxes))
+        if best is None or cost < best[0]:
+            best = (cost, place)
+    assert best is not None
+    return best[1]
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+def _draw_box(image: Pixels, box: Rect, color: Color, style: _Style, thin: bool) -> None:
+    """Draw a fine frame with strong corners, on a dark rim that keeps it visible on anything."""
+    import cv2
+
+    x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1
+    fine = max(1, style.line // 2)
+    rim = max(1, style.line // 2)
+    cv2.rectangle(image, (x1, y1), (x2, y2), _PLATE, fine + 2 * rim)
+    if not thin:
+        reach = max(2, round(0.2 * min(x2 - x1, y2 - y1)))
+        strong = max(2, 2 * style.line)
+        for width, paint in ((strong + 2 * rim, _PLATE), (strong, color)):
+            for x, dx in ((x1, reach), (x2, -reach)):
+                for y, dy in ((y1, reach), (y2, -reach)):
+                    cv2.line(image, (x, y), (x + dx, y), paint, width)
+                    cv2.line(image, (x, y), (x, y + dy), paint, width)
+    cv2.rectangle(image, (x1, y1), (x2, y2), color, fine)
+
+
+def _blend(image: Pixels, place: Rect, raster: Pixels, mask: Mask) -> None:
+    """Lay a raster onto the picture where its mask is above 0."""
+    import cv2
+
+    x1, y1 = place[:2]
+    target = image[y1 : y1 + raster.shape[0], x1 : x1 + raster.shape[1]]
+    height, width = target.shape[:2]
+    raster, mask = raster[:height, :width], mask[:height, :width]
+    target[...] = cv2.blendLinear(
+        np.ascontiguousarray(raster), np.ascontiguousarray(target), mask.copy(), 1 - mask
+    )
+
+
+@lru_cache(maxsize=32)
+def _load_font(size_px: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size_px)
+
+
+@lru_cache(maxsize=2048)
+def _render_text(text: str, size_px: int) -> Mask:
+    """Return the coverage of a line of text in [0, 1]; lines of one size have one height."""
+    from PIL import Image, ImageDraw
+
+    font = _load_font(size_px)
+    ascent, descent = font.getmetrics()
+    width = max(1, int(np.ceil(font.getlength(text))))
+    picture = Image.new("L", (width, ascent + descent))
+    ImageDraw.Draw(picture).text((0, 0), text, font=font, fill=255)
+    return np.asarray(picture, np.float32) / np.float32(255)
+
+
+def _put_text(raster: Pixels, mask: Mask, text: Mask, x: int, y: int, color: Color) -> None:
+    """Draw a line of text with its left upper corner at x, y; what sticks out is cut."""
+    target = raster[max(y, 0) : y + text.shape[0], x : x + text.shape[1]]
+    cover = text[max(-y, 0) :][: target.shape[0], : target.shape[1]]
+    ink = np.array(color, np.float32)
+    target[...] = target + (ink - target) * cover[..., None]
+    area = mask[max(y, 0) : y + text.shape[0], x : x + text.shape[1]]
+    np.maximum(area, cover, out=area)
+
+
+def _fill(raster: Pixels, mask: Mask, rect: Rect, color: Color) -> None:
+    x1, y1, x2, y2 = rect
+    raster[y1:y2, x1:x2] = color
+    mask[y1:y2, x1:x2] = 1
+
+
+def _new_plate(width: int, height: int, radius: int) -> tuple[Pixels, Mask]:
+    """Return a dark plate with round corners."""
+    import cv2
+
+    fine = 4
+    shape = np.zeros((height * fine, width * fine), np.uint8)
+    r, right, bottom = radius * fine, width * fine - 1, height * fine - 1
+    cv2.rectangle(shape, (r, 0), (right - r, bottom), 255, -1)
+    cv2.rectangle(shape, (0, r), (right, bottom - r), 255, -1)
+    for x in (r, right - r):
+        for y in (r, bottom - r):
+            cv2.circle(shape, (x, y), r, 255, -1)
+    small = cv2.resize(shape, (width, height), interpolation=cv2.INTER_AREA)
+    mask = np.asarray(small, np.float32) * np.float32(_OPACITY / 255)
+    return np.full((height, width, 3), _PLATE, np.uint8), mask
+
+
+def _measure_card(style: _Style) -> tuple[int, int]:
+    """Return width and height of a card."""
+    raster, _ = _prepare_card(style)
+    return raster.shape[1], raster.shape[0]
+
+
+def _locate_row(style: _Style, index: int) -> tuple[int, int]:
+    """Return the top of a row of a card and its height."""
+    head = round(1.9 * style.font)
+    row = round(1.2 * style.font)
+    return style.pad // 2 + head + index * row, row
+
+
+def _locate_bars(style: _Style) -> tuple[int, int]:
+    """Return left and right end of the bars of a card."""
+    labels = max(_render_text(name, style.font).shape[1] for name in EMOTIONS)
+    left = style.pad + labels + round(0.6 * style.font)
+    return left, left + round(4.6 * style.font)
+
+
+@lru_cache(maxsize=8)
+def _prepare_card(style: _Style) -> tuple[Pixels, Mask]:
+    """Return what is the same on every card; not to be changed."""
+    left, right = _locate_bars(style)
+    bottom, _ = _locate_row(style, len(EMOTIONS))
+    raster, mask = _new_plate(right + style.pad, bottom + style.pad // 2, style.gap)
+    for index, name in enumerate(EMOTIONS):
+        top, row = _locate_row(style, index)
+        text = _render_text(name, style.font)
+        _put_text(raster, mask, text, style.pad, top + (row - text.shape[0]) // 2, _DIM)
+        thick = max(2, round(0.5 * style.font))
+        bar_top = top + (row - thick) // 2
+        _fill(raster, mask, (left, bar_top, right, bar_top + thick), _TRACK)
+    return raster, mask
+
+
+def _draw_card(name: str, probabilities: Floats, style: _Style) -> tuple[Pixels, Mask]:
+    """Return the card of a face: its name, its emotion, and a bar for each emotion."""
+    blank, blank_mask = _prepare_card(style)
+    raster, mask = blank.copy(), blank_mask.copy()
+    best = int(probabilities.argmax())
+    left, right = _locate_bars(style)
+    for index, emotion in enumerate(EMOTIONS):
+        top, row = _locate_row(style, index)
+        thick = max(2, round(0.5 * style.font))
+        bar_top = top + (row - thick) // 2
+        length = round(float(probabilities[index]) * (right - left))
+        _fill(raster, mask, (left, bar_top, left + length, bar_top + thick), _COLORS[emotion])
+        if index == best:
+            text = _render_text(emotion, style.font)
+            _put_text(raster, mask, text, style.pad, top + (row - text.shape[0]) // 2, _WHITE)
+    _put_headline(raster, mask, name, probabilities, style, round(1.15 * style.font))
+    return raster, mask
+
+
+def _put_headline(
+    raster: Pixels, mask: Mask, name: str, probabilities: Floats, style: _Style, size_px: int
+) -> None:
+    best = int(probabilities.argmax())
+    width = raster.shape[1]
+    _fill(raster, mask, (0, 0, width, max(2, style.line)), _COLORS[EMOTIONS[best]])
+    number = _render_text(f"{100 * float(probabilities[best]):.0f}%", size_px)
+    top = (round(1.9 * style.font) + style.pad // 2 - number.shape[0]) // 2
+    x = width - style.pad - number.shape[1]
+    _put_text(raster, mask, number, x, top, _WHITE)
+    word = _render_text(EMOTIONS[best], size_px)
+    _put_text(raster, mask, word, style.pad, top, _WHITE)
+    _ = name
+
+
+def _draw_label(name: str, probabilities: Floats, style: _Style) -> tuple[Pixels, Mask]:
+    """Return the one-line label of a face, over a strip of its emotions' shares."""
+    best = int(probabilities.argmax())
+    texts = [
+        (_render_text(name, style.font), _DIM),
+        (_render_text(EMOTIONS[best], style.font), _WHITE),
+        (_render_text(f"{100 * float(probabilities[best]):.0f}%", style.font), _WHITE),
+    ]
+    space = round(0.45 * style.font)
+    width = sum(text.shape[1] + space for text, _ in texts) + space
+    strip = max(2, round(0.25 * style.font))
+    height = texts[0][0].shape[0] + strip + 2
+    raster = np.full((height, width, 3), _PLATE, np.uint8)
+    mask = np.full((height, width), _OPACITY, np.float32)
+    x = space
+    for text, color in texts:
+        _put_text(raster, mask, text, x, 1, color)
+        x += text.shape[1] + space
+    ends = np.round(np.cumsum(probabilities) * width).astype(int)
+    for emotion, start, stop in zip(EMOTIONS, [0, *ends[:-1]], ends, strict=True):
+        _fill(raster, mask, (start, height - strip, stop, height), _COLORS[emotion])
+    return raster, mask
