@@ -129,7 +129,10 @@ _JOIN_BELOW = 0.75
 """Two persons are one if their tracks are nearer than this on average.
 
 Of the pairs of strangers among 1000 pictures of RAF-DB 0.2 % are nearer, and 94 % of the pairs of
-shots of one person in three real clips with exposure, tint and size varied.
+shots of one person in three real clips with exposure, tint and size varied. In a compressed clip
+with 20 cuts, 9 people and 36 tracks found by MTCNN every join was right, and 85 % of the pairs of
+tracks of one person were joined; those missed looked down or were cut off by the edge. Light from
+another side and heads turned far apart were not in these clips: expect more persons than people.
 """
 
 _DOUBT = 0.06
