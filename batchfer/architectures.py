@@ -9,6 +9,7 @@ Keras is imported inside the functions: reading a card needs none of it.
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -86,6 +87,7 @@ class ModelCard:
                 f"emotions {', '.join(EMOTIONS)}, each one once"
             )
         object.__setattr__(self, "labels", tuple(known))
+        object.__setattr__(self, "training_data", tuple(self.training_data))
         if not isinstance(self.input_size, int) or not 8 <= self.input_size <= 4096:
             raise ModelError(f"{self.name}: input size {self.input_size} is not 8 to 4096 px")
         if self.channels not in (1, 3):
@@ -276,7 +278,10 @@ def load_base_weights(model: Any, weights: Path) -> None:
         raise ModelError(f"base weights {weights} do not exist")
     base = model.get_layer("base")
     try:
-        base.load_weights(weights)
+        with warnings.catch_warnings():
+            # Keras tells of each layer that does not fit; the error below says it once.
+            warnings.simplefilter("ignore", UserWarning)
+            base.load_weights(weights)
     except (ValueError, OSError, KeyError) as error:
         detail = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"base weights {weights} do not fit {model.name}: {detail}") from error

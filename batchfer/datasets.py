@@ -529,14 +529,22 @@ def split_validation(faces: FaceSet, share: float, seed: int) -> npt.NDArray[np.
     return chosen
 
 
-def draw_per_class(faces: FaceSet, limit: int, seed: int) -> FaceSet:
-    """Return at most ``limit`` faces of each class, drawn with a seed."""
+def draw_per_class(lists: Sequence[FaceList], limit: int, seed: int) -> list[FaceList]:
+    """Return the lists with at most ``limit`` training pictures of a class in all of them together.
+
+    The draw is seeded; pictures of other parts are kept.
+    """
     rng = np.random.default_rng(seed)
-    rows = [
-        rng.permutation(np.flatnonzero(faces.labels == label))[:limit]
-        for label in range(len(EMOTIONS))
+    labels = np.concatenate([one.labels for one in lists])
+    trains = np.array([part in ("train", "") for one in lists for part in one.parts])
+    kept = ~trains
+    for label in range(len(EMOTIONS)):
+        kept[rng.permutation(np.flatnonzero(trains & (labels == label)))[:limit]] = True
+    ends = np.cumsum([len(one) for one in lists])[:-1]
+    return [
+        one.select(np.flatnonzero(mask))
+        for one, mask in zip(lists, np.split(kept, ends), strict=True)
     ]
-    return faces.select(np.concatenate(rows))
 
 
 def find_near_duplicates(faces: FaceSet, others: FaceSet) -> npt.NDArray[np.bool_]:

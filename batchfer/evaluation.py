@@ -259,9 +259,9 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
 
 
 def _choose_device(options: EvaluateOptions) -> str:
-    import tensorflow as tf
+    import keras
 
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = keras.distribution.list_devices("gpu")
     kind, _, number = options.device.lower().partition(":")
     if kind == "cpu" or (kind == "auto" and not gpus):
         return "/CPU:0"

@@ -290,6 +290,8 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     where = ", ".join(display_name(root) for root in options.data)
     if not any(len(one) for one in kept):
         raise DataError(f"{where}: no training picture")
+    if recipe.per_class is not None:
+        kept = draw_per_class(kept, recipe.per_class, options.seed)
     faces = load_faces([one for one in kept if len(one)], recipe.size_px, cache, options.strict)
     votes = read_votes(options.votes) if options.votes else {}
     if options.hard_votes:
@@ -300,8 +302,6 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     )
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)
-    if recipe.per_class is not None:
-        training = draw_per_class(training, recipe.per_class, options.seed)
     check_classes(training, f"the training part of {where}")
     if not options.dedupe:
         return Splits(training, validation)
