@@ -71,6 +71,7 @@ ENCODER_THREADS = 4
 
 _ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
 _VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"0&\xb2u")
+_IMAGE_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM")
 
 # --- files --------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def _explain_open(path: Path, error: Exception) -> InputError:
     if isinstance(error, PermissionError):
         return InputError(Reason.UNREADABLE, "no permission to read the file")
     head = _read_head(path)
-    if head[4:12] in (b"ftypavif", b"ftypheic", b"ftypmif1") or head.startswith(_IMAGE_MAGIC):
+    if head[4:12] in _IMAGE_BRANDS or head.startswith(_IMAGE_MAGIC):
         return InputError(Reason.NOT_MEDIA, "a picture, not a video: `batchfer images` takes it")
     if head[4:8] in _ISO_BOXES:
         return InputError(Reason.TRUNCATED, "the index (moov) is missing: an incomplete file?")
@@ -365,6 +366,7 @@ class VideoReader:
         n_decoded: Frames decoded so far, analyzed or not.
         n_corrupt: Frames among them that the decoder marks as damaged.
         n_lost: About how many frames could not be decoded.
+        n_flawed: Packets that came damaged out of the container; most of them give damaged frames.
         first_bad_s: Time of the first loss in seconds.
         is_truncated: The file ends before it should; known after the last frame.
         size_changes: How often the frame size changed; frames are scaled to the first size.
@@ -388,6 +390,7 @@ class VideoReader:
         self.n_decoded = 0
         self.n_corrupt = 0
         self.n_lost = 0
+        self.n_flawed = 0
         self.first_bad_s: float | None = None
         self.is_truncated = False
         self.size_changes = 0
@@ -481,9 +484,11 @@ class VideoReader:
         if self.is_truncated:
             parts.append(f"the file is incomplete and ends at {self.end_s:.2f} s")
         if self.n_lost:
-            parts.append(f"about {self.n_lost} frames are lost")
+            parts.append(f"frames lost: about {self.n_lost}")
         if self.n_corrupt:
-            parts.append(f"{self.n_corrupt} frames are damaged")
+            parts.append(f"frames damaged: {self.n_corrupt}")
+        if self.n_flawed and not parts:
+            parts.append(f"packets damaged: {self.n_flawed}")
         if not parts:
             return None
         if self.first_bad_s is not None:
@@ -516,6 +521,9 @@ class VideoReader:
         n_pending = n_failed = n_discarded = 0
         for packet in self._demux():
             n_discarded += packet.is_discard
+            if packet.is_corrupt:
+                self.n_flawed += 1
+                self._mark_bad(self._clock.guess(packet))
             n_pending += packet.size > 0 and not packet.is_discard
             try:
                 for frame in packet.decode():
@@ -1064,8 +1072,9 @@ def _open_image(path: Path) -> Image.Image:
 
 def _explain_image(path: Path) -> InputError:
     head = _read_head(path)
-    if head.startswith(_IMAGE_MAGIC) or head[8:12] == b"WEBP":
-        return InputError(Reason.CORRUPT, "the picture is damaged at its start")
+    is_picture = head[4:12] in _IMAGE_BRANDS or head[8:12] == b"WEBP"
+    if is_picture or head.startswith(_IMAGE_MAGIC):
+        return InputError(Reason.CORRUPT, "the picture is incomplete or damaged at its start")
     if head[4:8] in _ISO_BOXES or head.startswith(_VIDEO_MAGIC) or head[8:12] == b"AVI ":
         return InputError(Reason.NOT_MEDIA, "a video, not a picture: `batchfer video` takes it")
     return InputError(Reason.NOT_MEDIA, "not a picture in a known format")
@@ -1110,12 +1119,16 @@ def write_image(path: Path, image: Images) -> None:
     Raises:
         OutputError: The file cannot be written.
     """
-    suffix = path.suffix.lower()
-    formats = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".dib": "DIB"}
-    formats |= {".tif": "TIFF", ".tiff": "TIFF"}
-    options = {"compression": "tiff_deflate"} if suffix in (".tif", ".tiff") else {}
+    formats: dict[str, tuple[str, dict[str, Any]]] = {
+        ".png": ("PNG", {}),
+        ".webp": ("WEBP", {"quality": 92}),
+        ".bmp": ("BMP", {}),
+        ".dib": ("DIB", {}),
+        ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+        ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+    }
+    name, options = formats.get(path.suffix.lower(), ("JPEG", {"quality": 92}))
     try:
-        picture = Image.fromarray(image)
-        picture.save(path, format=formats.get(suffix, "JPEG"), quality=92, **options)
+        Image.fromarray(image).save(path, format=name, **options)
     except OSError as error:
         raise OutputError(f"cannot write the picture: {_one_line(error)}") from error
