@@ -5,8 +5,10 @@ face, or for which there is no room, becomes a one-line label. Colours are `EMOT
 with the word beside them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,31 +27,49 @@ _COLORS: dict[str, Color] = {
     for name, code in EMOTION_COLORS.items()
 }
 _PLATE: Color = (15, 17, 22)
-_TRACK: Color = (58, 62, 70)
+_TRACK: Color = (66, 71, 80)
 _DIM: Color = (178, 184, 194)
 _WHITE: Color = (255, 255, 255)
-_OPACITY = 0.78
+_OPACITY = 0.82
 
 
 @dataclass(frozen=True)
 class DrawnFaces:
-    """The N faces of one frame: ``names``, ``boxes (N,4)`` px, ``probabilities (N,7)``."""
+    """The N faces of one frame: ``ids (N,)``, ``names``, ``boxes (N,4)`` px, ``probabilities``.
 
+    A name is that of the person where one is known, else the id.
+    """
+
+    ids: tuple[int, ...]
     names: tuple[str, ...]
     boxes: npt.NDArray[np.float64]
     probabilities: Floats
 
+    def __len__(self) -> int:
+        """Return the number of faces N."""
+        return len(self.ids)
+
     @classmethod
     def from_rows(cls, rows: pd.DataFrame) -> "DrawnFaces":
         """Take the faces from rows of a timeline; rows without a face are left out."""
-        rows = rows[rows["face_id"].notna()]
-        labels = rows["face_id"].astype(str)
+        rows = rows[rows["face_id"].notna().to_numpy(bool)]
+        ids = tuple(int(face_id) for face_id in rows["face_id"])
+        names = tuple(f"#{face_id}" for face_id in ids)
         if "person" in rows:
-            labels = rows["person"].fillna(labels).astype(str)
-        corners = rows[["x", "y"]].to_numpy(np.float64)
-        sides = rows[["width", "height"]].to_numpy(np.float64)
-        boxes = np.hstack([corners, corners + sides])
-        return cls(tuple(labels), boxes, rows[list(EMOTIONS)].to_numpy(np.float32))
+            persons = rows["person"].fillna("").astype(str)
+            names = tuple(one or other for one, other in zip(persons, names, strict=True))
+        sides = rows[["x", "y", "width", "height"]].to_numpy(np.float64)
+        boxes = np.hstack([sides[:, :2], sides[:, :2] + sides[:, 2:]])
+        return cls(ids, names, boxes, rows[list(EMOTIONS)].to_numpy(np.float32))
+
+    def select(self, places: list[int]) -> "DrawnFaces":
+        """Return the faces at the given places, in their order."""
+        return DrawnFaces(
+            tuple(self.ids[place] for place in places),
+            tuple(self.names[place] for place in places),
+            self.boxes[places],
+            self.probabilities[places],
+        )
 
 
 def draw_faces(image: Images, rows: pd.DataFrame, thin: bool = False) -> Images:
@@ -63,15 +83,15 @@ def draw_faces(image: Images, rows: pd.DataFrame, thin: bool = False) -> Images:
 
 def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> DrawnFaces:
     """Return the faces that two frames have in common, at ``share`` in [0, 1] of the way."""
-    place = {name: index for index, name in enumerate(after.names)}
-    pairs = [(i, place[name]) for i, name in enumerate(before.names) if name in place]
-    first = [i for i, _ in pairs]
-    second = [j for _, j in pairs]
-    mixed = (1 - share) * before.probabilities[first] + share * after.probabilities[second]
-    return DrawnFaces(
-        tuple(before.names[i] for i in first),
-        (1 - share) * before.boxes[first] + share * after.boxes[second],
-        mixed.astype(np.float32),
+    place = {face_id: index for index, face_id in enumerate(after.ids)}
+    first = before.select([i for i, face_id in enumerate(before.ids) if face_id in place])
+    second = after.select([place[face_id] for face_id in first.ids])
+    return replace(
+        first,
+        boxes=first.boxes + share * (second.boxes - first.boxes),
+        probabilities=np.asarray(
+            first.probabilities + share * (second.probabilities - first.probabilities), np.float32
+        ),
     )
 
 
@@ -113,7 +133,7 @@ class _FaceTrack:
         if after < len(self._frames) and self._frames[after] == frame:
             return self._read(after), False
         if after == 0 or after == len(self._frames):
-            return DrawnFaces((), np.zeros((0, 4)), np.zeros((0, len(EMOTIONS)), np.float32)), True
+            return DrawnFaces.from_rows(self._table.iloc[:0]), True
         start_s, stop_s = self._times_s[after - 1], self._times_s[after]
         share = (time_s - start_s) / max(stop_s - start_s, 1e-9)
         before, following = self._read(after - 1), self._read(after)
@@ -176,7 +196,7 @@ class FacePainter:
 
     def __init__(self) -> None:
         """Start with nothing drawn."""
-        self._sides: dict[str, int] = {}
+        self._sides: dict[int, int] = {}
         self._n_roomy = 1_000_000
 
     def draw(self, image: Images, faces: DrawnFaces, thin: bool = False) -> Images:
@@ -184,8 +204,7 @@ class FacePainter:
 
         ``thin`` marks boxes that were not detected but interpolated.
         """
-        if not faces.names:
-            self._sides.clear()
+        if not len(faces):
             return image
         image = np.array(image, order="C")
         height, width = image.shape[:2]
@@ -196,21 +215,26 @@ class FacePainter:
         for box, probabilities in zip(boxes, faces.probabilities, strict=True):
             _draw_box(image, box, _COLORS[EMOTIONS[int(probabilities.argmax())]], style, thin)
         plates: list[Rect] = []
-        cards = self._place_cards(faces.names, boxes, (width, height), style)
+        cards = self._place_cards(faces, boxes, (width, height), style)
         for index, place in cards.items():
             _blend(image, place, *_draw_card(faces.names[index], faces.probabilities[index], style))
             plates.append(place)
         for index, box in enumerate(boxes):
-            if index not in cards:
-                raster, mask = _draw_label(faces.names[index], faces.probabilities[index], style)
+            if index in cards:
+                continue
+            name, probabilities = faces.names[index], faces.probabilities[index]
+            for tall in (True, False):
+                raster, mask = _draw_label(name, probabilities, style, tall)
                 size = (raster.shape[1], raster.shape[0])
-                place = _place_label(box, size, (width, height), boxes, plates)
-                _blend(image, place, raster, mask)
-                plates.append(place)
+                place, hidden = _place_label(box, size, (width, height), boxes, plates)
+                if hidden == 0:
+                    break
+            _blend(image, place, raster, mask)
+            plates.append(place)
         return image
 
     def _place_cards(
-        self, names: tuple[str, ...], boxes: list[Rect], frame: tuple[int, int], style: _Style
+        self, faces: DrawnFaces, boxes: list[Rect], frame: tuple[int, int], style: _Style
     ) -> dict[int, Rect]:
         """Return a place for the card of each face that gets one.
 
@@ -219,49 +243,64 @@ class FacePainter:
         sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
         order = sorted(range(len(boxes)), key=lambda index: -sides[index])
         large = [index for index in order if sides[index] >= 0.45 * sides[order[0]]]
-        size = _measure_card(style)
+        sizes = [_measure_card(faces.names[index], style) for index in large]
+        room = 0.4 * frame[0] * frame[1]
+        fits = sum(width * height for width, height in sizes) <= room
         cards: dict[int, Rect] = {}
-        chosen: dict[str, int] = {}
-        area = size[0] * size[1]
-        fits = len(large) * area <= 0.45 * frame[0] * frame[1]
-        for index in large if fits else ():
-            best: tuple[float, int, Rect] | None = None
-            for side, place in enumerate(_list_places(boxes[index], size, frame, style.gap)):
-                others = (box for other, box in enumerate(boxes) if other != index)
-                own = _overlap(place, boxes[index]) / max(_overlap(boxes[index], boxes[index]), 1)
-                hidden = sum(_overlap(place, box) for box in others)
-                hidden += sum(_overlap(place, card) for card in cards.values())
-                cost = 4 * own + 6 * hidden / area + 0.02 * side
-                cost -= 0.25 * (self._sides.get(names[index]) == side)
-                if own <= 0.1 and hidden <= 0.03 * area and (best is None or cost < best[0]):
-                    best = (cost, side, place)
+        chosen: dict[int, int] = {}
+        for index, size in zip(large, sizes, strict=True):
+            kept = self._sides.get(faces.ids[index])
+            plates = [*cards.values(), *boxes[:index], *boxes[index + 1 :]]
+            best = (
+                _choose_place(boxes[index], size, frame, style.gap, plates, kept) if fits else None
+            )
             if best is None:
                 fits = False
                 break
-            cards[index] = best[2]
-            chosen[names[index]] = best[1]
+            chosen[faces.ids[index]], cards[index] = best
         self._n_roomy = self._n_roomy + 1 if fits else 0
         # Cards come back only when there has been room for a while, or they would flicker.
-        if not fits or self._n_roomy < 12:
+        if self._n_roomy < 12:
             return {}
-        self._sides = chosen
+        self._sides |= chosen
         return cards
+
+
+def _choose_place(
+    box: Rect,
+    size: tuple[int, int],
+    frame: tuple[int, int],
+    gap: int,
+    plates: list[Rect],
+    kept: int | None,
+) -> tuple[int, Rect] | None:
+    """Return the side and place of a card that hides least, None if each would hide much."""
+    best: tuple[float, int, Rect] | None = None
+    for side, place in enumerate(_list_places(box, size, frame, gap)):
+        own = _overlap(place, box) / max(_overlap(box, box), 1)
+        hidden = sum(_overlap(place, plate) for plate in plates) / (size[0] * size[1])
+        cost = 4 * own + 6 * hidden + 0.02 * side - 0.25 * (side == kept)
+        if own <= 0.1 and hidden <= 0.03 and (best is None or cost < best[0]):
+            best = (cost, side, place)
+    return None if best is None else best[1:]
 
 
 def _place_label(
     box: Rect, size: tuple[int, int], frame: tuple[int, int], boxes: list[Rect], plates: list[Rect]
-) -> Rect:
+) -> tuple[Rect, int]:
+    """Return the place of a label that hides least, and how many px it hides."""
     width, height = size
     best: tuple[int, Rect] | None = None
     for y in (box[1] - height, box[3], box[1]):
-        x = min(max(box[0], 0), max(frame[0] - width, 0))
-        y = min(max(y, 0), max(frame[1] - height, 0))
-        place = (x, y, x + width, y + height)
-        cost = sum(_overlap(place, other) for other in (*plates, *boxes))
-        if best is None or cost < best[0]:
-            best = (cost, place)
+        for x in (box[0], box[2] - width):
+            left = min(max(x, 0), max(frame[0] - width, 0))
+            top = min(max(y, 0), max(frame[1] - height, 0))
+            place = (left, top, left + width, top + height)
+            hidden = sum(_overlap(place, other) for other in (*plates, *boxes))
+            if best is None or hidden < best[0]:
+                best = (hidden, place)
     assert best is not None
-    return best[1]
+    return best[1], best[0]
 
 
 # --- drawing ------------------------------------------------------------------------------------
@@ -300,10 +339,15 @@ def _blend(image: Pixels, place: Rect, raster: Pixels, mask: Mask) -> None:
 
 
 @lru_cache(maxsize=32)
-def _load_font(size_px: int) -> Any:
+def _load_font(size_px: int, plain: bool) -> Any:
+    """Return Pillow's own font, which is the finer one, or for other scripts Matplotlib's."""
     from PIL import ImageFont
 
-    return ImageFont.load_default(size_px)
+    matplotlib = find_spec("matplotlib")
+    if plain or matplotlib is None or matplotlib.origin is None:
+        return ImageFont.load_default(size_px)
+    path = Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    return ImageFont.truetype(path, round(0.9 * size_px))
 
 
 @lru_cache(maxsize=2048)
@@ -311,11 +355,11 @@ def _render_text(text: str, size_px: int) -> Mask:
     """Return the coverage of a line of text in [0, 1]; lines of one size have one height."""
     from PIL import Image, ImageDraw
 
-    font = _load_font(size_px)
-    ascent, descent = font.getmetrics()
+    ascent, descent = _load_font(size_px, True).getmetrics()
+    font = _load_font(size_px, text.replace("…", "").isascii())
     width = max(1, int(np.ceil(font.getlength(text))))
     picture = Image.new("L", (width, ascent + descent))
-    ImageDraw.Draw(picture).text((0, 0), text, font=font, fill=255)
+    ImageDraw.Draw(picture).text((0, ascent), text, font=font, fill=255, anchor="ls")
     return np.asarray(picture, np.float32) / np.float32(255)
 
 
@@ -352,95 +396,138 @@ def _new_plate(width: int, height: int, radius: int) -> tuple[Pixels, Mask]:
     return np.full((height, width, 3), _PLATE, np.uint8), mask
 
 
-def _measure_card(style: _Style) -> tuple[int, int]:
+def _measure_card(name: str, style: _Style) -> tuple[int, int]:
     """Return width and height of a card."""
-    raster, _ = _prepare_card(style)
-    return raster.shape[1], raster.shape[0]
+    height, width = _prepare_card(style, _is_named(name))[1].shape
+    return width, height
 
 
-def _locate_row(style: _Style, index: int) -> tuple[int, int]:
-    """Return the top of a row of a card and its height."""
-    head = round(1.9 * style.font)
-    row = round(1.2 * style.font)
-    return style.pad // 2 + head + index * row, row
+def _is_named(name: str) -> bool:
+    """Return True for a person's name, which gets a line of its own, False for an id."""
+    return not name.startswith("#")
+
+
+def _locate_row(style: _Style, index: int, named: bool) -> tuple[int, int]:
+    """Return the top of a row of a card and its height; row -1 is the headline, -2 the name."""
+    row, head = round(1.2 * style.font), round(1.75 * style.font)
+    top = style.pad // 2 + style.line
+    if named:
+        top += row
+    if index < 0:
+        return (top, head) if index == -1 else (top - row, row)
+    return top + head + index * row, row
 
 
 def _locate_bars(style: _Style) -> tuple[int, int]:
     """Return left and right end of the bars of a card."""
     labels = max(_render_text(name, style.font).shape[1] for name in EMOTIONS)
     left = style.pad + labels + round(0.6 * style.font)
-    return left, left + round(4.6 * style.font)
+    return left, left + round(4.8 * style.font)
 
 
-@lru_cache(maxsize=8)
-def _prepare_card(style: _Style) -> tuple[Pixels, Mask]:
+def _locate_bar(style: _Style, index: int, named: bool) -> tuple[int, int]:
+    """Return top and bottom of a bar of a card."""
+    top, row = _locate_row(style, index, named)
+    thick = max(3, round(0.5 * style.font))
+    # Letters without ascent are what the eye takes for the middle of a line.
+    top += (row - thick + 1) // 2 + style.font // 12
+    return top, top + thick
+
+
+@lru_cache(maxsize=16)
+def _prepare_card(style: _Style, named: bool) -> tuple[Pixels, Mask]:
     """Return what is the same on every card; not to be changed."""
     left, right = _locate_bars(style)
-    bottom, _ = _locate_row(style, len(EMOTIONS))
+    bottom, _ = _locate_row(style, len(EMOTIONS), named)
     raster, mask = _new_plate(right + style.pad, bottom + style.pad // 2, style.gap)
-    for index, name in enumerate(EMOTIONS):
-        top, row = _locate_row(style, index)
-        text = _render_text(name, style.font)
-        _put_text(raster, mask, text, style.pad, top + (row - text.shape[0]) // 2, _DIM)
-        thick = max(2, round(0.5 * style.font))
-        bar_top = top + (row - thick) // 2
-        _fill(raster, mask, (left, bar_top, right, bar_top + thick), _TRACK)
+    for index, emotion in enumerate(EMOTIONS):
+        _put_row(raster, mask, style, _render_text(emotion, style.font), (index, named), _DIM)
+        top, end = _locate_bar(style, index, named)
+        _fill(raster, mask, (left, top, right, end), _TRACK)
     return raster, mask
 
 
+def _put_row(
+    raster: Pixels, mask: Mask, style: _Style, text: Mask, row: tuple[int, bool], color: Color
+) -> None:
+    top, height = _locate_row(style, *row)
+    _put_text(raster, mask, text, style.pad, top + (height - text.shape[0]) // 2, color)
+
+
 def _draw_card(name: str, probabilities: Floats, style: _Style) -> tuple[Pixels, Mask]:
-    """Return the card of a face: its name, its emotion, and a bar for each emotion."""
-    blank, blank_mask = _prepare_card(style)
+    """Return the card of a face: whose it is, its emotion, and a bar for each emotion."""
+    named = _is_named(name)
+    blank, blank_mask = _prepare_card(style, named)
     raster, mask = blank.copy(), blank_mask.copy()
     best = int(probabilities.argmax())
     left, right = _locate_bars(style)
     for index, emotion in enumerate(EMOTIONS):
-        top, row = _locate_row(style, index)
-        thick = max(2, round(0.5 * style.font))
-        bar_top = top + (row - thick) // 2
+        top, end = _locate_bar(style, index, named)
         length = round(float(probabilities[index]) * (right - left))
-        _fill(raster, mask, (left, bar_top, left + length, bar_top + thick), _COLORS[emotion])
-        if index == best:
-            text = _render_text(emotion, style.font)
-            _put_text(raster, mask, text, style.pad, top + (row - text.shape[0]) // 2, _WHITE)
-    _put_headline(raster, mask, name, probabilities, style, round(1.15 * style.font))
+        _fill(raster, mask, (left, top, left + length, end), _COLORS[emotion])
+    _put_row(raster, mask, style, _render_text(EMOTIONS[best], style.font), (best, named), _WHITE)
+    _fill(raster, mask, (0, 0, raster.shape[1], max(2, style.line)), _COLORS[EMOTIONS[best]])
+
+    size_px = round(1.2 * style.font)
+    word = _render_text(EMOTIONS[best], size_px)
+    number = _render_text(f"{100 * float(probabilities[best]):.0f}%", size_px)
+    top, height = _locate_row(style, -1, named)
+    top += (height - word.shape[0]) // 2
+    x = style.pad
+    if named:
+        text = _shorten(name, style.font, raster.shape[1] - 2 * style.pad)
+        _put_row(raster, mask, style, text, (-2, True), _DIM)
+    else:
+        text = _render_text(name, size_px)
+        if text.shape[1] + word.shape[1] + number.shape[1] + 3 * style.pad < raster.shape[1]:
+            _put_text(raster, mask, text, x, top, _DIM)
+            x += text.shape[1] + round(0.4 * style.font)
+    _put_text(raster, mask, word, x, top, _WHITE)
+    x = raster.shape[1] - style.pad - number.shape[1]
+    _put_text(raster, mask, number, x, top, _WHITE)
     return raster, mask
 
 
-def _put_headline(
-    raster: Pixels, mask: Mask, name: str, probabilities: Floats, style: _Style, size_px: int
-) -> None:
-    best = int(probabilities.argmax())
-    width = raster.shape[1]
-    _fill(raster, mask, (0, 0, width, max(2, style.line)), _COLORS[EMOTIONS[best]])
-    number = _render_text(f"{100 * float(probabilities[best]):.0f}%", size_px)
-    top = (round(1.9 * style.font) + style.pad // 2 - number.shape[0]) // 2
-    x = width - style.pad - number.shape[1]
-    _put_text(raster, mask, number, x, top, _WHITE)
-    word = _render_text(EMOTIONS[best], size_px)
-    _put_text(raster, mask, word, style.pad, top, _WHITE)
-    _ = name
+def _shorten(text: str, size_px: int, width: int) -> Mask:
+    """Return a text that is cut to a width in px."""
+    line = _render_text(text, size_px)
+    for length in range(len(text) - 1, 0, -1):
+        if line.shape[1] <= width:
+            break
+        line = _render_text(f"{text[:length].rstrip()}…", size_px)
+    return line[:, :width]
 
 
-def _draw_label(name: str, probabilities: Floats, style: _Style) -> tuple[Pixels, Mask]:
-    """Return the one-line label of a face, over a strip of its emotions' shares."""
+def _draw_label(name: str, probabilities: Floats, style: _Style, tall: bool) -> tuple[Pixels, Mask]:
+    """Return the label of a face: one line over small columns, or over a strip of shares."""
     best = int(probabilities.argmax())
     texts = [
-        (_render_text(name, style.font), _DIM),
+        (_shorten(name, style.font, 6 * style.font), _DIM),
         (_render_text(EMOTIONS[best], style.font), _WHITE),
         (_render_text(f"{100 * float(probabilities[best]):.0f}%", style.font), _WHITE),
     ]
     space = round(0.45 * style.font)
-    width = sum(text.shape[1] + space for text, _ in texts) + space
-    strip = max(2, round(0.25 * style.font))
-    height = texts[0][0].shape[0] + strip + 2
+    width = max(sum(text.shape[1] + space for text, _ in texts) + space, 6 * style.font)
+    line = texts[0][0].shape[0] + 2
+    columns = round(1.6 * style.font) if tall else max(2, round(0.25 * style.font))
+    height = line + columns + (space if tall else 0)
     raster = np.full((height, width, 3), _PLATE, np.uint8)
     mask = np.full((height, width), _OPACITY, np.float32)
     x = space
     for text, color in texts:
         _put_text(raster, mask, text, x, 1, color)
         x += text.shape[1] + space
-    ends = np.round(np.cumsum(probabilities) * width).astype(int)
-    for emotion, start, stop in zip(EMOTIONS, [0, *ends[:-1]], ends, strict=True):
-        _fill(raster, mask, (start, height - strip, stop, height), _COLORS[emotion])
+    if tall:
+        ends = np.linspace(space, width - space, len(EMOTIONS) + 1).round().astype(int)
+        foot = line + columns
+        for index, emotion in enumerate(EMOTIONS):
+            start, stop = int(ends[index]), int(ends[index + 1]) - max(1, style.font // 8)
+            top = foot - max(style.line, round(float(probabilities[index]) * columns))
+            _fill(raster, mask, (start, line, stop, foot), _TRACK)
+            _fill(raster, mask, (start, top, stop, foot), _COLORS[emotion])
+    else:
+        ends = np.round(np.append(0, np.cumsum(probabilities)) * width).astype(int)
+        for index, emotion in enumerate(EMOTIONS):
+            rect = (int(ends[index]), height - columns, int(ends[index + 1]), height)
+            _fill(raster, mask, rect, _COLORS[emotion])
     return raster, mask
