@@ -92,18 +92,18 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     apart.
 
     Raises:
-        UsageError: a given path does not exist.
-        NothingToDoError: there is no job.
-        OutputError: a result would replace an input.
+        UsageError: A given path does not exist.
+        NothingToDoError: There is no job.
+        OutputError: A result would replace an input.
     """
     found: dict[str, _Found] = {}
     skipped: list[JobResult] = []
     for path in paths:
         if not os.path.lexists(path):
             raise UsageError(f"{display_name(path)}: no such file or folder")
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, never raises
             candidates = _walk(path, output, kind, skipped)
-        elif path.exists():
+        elif os.path.exists(path):  # noqa: PTH110
             candidates = iter([_Found(path, path.parent, os.path.realpath(path), named=True)])
         else:
             raise UsageError(f"{display_name(path)}: a link to a file that does not exist")
@@ -118,7 +118,7 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     inputs = list(found.values())
     if not inputs:
         where = ", ".join(display_name(path) for path in paths)
-        raise NothingToDoError(f"no {kind} found in {where}")
+        raise NothingToDoError(f"found no {kind} in {where}")
     names = _name_apart(inputs, RESERVED if kind == "video" else frozenset())
     destinations = _name_outputs(names, kind)
     jobs = [
@@ -155,21 +155,37 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
             detail = f"the folder cannot be read: {error.strerror}"
             skipped.append(_skip(folder, root, Reason.UNREADABLE, detail))
             continue
-        if folder is not root and _is_own_output(folder, {entry.name for entry in entries}):
-            continue
+        if _is_own_output(folder, {entry.name for entry in entries}):
+            if folder is not root:
+                continue
+            own.add(f"{real_root}/annotated")
         below: list[tuple[Path, str]] = []
         for entry in entries:
             path = folder / entry.name
             identity = os.path.realpath(path) if entry.is_symlink() else f"{real}/{entry.name}"
-            if path.is_dir():
-                linked_twice = entry.is_symlink() and f"{identity}/".startswith(f"{real_root}/")
-                if identity not in own and not linked_twice:
+            if _is_folder(entry):
+                # A link to where the walk comes by anyway, or to above it, leads in circles.
+                circular = entry.is_symlink() and (
+                    _lies_in(identity, real_root) or _lies_in(real_root, identity)
+                )
+                if identity not in own and not circular:
                     below.append((path, identity))
             elif path.suffix.lower() in suffixes:
                 yield _Found(path, root, identity, named=False)
             else:
                 skipped.append(_skip(path, root, Reason.NOT_MEDIA, f"not named like a {kind}"))
         pending.extend(reversed(below))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _is_own_output(folder: Path, names: set[str]) -> bool:
@@ -278,7 +294,7 @@ def find_model(name_or_path: str | Path) -> Path:
     """Return the file of a model that is given as a path or by name.
 
     Raises:
-        ModelError: there is no such model; the message lists every place searched.
+        ModelError: There is no such model; the message lists every place searched.
     """
     text = str(name_or_path)
     path = Path(text)
@@ -308,7 +324,7 @@ def prepare_output(output: Path) -> None:
     """Make the output folder and see that it can be written.
 
     Raises:
-        OutputError: it is a file, or cannot be written.
+        OutputError: It is a file, or cannot be written.
     """
     try:
         parts = output / PARTS_FOLDER
@@ -327,7 +343,7 @@ def lock_output(output: Path) -> Iterator[None]:
     """Hold the output folder alone; the lock vanishes with the process.
 
     Raises:
-        OutputError: another run holds it.
+        OutputError: Another run holds it.
     """
     lock = FileLock(output / PARTS_FOLDER / "lock")
     try:
@@ -352,13 +368,17 @@ def locate_parts(output: Path, name: str) -> Path:
 def atomic_write(path: Path, parts: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write to, which becomes ``path`` if no exception passes.
 
-    The temporary path has the same suffix and lies in ``parts``, or beside ``path`` if None.
+    The temporary path has the same suffix. It lies in ``parts``; if that is None, among the
+    unfinished parts of the output folder around ``path``, or beside it where there is none.
 
     Raises:
-        OutputError: the file cannot be put in its place.
+        OutputError: The file cannot be put in its place.
     """
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    temporary = (parts or path.parent) / f".{digest}.{os.getpid()}{path.suffix}"
+    if parts is None:
+        around = (folder / PARTS_FOLDER for folder in path.parents)
+        parts = next((folder for folder in around if folder.is_dir()), path.parent)
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    temporary = parts / f".{digest}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
         _flush(temporary)
@@ -374,7 +394,7 @@ def publish_folder(temporary: Path, final: Path) -> None:
     """Give a complete folder its final name, in the place of an older result if there is one.
 
     Raises:
-        OutputError: the name is taken by something that is not a result, or cannot be written.
+        OutputError: The name is taken by something that is not a result, or cannot be written.
     """
     try:
         for folder, _, names in os.walk(temporary):

@@ -572,6 +572,7 @@ except OutputError as error:
 """
     done = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "a.mp4"],
+        cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
         timeout=60,
