@@ -27,8 +27,10 @@ logger = logging.getLogger(__name__)
 MAX_MODEL_BYTES = 2 * 1024**3
 MAX_CONFIG_BYTES = 16 * 1024**2
 ARCHIVE_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
-MIN_BATCH = 2
-"""A network that sees a batch of one gives other last bits than one that sees more."""
+BATCH_MULTIPLE = 8
+"""Batches are padded to a multiple of this: the softmax of TensorFlow computes what is left over
+behind its vector registers in another way, so that a face's last bits would depend on its company.
+"""
 
 ALLOWED_LAYERS = frozenset(
     """
@@ -183,8 +185,9 @@ class Classifier:
         n_faces = len(crops)
         if n_faces == 0:
             return np.zeros((0, len(EMOTIONS)), np.float32)
-        if n_faces < MIN_BATCH:
-            crops = np.repeat(crops, MIN_BATCH, axis=0)
+        padding = -n_faces % BATCH_MULTIPLE
+        if padding:
+            crops = np.concatenate([crops, np.zeros((padding, *crops.shape[1:]), np.uint8)])
         import tensorflow as tf
 
         with tf.device(self.device):
@@ -258,8 +261,8 @@ def _check_shape(path: Path, card: ModelCard, model: Any) -> ModelCard:
 def _check_output(path: Path, card: ModelCard, model: Any) -> None:
     """Show the model a trial picture."""
     size, channels = card.input_size, card.channels
-    ramp = np.linspace(0, 1, MIN_BATCH * size * size * channels, dtype=np.float32)
-    outputs = np.asarray(model(ramp.reshape(MIN_BATCH, size, size, channels), training=False))
+    ramp = np.linspace(0, 1, BATCH_MULTIPLE * size * size * channels, dtype=np.float32)
+    outputs = np.asarray(model(ramp.reshape(BATCH_MULTIPLE, size, size, channels), training=False))
     fine = np.isfinite(outputs).all() and (outputs >= 0).all()
     if not fine or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
         raise ModelError(f"{display_name(path)}: its outputs are not probabilities")

@@ -1,0 +1,299 @@
+"""Whole runs on the samples: what is written, what is skipped, and what one bad file does."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+
+from batchfer import analyze_images, analyze_video
+from batchfer.analyzer import Analyzer
+from batchfer.errors import InputError, ModelError, NothingToDoError, OutputError, UsageError
+from batchfer.pipeline import run_jobs
+from batchfer.schema import (
+    EMOTIONS,
+    TIMELINE_COLUMNS,
+    AnalyzeOptions,
+    FrameBatch,
+    JobResult,
+    OutputOptions,
+)
+from batchfer.timeline import read_timeline
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+CLIPS = SAMPLES / "clips"
+STILLS = SAMPLES / "stills"
+
+
+class Silence:
+    """Progress that nobody watches."""
+
+    def begin_batch(self, n_jobs: int) -> None: ...
+    def begin_file(self, name: str, total: float | None) -> None: ...
+    def advance(self, n_units: int) -> None: ...
+    def end_file(self) -> None: ...
+
+
+Run = Callable[..., dict[str, JobResult]]
+
+
+@pytest.fixture(scope="module")
+def options(toy_model: Path) -> AnalyzeOptions:
+    return AnalyzeOptions(model=str(toy_model))
+
+
+@pytest.fixture(scope="module")
+def analyzer(options: AnalyzeOptions) -> Analyzer:
+    return Analyzer(options, device="cpu", workers=2)
+
+
+@pytest.fixture
+def run(options: AnalyzeOptions) -> Run:
+    def run(kind: str, inputs: list[Path], output: Path, **outputs: object) -> dict[str, JobResult]:
+        results = run_jobs(
+            kind,  # type: ignore[arg-type]
+            inputs,
+            output,
+            options,
+            OutputOptions(**outputs),  # type: ignore[arg-type]
+            ("cpu", None, 2),
+            Silence(),
+        )
+        return {result.job.name: result for result in results}
+
+    return run
+
+
+def decode_times(path: Path) -> list[float]:
+    with av.open(str(path)) as container:
+        return [float(frame.time) for frame in container.decode(video=0)]
+
+
+def test_a_video_becomes_a_folder_with_all_its_files(run: Run, tmp_path: Path) -> None:
+    results = run("video", [CLIPS / "portrait.mp4"], tmp_path)
+    result = results["portrait.mp4"]
+    assert (result.status, result.reason) == ("ok", None)
+    folder = tmp_path / "portrait.mp4"
+    names = {path.name for path in folder.iterdir()}
+    assert {"timeline.csv", "timeline.parquet", "annotated.mp4", "run.json"} <= names
+    times = decode_times(CLIPS / "portrait.mp4")
+    table = read_timeline(folder / "timeline.parquet")
+    assert list(table.columns[: len(TIMELINE_COLUMNS)]) == list(TIMELINE_COLUMNS)
+    pd.testing.assert_frame_equal(table, read_timeline(folder / "timeline.csv"))
+    assert table["frame"].tolist() == list(range(len(times)))
+    np.testing.assert_allclose(table["timestamp"], times, atol=1e-6)
+    assert set(table["face_id"]) == {0}, "one face under one id in every frame"
+    probabilities = table[list(EMOTIONS)].to_numpy(np.float64)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+    assert (table["emotion"] == np.array(EMOTIONS)[probabilities.argmax(axis=1)]).all()
+    np.testing.assert_array_equal(
+        table["emotion_confidence"], probabilities.max(axis=1).astype(np.float32)
+    )
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["frames"]["decoded"] == facts["frames"]["analyzed"] == len(times)
+    assert facts["frames"]["with_face"] == len(times)
+    assert len(facts["model"]["sha256"]) == 64
+    with av.open(str(folder / "annotated.mp4")) as annotated:
+        video = annotated.streams.video[0]
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert annotated.streams.audio, "the sound is kept"
+    np.testing.assert_allclose(decode_times(folder / "annotated.mp4"), times, atol=1e-3)
+    assert [path.name for path in (tmp_path / ".batchfer").iterdir()] in ([], ["lock"])
+
+
+def test_times_of_a_variable_rate_clip_are_its_own(analyzer: Analyzer) -> None:
+    timeline = analyze_video(CLIPS / "variable_rate.mp4", analyzer=analyzer)
+    times = decode_times(CLIPS / "variable_rate.mp4")
+    np.testing.assert_allclose(timeline.table["timestamp"], times, atol=1e-6)
+    assert np.ptp(np.diff(timeline.table["timestamp"])) > 0.02
+
+
+def test_a_rotated_clip_is_analyzed_upright(analyzer: Analyzer) -> None:
+    timeline = analyze_video(CLIPS / "rotated.mp4", analyzer=analyzer)
+    assert timeline.media.height > timeline.media.width
+    assert timeline.table["face_id"].notna().mean() > 0.95
+    tall = timeline.table["height"] > timeline.table["width"]
+    assert tall.mean() > 0.9, "an upright face is taller than wide"
+
+
+def test_two_people_keep_their_ids_and_empty_frames_keep_a_row(analyzer: Analyzer) -> None:
+    table = analyze_video(CLIPS / "two_people.mp4", analyzer=analyzer).table
+    with_face = table[table["face_id"].notna()]
+    assert set(with_face["face_id"]) == {0, 1}
+    for _, track in with_face.groupby("face_id"):
+        centres = (track["x"] + track["width"] / 2).to_numpy()
+        assert abs(centres[-1] - centres[0]) > 150, "each face ends on the other side"
+        assert np.abs(np.diff(centres)).max() < 60, "no jump from one face to the other"
+    empty = table[table["timestamp"] > 5.1]
+    assert len(empty) > 30
+    assert empty["frame"].is_unique
+    assert empty.loc[:, "face_id":].isna().all(axis=None)
+
+
+def test_every_and_bounds_choose_frames_without_renumbering_them(toy_model: Path) -> None:
+    options = AnalyzeOptions(model=str(toy_model), every=5, start_s=1.0, end_s=2.0)
+    table = analyze_video(CLIPS / "portrait.mp4", options).table
+    times = np.array(decode_times(CLIPS / "portrait.mp4"))
+    expected = [i for i in range(0, len(times), 5) if 1.0 <= times[i] < 2.0]
+    assert table["frame"].tolist() == expected
+    np.testing.assert_allclose(table["timestamp"], times[expected], atol=1e-6)
+
+
+def test_sampling_still_draws_every_frame(toy_model: Path, tmp_path: Path) -> None:
+    options = AnalyzeOptions(model=str(toy_model), every=6)
+    clip = CLIPS / "rotated.mp4"
+    outputs = OutputOptions(report=False)
+    list(run_jobs("video", [clip], tmp_path, options, outputs, ("cpu", None, 2), Silence()))
+    drawn = decode_times(tmp_path / clip.name / "annotated.mp4")
+    np.testing.assert_allclose(drawn, decode_times(clip), atol=1e-3)
+
+
+def test_pictures_of_all_kinds_become_one_table(run: Run, tmp_path: Path) -> None:
+    results = run("image", [STILLS], tmp_path)
+    assert {result.status for result in results.values()} == {"ok"}
+    table = read_timeline(tmp_path / "faces.parquet")
+    pd.testing.assert_frame_equal(table, read_timeline(tmp_path / "faces.csv"))
+    assert list(table.columns[: 1 + len(TIMELINE_COLUMNS)]) == ["input", *TIMELINE_COLUMNS]
+    counts = table.groupby("input")["face_id"].count().to_dict()
+    assert counts == {
+        "admiral.png": 1,
+        "astronaut_on_its_side.jpg": 1,
+        "rocket_no_face.jpg": 0,
+        "two_people.webp": 2,
+    }
+    assert table["timestamp"].isna().all()
+    assert (table["frame"] == 0).all()
+    pair = table[table["input"] == "two_people.webp"]
+    assert pair["x"].is_monotonic_increasing
+    assert pair["face_id"].tolist() == [0, 1]
+    copies = {path.name for path in (tmp_path / "annotated").iterdir()}
+    assert copies == set(counts)
+
+
+def test_images_from_python(analyzer: Analyzer, tmp_path: Path) -> None:
+    table = analyze_images([STILLS / "admiral.png", STILLS / "two_people.webp"], analyzer=analyzer)
+    assert table["face_id"].tolist() == [0, 0, 1]
+    (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
+    with pytest.raises(InputError):
+        analyze_images([tmp_path / "torn.jpg"], analyzer=analyzer)
+
+
+# --- a batch ----------------------------------------------------------------------------------
+
+
+def test_one_bad_file_does_not_end_the_batch(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a_empty.mp4").write_bytes(b"")
+    (folder / "b_text.mp4").write_text("this is no video")
+    shutil.copy(CLIPS / "rotated.mp4", folder / "c_good.mp4")
+    (folder / "notes.txt").write_text("notes")
+    results = run("video", [folder], tmp_path / "out", annotate=False, report=False)
+    told = {name: (result.status, result.reason) for name, result in results.items()}
+    assert told == {
+        "a_empty.mp4": ("failed", "empty"),
+        "b_text.mp4": ("skipped", "not_media"),
+        "c_good.mp4": ("ok", None),
+        "notes.txt": ("skipped", "not_media"),
+    }
+    assert not (tmp_path / "out" / "a_empty.mp4").exists()
+    assert (tmp_path / "out" / "c_good.mp4" / "timeline.csv").exists()
+    lines = (tmp_path / "out" / "run.jsonl").read_text().splitlines()
+    assert {json.loads(line)["input"] for line in lines} == set(told) - {"notes.txt"}
+
+
+def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("one.png", "two.png"):
+        shutil.copy(STILLS / "admiral.png", folder / name)
+    run("image", [folder], output)
+    first = (output / "faces.csv").read_bytes()
+    again = run("image", [folder], output)
+    assert {result.reason for result in again.values()} == {"up_to_date"}
+    assert (output / "faces.csv").read_bytes() == first
+    shutil.copy(STILLS / "two_people.webp", folder / "three.webp")
+    (folder / "two.png").unlink()
+    changed = run("image", [folder], output)
+    assert changed["one.png"].reason == "up_to_date"
+    assert changed["three.webp"].status == "ok"
+    table = read_timeline(output / "faces.csv")
+    assert table["input"].tolist() == ["one.png", "three.webp", "three.webp"]
+
+
+def test_a_deleted_result_is_made_again(run: Run, tmp_path: Path) -> None:
+    clip, output = CLIPS / "rotated.mp4", tmp_path / "out"
+    run("video", [clip], output, annotate=False, report=False)
+    first = (output / clip.name / "timeline.csv").read_bytes()
+    assert run("video", [clip], output, annotate=False, report=False)[clip.name].reason
+    shutil.rmtree(output / clip.name)
+    result = run("video", [clip], output, annotate=False, report=False)[clip.name]
+    assert result.status == "ok"
+    assert (output / clip.name / "timeline.csv").read_bytes() == first
+
+
+def test_what_cannot_start_says_so(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        run("video", [tmp_path / "missing.mp4"], tmp_path / "out")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(NothingToDoError):
+        run("video", [empty], tmp_path / "out")
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("x")
+    with pytest.raises(OutputError):
+        run("video", [CLIPS / "rotated.mp4"], in_the_way)
+    options = AnalyzeOptions(model="no_such_model")
+    jobs = ("video", [CLIPS], tmp_path / "out", options, OutputOptions())
+    with pytest.raises(ModelError, match="searched"):
+        list(run_jobs(*jobs, ("cpu", None, 2), Silence()))  # type: ignore[arg-type]
+
+
+# --- determinism and threads ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(2, 1), (3, 3), (16, 2)])
+def test_the_numbers_do_not_depend_on_how_work_is_spread(
+    batch_size: int, workers: int, options: AnalyzeOptions, analyzer: Analyzer
+) -> None:
+    clip = CLIPS / "rotated.mp4"
+    other = Analyzer(options, "cpu", batch_size, workers)
+    pd.testing.assert_frame_equal(
+        analyze_video(clip, analyzer=other).table,
+        analyze_video(clip, analyzer=analyzer).table,
+        check_exact=True,
+    )
+
+
+def test_an_error_of_the_source_reaches_the_caller(analyzer: Analyzer) -> None:
+    def frames():  # type: ignore[no-untyped-def]
+        for index in range(3):
+            yield FrameBatch(
+                np.zeros((2, 64, 64, 3), np.uint8),
+                np.arange(2) + 2 * index,
+                np.zeros(2),
+            )
+        raise InputError("corrupt", "the reader died")  # type: ignore[arg-type]
+
+    seen = []
+    with pytest.raises(InputError, match="the reader died"):
+        seen.extend(analyzer.stream(frames()))
+    assert len(seen) == 3, "what was read before is not lost"
+
+
+def test_leaving_early_stops_the_source(analyzer: Analyzer) -> None:
+    produced = []
+
+    def frames():  # type: ignore[no-untyped-def]
+        for index in range(10_000):
+            produced.append(index)
+            yield FrameBatch(np.zeros((2, 64, 64, 3), np.uint8), np.arange(2), np.zeros(2))
+
+    stream = analyzer.stream(frames())
+    next(stream)
+    stream.close()
+    assert len(produced) < 100
