@@ -13,6 +13,7 @@ Networks", 2016.
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfer.boxes import clip_boxes, square_boxes, suppress_overlaps
-from batchfer.errors import MachineError
+from batchfer.errors import MachineError, UsageError
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 # The first TensorFlow import of the process decides how much it writes to stderr.
@@ -65,9 +66,12 @@ def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
         workers: number of threads that call the networks at a time.
 
     Raises:
+        UsageError: the device is none of these.
         MachineError: the GPU asked for is not there.
     """
-    kind, _, number = device.lower().partition(":")
+    if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
+        raise UsageError(f"unknown device {device!r}: use auto, cpu, gpu or gpu:N")
+    kind, _, number = device.partition(":")
     gpus = tf.config.list_physical_devices("GPU")
     index = int(number or 0)
     if kind == "gpu" and index >= len(gpus):
@@ -97,12 +101,17 @@ class Detector:
             first network are left out.
         face_threshold: least score of the last network, in [0, 1].
         device: TensorFlow's name of the device, see `configure_tensorflow`.
+
+    Raises:
+        UsageError: the minimum face is not positive.
     """
 
     def __init__(
         self, min_face_px: int = 40, face_threshold: float = 0.8, device: str | None = None
     ) -> None:
         """Load the three networks."""
+        if min_face_px < 1:
+            raise UsageError(f"the minimum face must be at least 1 px, not {min_face_px}")
         self.min_face_px = min_face_px
         self.face_threshold = face_threshold
         self.device = device or "/CPU:0"

@@ -10,7 +10,7 @@ from skimage import data
 from batchfer import detector as detector_module
 from batchfer.boxes import crop_faces, measure_iou
 from batchfer.detector import Detector, configure_tensorflow
-from batchfer.errors import MachineError
+from batchfer.errors import MachineError, UsageError
 from batchfer.schema import FaceDetections
 
 # Head and shoulders: further down, the shuttle model looks a little like a face.
@@ -202,3 +202,14 @@ def test_the_default_crop_frames_a_face_like_the_training_pictures(detector: Det
 def test_a_missing_gpu_is_one_clear_error() -> None:
     with pytest.raises(MachineError, match=r"gpu:99 is not there.*--device cpu"):
         configure_tensorflow("gpu:99")
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu:", "gpu:x", "cpu:1", ""])
+def test_an_unknown_device_is_a_usage_error(device: str) -> None:
+    with pytest.raises(UsageError, match="use auto, cpu, gpu or gpu:N"):
+        configure_tensorflow(device)
+
+
+def test_a_minimum_face_without_size_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="at least 1 px"):
+        Detector(min_face_px=0)
