@@ -98,6 +98,15 @@ def test_larger_minimum_faces_work_where_stock_finds_nothing(stock: mtcnn.MTCNN)
     assert (np.diff(faces.boxes[:, 0]) > 30).all()
 
 
+def test_the_pyramid_keeps_stocks_levels_at_any_minimum() -> None:
+    """Else faces near the thresholds come and go with the minimum."""
+    sizes, scales = Detector(min_face_px=20)._plan_pyramid(360, 640)
+    assert scales[0] == pytest.approx(0.6) and len(scales) == 9
+    for minimum, n_dropped in ((24, 0), (30, 1), (40, 2), (80, 4)):
+        fewer, _ = Detector(min_face_px=minimum)._plan_pyramid(360, 640)
+        np.testing.assert_array_equal(fewer, sizes[n_dropped:])
+
+
 def test_a_face_has_the_same_bits_in_any_company(detector: Detector) -> None:
     together = detector.detect(MOVING)
     for index in range(len(MOVING)):
@@ -144,7 +153,7 @@ def test_the_gpu_averages_areas_like_the_cpu(size: tuple[int, int]) -> None:
     np.testing.assert_allclose(*pictures, atol=0.005)
 
 
-def test_a_4k_frame(detector: Detector) -> None:
+def test_a_4k_frame() -> None:
     frame = compose(2160, 3840, [(3300, 1650, 500)])
     (box,) = Detector(min_face_px=40).detect(frame[None]).boxes
     assert 3300 < box[0] < box[2] < 3800
@@ -187,8 +196,8 @@ def test_refine_scores_what_is_no_face_low(detector: Detector) -> None:
 
 def test_the_default_crop_frames_a_face_like_the_training_pictures(detector: Detector) -> None:
     """In FER2013 and RAF-DB, eyes lie at 0.33 to 0.39 of the height and mouths at 0.75 to 0.77."""
-    (box,), (landmarks,) = (detector.detect(PORTRAIT[None]).boxes,
-                            detector.detect(PORTRAIT[None]).landmarks)  # fmt: skip
+    faces = detector.detect(PORTRAIT[None])
+    (box,), (landmarks,) = faces.boxes, faces.landmarks
     marked = np.zeros_like(PORTRAIT)
     for channel, point in enumerate((landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0))):
         x, y = point.round().astype(int)
