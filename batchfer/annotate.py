@@ -311,7 +311,7 @@ def _draw_box(image: Pixels, box: Rect, color: Color, style: _Style, thin: bool)
     import cv2
 
     x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1
-    fine = max(1, style.line // 2)
+    fine = max(1, round(0.6 * style.line))
     rim = max(1, style.line // 2)
     cv2.rectangle(image, (x1, y1), (x2, y2), _PLATE, fine + 2 * rim)
     if not thin:
