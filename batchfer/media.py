@@ -42,7 +42,7 @@ SEEK_BEYOND_S = 10.0
 TIME_TOLERANCE_S = 1e-4
 """Two times of one frame differ by no more than what storing them may cost."""
 
-MAX_GAP_S = 24 * 3600.0
+MAX_GAP_S = 4 * 3600.0
 """A frame that comes later than this after its predecessor has a broken timestamp."""
 
 MAX_HOLE_BYTES = 4096
@@ -66,6 +66,8 @@ AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
 """Sound that is copied into MP4 as it is; any other is encoded as AAC."""
 
 WRITE_TIME_BASE = Fraction(1, 90_000)
+"""Tick where the source's is unfit; a finer one would not let a frame last `MAX_GAP_S` in MP4."""
+
 ENCODER_THREADS = 4
 """Fixed, since the encoder's output depends on it."""
 
@@ -242,7 +244,7 @@ def _read_info(path: Path, container: Any, stream: Any, max_pixels: int) -> Medi
         width, height = _read_stored_size(path)
     _check_size(width, height, max_pixels)
     fps = stream.average_rate or stream.guessed_rate
-    if fps is not None and not 0 < fps <= 10_000:
+    if fps is not None and not Fraction(1, 3600) <= fps <= 10_000:
         fps = None
     duration_s = None
     if container.duration is not None and container.duration > 0:
@@ -909,7 +911,7 @@ class VideoWriter:
 
 def _choose_time_base(source: Fraction | None) -> Fraction:
     """Return a tick that hits the source's times exactly and is fine enough to part them."""
-    if source is None or source.numerator != 1 or not 1 <= source.denominator <= 1_000_000:
+    if source is None or source.numerator != 1 or source.denominator > 120_000:
         return WRITE_TIME_BASE
     return source / max(1, math.ceil(10_000 * source))
 
@@ -925,6 +927,7 @@ class _Sound:
             raise InputError(Reason.UNSUPPORTED, "no decoder for the sound")
         self._origin = _find_origin(self._source, _find_video_stream(self._source))
         self._resampler: Any = None
+        self._form: tuple[str, str, int] | None = None
         if mode == "copy":
             name = audio.codec_context.codec.canonical_name
             if name not in AUDIO_IN_MP4:
@@ -936,7 +939,8 @@ class _Sound:
             layout = "mono" if audio.codec_context.channels == 1 else "stereo"
             self._stream = output.add_stream("aac", rate=rate, layout=layout)
             self._stream.bit_rate = 128_000
-            self._resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+            self._target = {"format": "fltp", "layout": layout, "rate": rate}
+            self._resampler = av.AudioResampler(**self._target)
         self._input = audio
         self._packets = self._read()
         self._time_s = -math.inf
@@ -945,16 +949,24 @@ class _Sound:
     def mux(self, until_s: float) -> None:
         """Write the sound up to a time, all of it if that is infinite."""
         while self._time_s < until_s:
-            packet = next(self._packets, None)
+            try:
+                packet = next(self._packets, None)
+            except (av.FFmpegError, ValueError) as error:
+                logger.warning("the sound is damaged and ends early: %s", _one_line(error))
+                packet = None
             if packet is None:
                 self._time_s = math.inf
                 return
             self._time_s = float(packet.dts * packet.time_base)
             # Decoding times must rise; damaged sound loses a packet rather than the whole video.
-            if self._last_dts is None or packet.dts > self._last_dts:
-                self._last_dts = packet.dts
-                packet.stream = self._stream
+            if self._last_dts is not None and packet.dts <= self._last_dts:
+                continue
+            self._last_dts = packet.dts
+            packet.stream = self._stream
+            try:
                 self._output.mux(packet)
+            except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+                logger.debug("sound at %.3f s: %s", self._time_s, error)
 
     def close(self) -> None:
         """Close the source."""
@@ -969,9 +981,22 @@ class _Sound:
         yield from self._stream.encode(None)
 
     def _demux(self) -> Iterator[Any]:
+        """Yield the packets of the sound; where joined recordings start anew, times run on."""
+        shift = 0
+        expected: int | None = None
         for _ in range(100):
             try:
-                yield from self._source.demux(self._input)
+                for packet in self._source.demux(self._input):
+                    if packet.dts is not None:
+                        packet.dts += shift
+                        slack, gap = (round(s / packet.time_base) for s in (0.5, MAX_GAP_S))
+                        if expected is not None and not -slack <= packet.dts - expected <= gap:
+                            shift += expected - packet.dts
+                            packet.dts = expected
+                        expected = packet.dts + (packet.duration or 0)
+                        if packet.pts is not None:
+                            packet.pts += shift
+                    yield packet
                 return
             except av.FFmpegError as error:
                 logger.debug("demuxing sound: %s", error)
@@ -1002,6 +1027,11 @@ class _Sound:
             for frame in frames:
                 if frame.pts is not None:
                     frame.pts -= round(self._origin / frame.time_base)
+                form = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if form != self._form and self._form is not None:
+                    yield from self._resampler.resample(None)
+                    self._resampler = av.AudioResampler(**self._target)
+                self._form = form
                 yield from self._resampler.resample(frame)
         yield from self._resampler.resample(None)
 
@@ -1032,9 +1062,10 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInf
         InputError: The file is not a picture, too large, or damaged.
     """
     _check_file(path)
-    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit.
+    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit. What its
+    # warnings say is either an error below or of no consequence.
     Image.MAX_IMAGE_PIXELS = max_pixels
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with _open_image(path) as picture:
             _check_size(picture.width, picture.height, max_pixels)

@@ -54,10 +54,11 @@ def make_clip(
     container_format: str | None = None,
     container_options: Mapping[str, str] | None = None,
     first_index: int = 0,
+    sound_rate: int = 44_100,
 ) -> Path:
     """Write a clip of `draw`\\ n pictures, ``ticks`` of ``time_base`` apart, and return its path.
 
-    ``sound`` names an encoder of a tone at 44.1 kHz, ``rotation`` is counterclockwise.
+    ``sound`` names an encoder of a tone, ``rotation`` is counterclockwise.
     """
     width, height = size
     ticks = range(n_frames) if ticks is None else ticks
@@ -72,7 +73,7 @@ def make_clip(
         video.codec_context.time_base = time_base
         if rotation or mirrored:
             video.set_display_rotation(rotation, mirrored, False)
-        audio = container.add_stream(sound, rate=44_100) if sound else None
+        audio = container.add_stream(sound, rate=sound_rate) if sound else None
         for index, tick in enumerate(ticks):
             frame = av.VideoFrame.from_ndarray(draw(first_index + index, width, height), "rgb24")
             frame.pts, frame.time_base = tick, time_base
@@ -85,13 +86,14 @@ def make_clip(
 
 
 def _encode_tone(audio: av.AudioStream, seconds: float) -> list[av.Packet]:
-    t = np.arange(round(seconds * 44_100)) / 44_100
+    context = audio.codec_context
+    rate = context.sample_rate
+    t = np.arange(round(seconds * rate)) / rate
     tone = (0.2 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
     frame = av.AudioFrame.from_ndarray(tone[None], "fltp", "mono")
-    frame.sample_rate, frame.pts = 44_100, 0
-    context = audio.codec_context
+    frame.sample_rate, frame.pts = rate, 0
     resampler = av.AudioResampler(
-        context.format.name, context.layout.name, 44_100, context.frame_size or 1024
+        context.format.name, context.layout.name, rate, context.frame_size or 1024
     )
     packets = []
     for part in [*resampler.resample(frame), *resampler.resample(None)]:

@@ -514,6 +514,35 @@ def test_broken_sound_does_not_cost_the_video(tmp_path: Path) -> None:
     assert len(read_all(tmp_path / "copy.mp4")[1]) == n_frames
 
 
+def test_sound_that_changes_its_form_is_kept(tmp_path: Path) -> None:
+    first = make_clip(tmp_path / "a.ts", sound="mp2")
+    second = make_clip(tmp_path / "b.ts", sound="mp2", sound_rate=48_000)
+    joined = write(tmp_path / "joined.ts", first.read_bytes() + second.read_bytes())
+    copy(joined, tmp_path / "copy.mp4")
+    with av.open(str(tmp_path / "copy.mp4")) as container:
+        audio = container.streams.audio[0]
+        assert float(audio.duration * audio.time_base) > 1.5
+
+
+def test_absurd_times_do_not_cost_the_video(tmp_path: Path) -> None:
+    content = bytearray(make_clip(tmp_path / "a.avi", codec="mpeg4").read_bytes())
+    # Rate and scale of the stream header (AVISTREAMHEADER): a frame in 40 hours.
+    at = content.index(b"vids") + 20
+    content[at : at + 8] = (144_000).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    slow = write(tmp_path / "slow.avi", content)
+    copy(slow, tmp_path / "copy.mp4")
+    assert len(read_all(tmp_path / "copy.mp4")[1]) == len(read_all(slow)[1]) == 24
+
+
+def test_frames_hours_apart_keep_their_times(tmp_path: Path) -> None:
+    path = make_clip(
+        tmp_path / "a.mkv", ticks=[0, 1000, 13_000_000], time_base=Fraction(1, 1000), options=FAST
+    )
+    copy(path, tmp_path / "copy.mp4")
+    assert read_all(path)[3] == [0, 1, 13_000]
+    assert read_all(tmp_path / "copy.mp4")[3] == [0, 1, 13_000]
+
+
 def test_odd_sizes_get_one_more_row_and_column(tmp_path: Path) -> None:
     info = MediaInfo(tmp_path, 97, 63, fps=Fraction(24))
     with VideoWriter(tmp_path / "a.mp4", info) as writer:
