@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 MAX_FRAME_PIXELS = 8192 * 8192
 """Largest video frame that is decoded by default."""
 
+MAX_FRAME_SIDE = 16_384
+"""Longest side of a video frame in px; H.264 encoders write no longer one."""
+
 MAX_IMAGE_PIXELS = 100_000_000
 """Largest picture that is decoded by default."""
 
@@ -242,7 +245,7 @@ def _read_info(path: Path, container: Any, stream: Any, max_pixels: int) -> Medi
     width, height = context.width, context.height
     if not width or not height:
         width, height = _read_stored_size(path)
-    _check_size(width, height, max_pixels)
+    _check_frame_size(width, height, max_pixels)
     fps = stream.average_rate or stream.guessed_rate
     if fps is not None and not Fraction(1, 3600) <= fps <= 10_000:
         fps = None
@@ -271,6 +274,14 @@ def _read_stored_size(path: Path) -> tuple[int, int]:
     with _open_container(path, 2**29, probesize="32", analyzeduration="0") as container:
         context = _find_video_stream(container).codec_context
         return context.width, context.height
+
+
+def _check_frame_size(width: int, height: int, max_pixels: int) -> None:
+    _check_size(width, height, max_pixels)
+    if max(width, height) > MAX_FRAME_SIDE:
+        raise InputError(
+            Reason.TOO_LARGE, f"{width}x{height} pixels exceed {MAX_FRAME_SIDE} on a side"
+        )
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -416,7 +427,7 @@ class VideoReader:
             first = next(self._frames, None)
             if first is None:
                 raise InputError(Reason.NO_FRAMES, "no frame could be decoded")
-            _check_size(first.width, first.height, max_pixels)
+            _check_frame_size(first.width, first.height, max_pixels)
         except BaseException:
             self._container.close()
             raise

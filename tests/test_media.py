@@ -320,6 +320,11 @@ def test_frames_beyond_the_limit_are_refused(name: str, codec: str, tmp_path: Pa
     assert refuse(path, max_pixels=96 * 64 - 1).reason is Reason.TOO_LARGE
 
 
+def test_frames_longer_than_can_be_written_are_refused(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mkv", codec="ffv1", n_frames=1, size=(16_400, 16))
+    assert refuse(path).reason is Reason.TOO_LARGE
+
+
 def test_a_giant_frame_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.avi", codec="ffv1", n_frames=2, pixel_format="yuv420p")
     content = bytearray(path.read_bytes())
