@@ -3,19 +3,29 @@
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from batchfer.boxes import measure_iou
 from batchfer.files import hide_stderr
 from batchfer.media import FrameSelector, VideoReader
-from batchfer.schema import AnalyzeOptions, FaceDetections, Floats, FrameBatch, Images
+from batchfer.people import Appearances, People, describe_people
+from batchfer.quality import measure_quality
+from batchfer.schema import (
+    QUALITY_COLUMNS,
+    AnalyzeOptions,
+    FaceDetections,
+    Floats,
+    FrameBatch,
+    Images,
+)
 from batchfer.timeline import build_table
 from batchfer.tracking import Tracker, describe_faces, describe_frame
 
@@ -30,15 +40,20 @@ SAME_FACE_IOU = 0.3
 class AnalyzedBatch:
     """A sub-batch after the networks; everything here is independent of other frames.
 
-    ``probabilities (N,7)`` and ``appearances (N,D)`` belong to the N rows of ``detections``,
-    ``signatures (B,D)`` to the frames.
+    ``signatures (B,D)`` tell cuts between the frames. ``traits`` belong to the N rows of
+    ``detections``: ``probabilities (N,7)``, ``appearances (N,D)`` to follow a face from frame to
+    frame, ``identities (N,D)`` to know a person again, and the `QUALITY_COLUMNS`, each ``(N,)``.
     """
 
     frames: FrameBatch
     detections: FaceDetections
-    probabilities: Floats
-    appearances: Floats
     signatures: Floats
+    traits: Mapping[str, npt.NDArray[Any]]
+
+    @property
+    def qualities(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The quality columns of each face."""
+        return {name: self.traits[name] for name in QUALITY_COLUMNS}
 
 
 class Analyzer:
@@ -103,29 +118,44 @@ class Analyzer:
         """
         detections = self.detector.detect(frames.images if tensor is None else tensor)
         signatures = np.stack([describe_frame(image) for image in frames.images])
-        return AnalyzedBatch(frames, detections, *self._name_faces(frames, detections), signatures)
+        return AnalyzedBatch(
+            frames, detections, signatures, self._describe_faces(frames, detections)
+        )
 
     def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:
         """Return the batch with more faces in it, classified like the others."""
         more = FaceDetections.join(found)
-        probabilities, appearances = self._name_faces(batch.frames, more)
+        traits = self._describe_faces(batch.frames, more)
         detections = FaceDetections.join([batch.detections, more])
         order = np.argsort(detections.image_index, kind="stable")
         return replace(
             batch,
             detections=detections.select(order),
-            probabilities=np.concatenate([batch.probabilities, probabilities])[order],
-            appearances=np.concatenate([batch.appearances, appearances])[order],
+            traits={
+                name: np.concatenate([values, traits[name]])[order]
+                for name, values in batch.traits.items()
+            },
         )
 
-    def _name_faces(self, frames: FrameBatch, detections: FaceDetections) -> tuple[Floats, Floats]:
-        """Return probabilities and appearances of the faces, in their order."""
+    def _describe_faces(
+        self, frames: FrameBatch, detections: FaceDetections
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the traits of each face, in the order of the detections."""
         size = self.classifier.card.input_size
         crops = np.zeros((len(detections), size, size, 3), np.uint8)
         for index in np.unique(detections.image_index):
             rows = detections.image_index == index
             crops[rows] = self.classifier.crop(frames.images[index], detections.boxes[rows])
-        return self.classifier.predict(crops), describe_faces(crops)
+        probabilities = self.classifier.predict(crops)
+        below = self.options.min_confidence
+        if below is None:
+            below = self.classifier.card.uncertain_below
+        return {
+            "probabilities": probabilities,
+            "appearances": describe_faces(crops),
+            "identities": describe_people(frames.images, detections),
+            **measure_quality(crops, detections.landmarks, probabilities, below),
+        }
 
     def stream(self, batches: Iterator[FrameBatch]) -> Generator[AnalyzedBatch]:
         """Yield the batches analyzed, in their order, while later ones are decoded and computed.
@@ -180,6 +210,7 @@ class FaceLinker:
         """Start with no face known."""
         self._analyzer = analyzer
         self._tracker = Tracker()
+        self._appearances = Appearances()
         self._last_boxes = np.zeros((0, 4), np.float32)
         self._last_s = -np.inf
 
@@ -194,12 +225,23 @@ class FaceLinker:
                 float(batch.frames.times_s[index]),
                 detections.boxes[rows],
                 detections.landmarks[rows],
-                batch.appearances[rows],
+                batch.traits["appearances"][rows],
                 batch.signatures[index],
             )
+        times_s = batch.frames.times_s
+        self._appearances.add(times_s[detections.image_index], face_ids, batch.traits["identities"])
         return build_table(
-            batch.frames.frames, batch.frames.times_s, detections, face_ids, batch.probabilities
+            batch.frames.frames,
+            times_s,
+            detections,
+            face_ids,
+            batch.traits["probabilities"],
+            batch.qualities,
         )
+
+    def join_people(self) -> People:
+        """Return which tracks are one person, as far as their looks tell."""
+        return self._appearances.join()
 
     def _look_again(self, batch: AnalyzedBatch) -> AnalyzedBatch:
         """Add the faces of the frame before that the cascade missed and its last network finds.
@@ -226,19 +268,20 @@ class FaceLinker:
                     if len(boxes) and measure_iou(box, boxes).max() >= SAME_FACE_IOU:
                         continue
                     boxes = np.concatenate([boxes, box])
-                    found.append(replace(faces.select(row[None]), image_index=np.full(1, index)))
+                    found.append(
+                        replace(faces.select(np.array([row])), image_index=np.full(1, index))
+                    )
             self._last_boxes, self._last_s = boxes, float(time_s)
         return self._analyzer.add_faces(batch, found) if found else batch
 
 
 def analyze_frames(
-    reader: VideoReader, analyzer: Analyzer
+    reader: VideoReader, analyzer: Analyzer, linker: FaceLinker
 ) -> Iterator[tuple[FrameBatch, pd.DataFrame]]:
     """Yield each batch of the frames that the options ask for, with its rows of the timeline."""
     options = analyzer.options
     select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
     size = analyzer.batch_size(reader.info.width, reader.info.height)
-    linker = FaceLinker(analyzer)
     with closing(analyzer.stream(reader.batches(size, select))) as analyzed:
         for batch in analyzed:
             yield batch.frames, linker.link(batch)

@@ -95,10 +95,42 @@ def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> Dr
     )
 
 
-def annotate_clip(reader: VideoReader, timeline: Timeline, writer: VideoWriter) -> None:
+HIDE_S = 0.5
+"""A face is also hidden where it was or will be within this time: a detector may miss a frame."""
+
+
+def hide_faces(image: Images, boxes: npt.NDArray[np.floating]) -> Images:
+    """Return a picture whose faces, N boxes ``(N,4)`` px and a margin, are coarse squares.
+
+    The squares are a fifth of the largest face wide, so that nobody can be recognized.
+    """
+    import cv2
+
+    if not len(boxes):
+        return image
+    height, width = image.shape[:2]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    cell = max(int(sides.max() / 5), 8)
+    small = cv2.resize(
+        image, (max(width // cell, 1), max(height // cell, 1)), interpolation=cv2.INTER_AREA
+    )
+    coarse = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
+    hidden = image.copy()
+    margin = 0.2 * sides
+    for x1, y1, x2, y2 in np.hstack([boxes[:, :2] - margin, boxes[:, 2:] + margin]).astype(int):
+        region = np.s_[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
+        hidden[region] = coarse[region]
+    return hidden
+
+
+def annotate_clip(
+    reader: VideoReader, timeline: Timeline, writer: VideoWriter, blur_faces: bool = False
+) -> None:
     """Draw a timeline onto every frame of its clip.
 
-    Between analyzed frames the boxes are interpolated and drawn thin.
+    Between analyzed frames the boxes are interpolated and drawn thin. With ``blur_faces`` faces are
+    made unrecognizable first, also within `HIDE_S` of a frame in which they were found; a face
+    that was never found cannot be hidden.
 
     Raises:
         InputError: the clip cannot be decoded.
@@ -109,6 +141,9 @@ def annotate_clip(reader: VideoReader, timeline: Timeline, writer: VideoWriter) 
     for batch in reader.batches():
         for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
             found, thin = faces.find(int(frame), float(time_s))
+            if blur_faces:
+                near = faces.find_near(float(time_s), HIDE_S)
+                image = hide_faces(image, np.concatenate([near, found.boxes]))
             writer.write(painter.draw(image, found, thin), float(time_s))
     writer.end(reader.end_s)
 
@@ -126,6 +161,20 @@ class _FaceTrack:
 
     def _read_rows(self, index: int) -> DrawnFaces:
         return DrawnFaces.from_rows(self._table.iloc[self._starts[index] : self._stops[index]])
+
+    def find_near(self, time_s: float, seconds: float) -> npt.NDArray[np.float64]:
+        """Return the boxes of all faces within ``seconds`` of a time, ``(N,4)`` px.
+
+        Where frames were analyzed further apart, those of the nearest ones on both sides.
+        """
+        if not len(self._frames):
+            return np.zeros((0, 4))
+        first = int(np.searchsorted(self._times_s, time_s - seconds))
+        last = int(np.searchsorted(self._times_s, time_s + seconds, side="right"))
+        after = int(np.searchsorted(self._times_s, time_s))
+        first, last = min(first, max(after - 1, 0)), max(last, after + 1)
+        rows = slice(self._starts[first], self._stops[min(last, len(self._stops)) - 1])
+        return DrawnFaces.from_rows(self._table.iloc[rows]).boxes
 
     def find(self, frame: int, time_s: float) -> tuple[DrawnFaces, bool]:
         """Return the faces of a frame, and whether they are interpolated."""

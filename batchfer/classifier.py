@@ -194,7 +194,7 @@ class Classifier:
             probabilities: Floats = self.network(tf.constant(crops)).numpy()[:n_faces]
         # The softmax of the graph is off by some 1e-7; one division in double makes rows sum to 1.
         exact = probabilities.astype(np.float64)
-        return (exact / exact.sum(axis=1, keepdims=True)).astype(np.float32)
+        return np.asarray(exact / exact.sum(axis=1, keepdims=True), np.float32)
 
 
 def load_classifier(

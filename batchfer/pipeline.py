@@ -28,8 +28,14 @@ import numpy as np
 import pandas as pd
 
 from batchfer import __version__
-from batchfer.analyzer import AnalyzedBatch, Analyzer, analyze_frames, wants_all_frames
-from batchfer.annotate import annotate_clip, draw_faces
+from batchfer.analyzer import (
+    AnalyzedBatch,
+    Analyzer,
+    FaceLinker,
+    analyze_frames,
+    wants_all_frames,
+)
+from batchfer.annotate import DrawnFaces, FacePainter, annotate_clip, draw_faces, hide_faces
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.files import (
     PARTS_FOLDER,
@@ -46,6 +52,18 @@ from batchfer.files import (
 )
 from batchfer.journal import Journal, hash_settings, mark_input
 from batchfer.media import VideoReader, VideoWriter, read_image, write_image
+from batchfer.people import (
+    assign_people,
+    bin_timeline,
+    find_segments,
+    join_recordings,
+    read_events,
+    read_participants,
+    split_events,
+    summarize_events,
+    summarize_people,
+)
+from batchfer.report import write_images_report, write_index, write_report
 from batchfer.schema import (
     AnalyzeOptions,
     FrameBatch,
@@ -58,7 +76,7 @@ from batchfer.schema import (
     Timeline,
 )
 from batchfer.timeline import (
-    TimelineWriter,
+    TableWriter,
     build_empty_table,
     build_table,
     read_timeline,
@@ -111,10 +129,11 @@ def analyze_video(
         ModelError: The model cannot be used.
     """
     analyzer = analyzer or Analyzer(options)
-    tables = [build_empty_table()]
     with VideoReader(Path(path)) as reader:
-        tables.extend(table for _, table in analyze_frames(reader, analyzer))
-        return Timeline(reader.info, pd.concat(tables, ignore_index=True))
+        linker = FaceLinker(analyzer)
+        tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
+        table = pd.concat(tables or [build_empty_table()], ignore_index=True)
+        return Timeline(reader.info, assign_people(table, linker.join_people()))
 
 
 class AnnotationThread:
@@ -126,6 +145,7 @@ class AnnotationThread:
     def __init__(self, writer: VideoWriter) -> None:
         """Start the thread; ``writer`` is open and stays the caller's to close."""
         self._writer = writer
+        self._painter = FacePainter()
         self._error: BaseException | None = None
         self._queue: queue.Queue[tuple[FrameBatch, pd.DataFrame] | None] = queue.Queue(maxsize=4)
         self._thread = threading.Thread(target=self._work, name="batchfer-annotate", daemon=True)
@@ -170,8 +190,9 @@ class AnnotationThread:
         faces = dict(tuple(table.dropna(subset=["face_id"]).groupby("frame")))
         for image, frame, time_s in zip(frames.images, frames.frames, frames.times_s, strict=True):
             rows = faces.get(int(frame))
-            drawn = image if rows is None else draw_faces(image, rows)
-            self._writer.write(drawn, float(time_s))
+            if rows is not None:
+                image = self._painter.draw(image, DrawnFaces.from_rows(rows))
+            self._writer.write(image, float(time_s))
 
 
 # --- batches of jobs --------------------------------------------------------------------------
@@ -209,6 +230,11 @@ def run_jobs(
     """
     jobs, skipped = plan_jobs(inputs, output, kind)
     settings = hash_settings(options, outputs, hash_file(find_model(options.model)))
+    # The user's tables are read before any work, so that a slip in them costs nothing.
+    recordings = [job.name for job in jobs]
+    participants = None if outputs.participants is None else read_participants(outputs.participants)
+    join_recordings([(name, pd.DataFrame()) for name in recordings], participants)
+    events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
     prepare_output(output)
     with lock_output(output):
         yield from skipped
@@ -223,6 +249,7 @@ def run_jobs(
                 current.append(recall_result(job, entry))
             else:
                 todo.append(job)
+        results = [*skipped, *current]
         yield from current
         names = {job.name for job in jobs}
         stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
@@ -230,14 +257,44 @@ def run_jobs(
             return
         marks = {job.name: mark_input(job.source) for job in todo}
         batch = Batch(
-            output, outputs, Analyzer(options, *machine), journal, settings, marks, progress
+            output, outputs, Analyzer(options, *machine), journal, settings, marks, events, progress
         )
         progress.begin_batch(len(todo) if rows is None else 1)
         run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
         for result in run:
+            results.append(result)
             yield result
             if outputs.fail_fast and result.status == "failed":
                 return
+        if rows is None:
+            write_index_pages(output, results, outputs, participants)
+        elif outputs.report:
+            table = read_timeline(output / f"faces.{outputs.formats[-1]}")
+            facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
+            page = output / "report.html"
+            write_images_report(page, table, facts, results, thumbnails=outputs.thumbnails)
+
+
+def write_index_pages(
+    output: Path,
+    results: Sequence[JobResult],
+    outputs: OutputOptions,
+    participants: pd.DataFrame | None,
+) -> None:
+    """Write what joins all recordings: ``summary.csv`` and, with reports, ``index.html``.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    summaries = []
+    for result in results:
+        path = result.job.destination / "summary.csv"
+        if result.n_frames and path.is_file():
+            summaries.append((result.job.name, pd.read_csv(path)))
+    with atomic_write(output / "summary.csv") as path:
+        write_csv(join_recordings(summaries, participants), path)
+    if outputs.report:
+        write_index(output / "index.html", results)
 
 
 @dataclass(frozen=True)
@@ -250,6 +307,7 @@ class Batch:
     journal: Journal
     settings: str
     marks: Mapping[str, Mapping[str, int]]
+    events: Mapping[str, pd.DataFrame]
     progress: Progress
 
     def attempt(self, job: Job, work: Callable[[], JobResult]) -> JobResult:
@@ -307,30 +365,80 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
 def process_video(job: Job, batch: Batch) -> JobResult:
     """Make the result folder of one video and give it its final name."""
     options, outputs = batch.analyzer.options, batch.outputs
-    with VideoReader(job.source) as reader, work_folder(batch.output, job.name) as folder:
+    with VideoReader(job.source) as reader, work_folder(batch.output, job.name) as parts:
+        folder, rows_path = parts / "result", parts / "rows.parquet"
+        folder.mkdir()
         batch.progress.begin_file(job.name, estimate_frames(reader.info, options))
-        draw = outputs.annotate and wants_all_frames(options)
+        linker = FaceLinker(batch.analyzer)
+        draw = outputs.annotate and wants_all_frames(options) and not outputs.blur_faces
         with ExitStack() as stack:
-            rows = stack.enter_context(TimelineWriter(folder, outputs.formats))
+            rows = stack.enter_context(TableWriter({"parquet": rows_path}))
             drawing = None
             if draw:
                 video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
                 drawing = stack.enter_context(AnnotationThread(stack.enter_context(video)))
-            for frames, table in analyze_frames(reader, batch.analyzer):
+            for frames, table in analyze_frames(reader, batch.analyzer, linker):
                 rows.append(table)
                 if drawing is not None:
                     drawing.put(frames, table)
                 batch.progress.advance(len(frames))
             if drawing is not None:
                 drawing.finish(reader.end_s)
-        table = read_timeline(folder / f"timeline.{outputs.formats[-1]}")
-        if outputs.annotate and not draw:
-            redraw_video(job.source, table, folder / "annotated.mp4")
+        table = assign_people(read_timeline(rows_path), linker.join_people())
+        write_tables(table, folder, "timeline", outputs.formats)
         result = summarize_video(job, reader, table)
         facts = describe_video(reader, table, batch, result)
         (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        timeline = Timeline(reader.info, table)
+        if outputs.annotate and not draw:
+            redraw_video(job.source, timeline, folder / "annotated.mp4", outputs.blur_faces)
+        write_results(folder, timeline, facts, job.source, outputs, batch.events.get(job.name))
         publish_folder(folder, job.destination)
         return result
+
+
+def write_tables(
+    table: pd.DataFrame, folder: Path, stem: str, formats: Sequence[str] = ("csv",)
+) -> None:
+    """Write one table as ``<stem>.csv``, ``<stem>.parquet`` or both into a folder."""
+    with TableWriter({suffix: folder / f"{stem}.{suffix}" for suffix in formats}) as writer:
+        writer.append(table)
+
+
+def write_results(
+    folder: Path,
+    timeline: Timeline,
+    facts: Mapping[str, Any],
+    source: Path | None,
+    outputs: OutputOptions,
+    events: pd.DataFrame | None = None,
+) -> None:
+    """Write what follows from a timeline alone: summary, segments, bins, events and report.
+
+    Args:
+        folder: The result folder of the video.
+        timeline: The timeline with the persons that it has.
+        facts: The content of ``run.json``.
+        source: The video, for thumbnails; None where it is gone.
+        outputs: What is asked for.
+        events: The stimulus windows of this recording.
+    """
+    table = timeline.table
+    write_tables(summarize_people(table, outputs.smooth_s), folder, "summary")
+    write_tables(find_segments(table, outputs.smooth_s), folder, "segments")
+    if outputs.bin_s is not None:
+        write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
+    if events is not None:
+        write_tables(summarize_events(table, events, outputs.smooth_s), folder, "events")
+    if outputs.report:
+        write_report(
+            folder / "report.html",
+            timeline,
+            facts,
+            source=source if outputs.thumbnails else None,
+            video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
+            smooth_s=outputs.smooth_s,
+        )
 
 
 @contextmanager
@@ -358,10 +466,10 @@ def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:
     return share * info.n_frames / options.every
 
 
-def redraw_video(source: Path, table: pd.DataFrame, path: Path) -> None:
-    """Draw a written timeline onto its clip; between analyzed frames boxes are thin."""
+def redraw_video(source: Path, timeline: Timeline, path: Path, blur_faces: bool) -> None:
+    """Draw a timeline onto its clip; between analyzed frames boxes are thin."""
     with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
-        annotate_clip(reader, Timeline(reader.info, table), writer)
+        annotate_clip(reader, timeline, writer, blur_faces)
 
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:
@@ -542,7 +650,8 @@ def split_pictures(
             np.full(1, np.nan),
             faces,
             np.arange(len(rows)),
-            batch.probabilities[rows],
+            batch.traits["probabilities"][rows],
+            {name: values[rows] for name, values in batch.qualities.items()},
         )
         table.insert(0, "input", pd.Series(jobs[index].name, table.index, dtype="string"))
         yield int(index), batch.frames.images[place], table
@@ -643,13 +752,14 @@ def run_images(
                 yield from flush()
     yield from flush()
     table = rows.publish(everything, batch.outputs.formats)
+    faces = table[table["face_id"].notna()]
     facts = {
         "batchfer": __version__,
         "pictures": {
             "given": len(everything),
             "analyzed": int(table["input"].nunique()),
-            "with_face": int(table.loc[table["face_id"].notna(), "input"].nunique()),
-            "faces": int(table["face_id"].notna().sum()),
+            "with_face": int(faces["input"].nunique()),
+            "faces": len(faces),
         },
         **describe_run(batch),
     }
@@ -665,6 +775,8 @@ def finish_picture(
     if outputs.annotate:
         job.destination.parent.mkdir(parents=True, exist_ok=True)
         faces = table[table["face_id"].notna()]
+        if outputs.blur_faces:
+            image = hide_faces(image, DrawnFaces.from_rows(faces).boxes)
         with atomic_write(job.destination) as path:
             write_image(path, draw_faces(image, faces))
     summary = summarize(table)

@@ -194,8 +194,9 @@ class AnalyzeOptions:
 
     ``every`` analyzes each Nth frame, or ``fps`` about that many frames a second; ``start_s`` and
     ``end_s`` bound the clip in seconds. ``min_face_px`` is the smallest face side in px and
-    ``face_threshold`` the least detector score. ``labels`` and ``rescale`` describe a model that
-    has no card. ``max_pixels`` bounds a decoded picture or frame.
+    ``face_threshold`` the least detector score. ``min_confidence`` sets the column ``uncertain``
+    (None: as the model's card says); no row is dropped by it. ``labels`` and ``rescale`` describe
+    a model that has no card. ``max_pixels`` bounds a decoded picture or frame.
     """
 
     model: str = "mobilenetv2"
@@ -205,6 +206,7 @@ class AnalyzeOptions:
     end_s: float | None = None
     min_face_px: int = 40
     face_threshold: float = 0.8
+    min_confidence: float | None = None
     labels: tuple[str, ...] | None = None
     rescale: float | None = None
     max_pixels: int = 100_000_000
@@ -250,11 +252,19 @@ class OutputOptions:
     """What is written for each input, and how a batch goes on; none of it changes the numbers.
 
     ``formats`` are the table formats, ``overwrite`` redoes what is up to date, and ``fail_fast``
-    ends the batch at the first input that fails.
+    ends the batch at the first input that fails. ``blur_faces`` hides faces in annotated copies,
+    ``thumbnails`` shows them in reports. ``smooth_s`` smooths segments and charts, ``bin_s`` asks
+    for means per time bin. ``participants`` and ``events`` are tables of the user's.
     """
 
     formats: tuple[str, ...] = ("csv", "parquet")
     annotate: bool = True
     report: bool = True
+    blur_faces: bool = False
+    thumbnails: bool = True
+    smooth_s: float = 0.5
+    bin_s: float | None = None
+    participants: Path | None = None
+    events: Path | None = None
     overwrite: bool = False
     fail_fast: bool = False

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from batchfer.errors import InputError, OutputError, Reason
@@ -39,6 +40,7 @@ def build_table(
     detections: FaceDetections,
     ids: Integers,
     probabilities: Floats,
+    qualities: Mapping[str, npt.NDArray[Any]] | None = None,
 ) -> pd.DataFrame:
     """Return a row per face, ordered by frame and id, and one of nulls for a frame without any.
 
@@ -48,6 +50,7 @@ def build_table(
         detections: N faces whose ``image_index`` points into ``frames``; boxes lie in the frame.
         ids: ``(N,)`` track of each face.
         probabilities: ``(N,7)``.
+        qualities: ``(N,)`` of each of the `QUALITY_COLUMNS`, which then follow the others.
     """
     order = np.lexsort((ids, detections.image_index))
     faces = detections.select(order)
@@ -77,6 +80,12 @@ def build_table(
     labels = np.array(EMOTIONS, object)[table.argmax(axis=1)]
     columns["emotion"] = pd.array(spread(labels, None, object), "string")
     columns["emotion_confidence"] = spread(table.max(axis=1, initial=0), np.nan, np.float32)
+    for name, measures in (qualities or {}).items():
+        if measures.dtype == np.bool_:
+            values = spread(measures[order], False, np.bool_)
+            columns[name] = pd.arrays.BooleanArray(values, ~has_face)
+        else:
+            columns[name] = spread(measures[order], np.nan, np.float32)
     return pd.DataFrame(columns)
 
 
