@@ -654,6 +654,7 @@ class _Clock:
         self.varies = False
         self.end_s = 0.0
         self._first_step_s: float | None = None
+        self._shift_s = 0.0
         self._stream_start: int | None = None
         self._stream_end_s = math.inf
         if stream is not None:
@@ -661,18 +662,22 @@ class _Clock:
             if stream.duration is not None and stream.duration > 0:
                 ticks = (stream.start_time or 0) + stream.duration
                 self._stream_end_s = float(ticks * stream.time_base - origin)
+        self._begun = False
         self.restart()
 
     def restart(self) -> None:
         """Forget the frames so far, as after a jump."""
         self._last_s: float | None = None
-        self._shift_s = 0.0
         self._n_astray = 0
         self._decoding_delay = 0
 
     def read(self, frame: Any) -> float:
         """Return the time of the next frame in order."""
         time_s = self._read_raw(frame) + self._shift_s
+        if not self._begun and not 0 <= time_s <= MAX_GAP_S:
+            # The container misstates its start; the picture begins with the clip.
+            self._shift_s, time_s = -time_s, 0.0
+        self._begun = True
         last_s = self._last_s
         if last_s is not None:
             if last_s <= time_s <= last_s + MAX_GAP_S:

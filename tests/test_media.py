@@ -202,6 +202,25 @@ def test_single_frames_are_read_by_their_times(tmp_path: Path) -> None:
     assert [read_index(image) for _, image in found] == [0, 1, 3, round(12.5 * 24) % 256]
 
 
+@pytest.mark.parametrize(
+    ("name", "n_frames", "size", "seconds", "has_audio", "varies"),
+    [
+        ("portrait.mp4", 150, (640, 360), 6.0, True, False),
+        ("two_people.mp4", 175, (640, 360), 7.0, True, False),
+        ("variable_rate.mp4", 70, (480, 360), 4.615, False, True),
+        ("rotated.mp4", 75, (270, 480), 3.0, False, False),
+    ],
+)
+def test_samples_are_as_described(
+    name: str, n_frames: int, size: tuple[int, int], seconds: float, has_audio: bool, varies: bool
+) -> None:
+    reader = read_all(Path(__file__).parent.parent / "samples" / "clips" / name)[0]
+    assert (reader.n_decoded, reader.loss()) == (n_frames, None)
+    assert (reader.info.width, reader.info.height) == size
+    assert reader.end_s == pytest.approx(seconds, abs=0.001)
+    assert (reader.info.has_audio, reader.variable_rate) == (has_audio, varies)
+
+
 # --- video that is refused ------------------------------------------------------------------------
 
 
