@@ -1078,10 +1078,11 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInf
         InputError: The file is not a picture, too large, or damaged.
     """
     _check_file(path)
-    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit. What its
-    # warnings say is either an error below or of no consequence.
+    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit. What it
+    # warns of and logs is either an error below or of no consequence.
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     try:
         with _open_image(path) as picture:
             _check_size(picture.width, picture.height, max_pixels)
