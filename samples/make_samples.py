@@ -46,6 +46,18 @@ def widen(picture: Picture, point: tuple[float, float]) -> tuple[Picture, tuple[
     return wider, (point[0] + margin, point[1] + margin)
 
 
+def soften_surroundings(astronaut: Picture) -> Picture:
+    """Return the portrait with all but the head out of focus, as by a wide aperture.
+
+    The shiny ring of the suit and a star of the flag pass for small faces otherwise.
+    """
+    y, x = np.mgrid[: astronaut.shape[0], : astronaut.shape[1]]
+    distance = np.hypot((x - 225) / 95, (y - 90) / 98)[:, :, None]
+    share = np.clip((distance - 1) / 0.15, 0, 1)
+    soft = cv2.GaussianBlur(astronaut, (0, 0), 9)
+    return np.rint(astronaut * (1 - share) + soft * share).astype(np.uint8)
+
+
 def move_mouth(picture: Picture, corners: Sequence[tuple[float, float]], down_px: float) -> Picture:
     """Return the picture with the corners of the mouth pulled down, which takes away a smile."""
     height, width = picture.shape[:2]
@@ -108,6 +120,7 @@ def portrait(
     astronaut: Picture, seconds: float = 6.0, size: tuple[int, int] = (640, 360)
 ) -> Iterator[tuple[float, Picture]]:
     """Yield a face that moves, comes closer, tilts, and loses its smile for a while."""
+    astronaut = soften_surroundings(astronaut)
     for index in range(round(seconds * 25)):
         t = index / 25
         down_px = 9.0 * np.clip(np.sin(2 * np.pi * (t - 1.0) / 4.0), 0, 1)
