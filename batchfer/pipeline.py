@@ -35,7 +35,7 @@ from batchfer.analyzer import (
     analyze_frames,
     wants_all_frames,
 )
-from batchfer.annotate import DrawnFaces, FacePainter, annotate_clip, draw_faces, hide_faces
+from batchfer.annotate import DrawnFaces, FacePainter, draw_faces, hide_faces
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.files import (
     PARTS_FOLDER,
@@ -54,16 +54,13 @@ from batchfer.journal import Journal, hash_settings, mark_input
 from batchfer.media import VideoReader, VideoWriter, read_image, write_image
 from batchfer.people import (
     assign_people,
-    bin_timeline,
-    find_segments,
     join_recordings,
     read_events,
     read_participants,
     split_events,
-    summarize_events,
-    summarize_people,
 )
-from batchfer.report import write_images_report, write_index, write_report
+from batchfer.report import write_images_report
+from batchfer.results import draw_video, write_index_pages, write_results, write_tables
 from batchfer.schema import (
     AnalyzeOptions,
     FrameBatch,
@@ -275,28 +272,6 @@ def run_jobs(
             write_images_report(page, table, facts, results, thumbnails=outputs.thumbnails)
 
 
-def write_index_pages(
-    output: Path,
-    results: Sequence[JobResult],
-    outputs: OutputOptions,
-    participants: pd.DataFrame | None,
-) -> None:
-    """Write what joins all recordings: ``summary.csv`` and, with reports, ``index.html``.
-
-    Raises:
-        OutputError: They cannot be written.
-    """
-    summaries = []
-    for result in results:
-        path = result.job.destination / "summary.csv"
-        if result.n_frames and path.is_file():
-            summaries.append((result.job.name, pd.read_csv(path)))
-    with atomic_write(output / "summary.csv") as path:
-        write_csv(join_recordings(summaries, participants), path)
-    if outputs.report:
-        write_index(output / "index.html", results)
-
-
 @dataclass(frozen=True)
 class Batch:
     """What all jobs of one run share."""
@@ -391,54 +366,10 @@ def process_video(job: Job, batch: Batch) -> JobResult:
         (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         timeline = Timeline(reader.info, table)
         if outputs.annotate and not draw:
-            redraw_video(job.source, timeline, folder / "annotated.mp4", outputs.blur_faces)
+            draw_video(job.source, timeline, folder / "annotated.mp4", outputs.blur_faces)
         write_results(folder, timeline, facts, job.source, outputs, batch.events.get(job.name))
         publish_folder(folder, job.destination)
         return result
-
-
-def write_tables(
-    table: pd.DataFrame, folder: Path, stem: str, formats: Sequence[str] = ("csv",)
-) -> None:
-    """Write one table as ``<stem>.csv``, ``<stem>.parquet`` or both into a folder."""
-    with TableWriter({suffix: folder / f"{stem}.{suffix}" for suffix in formats}) as writer:
-        writer.append(table)
-
-
-def write_results(
-    folder: Path,
-    timeline: Timeline,
-    facts: Mapping[str, Any],
-    source: Path | None,
-    outputs: OutputOptions,
-    events: pd.DataFrame | None = None,
-) -> None:
-    """Write what follows from a timeline alone: summary, segments, bins, events and report.
-
-    Args:
-        folder: The result folder of the video.
-        timeline: The timeline with the persons that it has.
-        facts: The content of ``run.json``.
-        source: The video, for thumbnails; None where it is gone.
-        outputs: What is asked for.
-        events: The stimulus windows of this recording.
-    """
-    table = timeline.table
-    write_tables(summarize_people(table, outputs.smooth_s), folder, "summary")
-    write_tables(find_segments(table, outputs.smooth_s), folder, "segments")
-    if outputs.bin_s is not None:
-        write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
-    if events is not None:
-        write_tables(summarize_events(table, events, outputs.smooth_s), folder, "events")
-    if outputs.report:
-        write_report(
-            folder / "report.html",
-            timeline,
-            facts,
-            source=source if outputs.thumbnails else None,
-            video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
-            smooth_s=outputs.smooth_s,
-        )
 
 
 @contextmanager
@@ -464,12 +395,6 @@ def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:
     if options.fps is not None:
         return min(share * info.duration_s * options.fps, share * info.n_frames)
     return share * info.n_frames / options.every
-
-
-def redraw_video(source: Path, timeline: Timeline, path: Path, blur_faces: bool) -> None:
-    """Draw a timeline onto its clip; between analyzed frames boxes are thin."""
-    with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
-        annotate_clip(reader, timeline, writer, blur_faces)
 
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:

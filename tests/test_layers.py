@@ -12,6 +12,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"pipeline", "training", "plan"},
+    {"results"},
     {"analyzer", "annotate", "report", "export", "evaluation"},
     {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline"},
     {"media", "architectures", "boxes", "files", "journal"},
