@@ -1,0 +1,205 @@
+"""What follows from a written timeline alone: summaries, reports, and the video drawn again.
+
+Nothing here needs a network, so colours, smoothing or a corrected id are redone in seconds.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from batchfer.annotate import annotate_clip
+from batchfer.errors import NothingToDoError, UsageError
+from batchfer.files import atomic_write, display_name
+from batchfer.media import VideoReader, VideoWriter
+from batchfer.people import (
+    assign_people,
+    bin_timeline,
+    find_segments,
+    join_recordings,
+    summarize_events,
+    summarize_people,
+)
+from batchfer.report import write_index, write_report
+from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
+from batchfer.timeline import TableWriter, read_timeline, write_csv
+
+
+def write_tables(
+    table: pd.DataFrame, folder: Path, stem: str, formats: Sequence[str] = ("csv",)
+) -> None:
+    """Write one table as ``<stem>.csv``, ``<stem>.parquet`` or both into a folder."""
+    with TableWriter({suffix: folder / f"{stem}.{suffix}" for suffix in formats}) as writer:
+        writer.append(table)
+
+
+def write_results(
+    folder: Path,
+    timeline: Timeline,
+    facts: Mapping[str, Any],
+    source: Path | None,
+    outputs: OutputOptions,
+    events: pd.DataFrame | None = None,
+) -> None:
+    """Write what follows from a timeline alone: summary, segments, bins, events and report.
+
+    Args:
+        folder: The result folder of the video.
+        timeline: The timeline with the persons that it has.
+        facts: The content of ``run.json``.
+        source: The video, for thumbnails; None where it is gone.
+        outputs: What is asked for.
+        events: The stimulus windows of this recording.
+    """
+    table = timeline.table
+    write_tables(summarize_people(table, outputs.smooth_s), folder, "summary")
+    write_tables(find_segments(table, outputs.smooth_s), folder, "segments")
+    if outputs.bin_s is not None:
+        write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
+    if events is not None:
+        write_tables(summarize_events(table, events, outputs.smooth_s), folder, "events")
+    if outputs.report:
+        write_report(
+            folder / "report.html",
+            timeline,
+            facts,
+            source=source if outputs.thumbnails else None,
+            video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
+            smooth_s=outputs.smooth_s,
+        )
+
+
+def write_index_pages(
+    output: Path,
+    results: Sequence[JobResult],
+    outputs: OutputOptions,
+    participants: pd.DataFrame | None,
+) -> None:
+    """Write what joins all recordings: ``summary.csv`` and, with reports, ``index.html``.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    summaries = []
+    for result in results:
+        path = result.job.destination / "summary.csv"
+        if result.n_frames and path.is_file():
+            summaries.append((result.job.name, pd.read_csv(path)))
+    with atomic_write(output / "summary.csv") as path:
+        write_csv(join_recordings(summaries, participants), path)
+    if outputs.report:
+        write_index(output / "index.html", results)
+
+
+def draw_video(source: Path, timeline: Timeline, path: Path, blur_faces: bool) -> None:
+    """Draw a timeline onto its clip; between analyzed frames boxes are thin."""
+    with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
+        annotate_clip(reader, timeline, writer, blur_faces)
+
+
+def find_results(paths: Sequence[Path]) -> list[Path]:
+    """Return the result folders of videos among and below the given folders, sorted.
+
+    Raises:
+        UsageError: A path does not exist.
+        NothingToDoError: There is no result.
+    """
+    found = set()
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{display_name(path)}: no such file or folder")
+        for facts in path.rglob("run.json"):
+            if _locate_timeline(facts.parent) is not None:
+                found.add(facts.parent)
+    if not found:
+        where = ", ".join(display_name(path) for path in paths)
+        raise NothingToDoError(
+            f"no finished video in {where} (a folder with run.json and timeline)"
+        )
+    return sorted(found)
+
+
+def _locate_timeline(folder: Path) -> Path | None:
+    for name in ("timeline.parquet", "timeline.csv"):
+        if (folder / name).is_file():
+            return folder / name
+    return None
+
+
+def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
+    """Return the timeline in a result folder and the content of its ``run.json``.
+
+    Raises:
+        UsageError: The folder is not a result, or its files are broken.
+    """
+    path = _locate_timeline(folder)
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        media = facts["media"]
+        info = MediaInfo(
+            path=Path(facts["source"]),
+            width=int(media["width"]),
+            height=int(media["height"]),
+            fps=None if media["fps"] is None else Fraction(media["fps"]),
+            n_frames=facts["frames"]["declared"],
+            duration_s=media["duration_s"],
+            rotation=media["rotation"],
+            has_audio=media["has_audio"],
+            codec=media["codec"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
+    if path is None:
+        raise UsageError(f"{display_name(folder)}: holds no timeline.csv or timeline.parquet")
+    return Timeline(info, read_timeline(path)), facts
+
+
+def redo_reports(
+    folders: Sequence[Path], outputs: OutputOptions, people: Mapping[int, str] | None
+) -> Iterator[Path]:
+    """Write summary, segments and report of finished videos again; yield each report.
+
+    Args:
+        folders: The result folders.
+        outputs: Smoothing, bins and thumbnails.
+        people: The user's name of each ``face_id``, for a single folder.
+    """
+    for folder in folders:
+        timeline, facts = load_result(folder)
+        if people is not None:
+            timeline = Timeline(timeline.media, assign_people(timeline.table, people))
+        source = timeline.media.path if timeline.media.path.is_file() else None
+        write_results(folder, timeline, facts, source, outputs)
+        yield folder / "report.html"
+
+
+def redo_videos(
+    folders: Sequence[Path],
+    blur_faces: bool,
+    people: Mapping[int, str] | None,
+    source: Path | None = None,
+) -> Iterator[Path]:
+    """Draw the timelines of finished videos again; yield each annotated video.
+
+    Args:
+        folders: The result folders.
+        blur_faces: Make faces unrecognizable.
+        people: The user's name of each ``face_id``, for a single folder.
+        source: Where the video is now, for a single folder; else where it was.
+
+    Raises:
+        UsageError: The video is gone.
+    """
+    for folder in folders:
+        timeline, _ = load_result(folder)
+        clip = source or timeline.media.path
+        if not clip.is_file():
+            raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
+        if people is not None:
+            timeline = Timeline(timeline.media, assign_people(timeline.table, people))
+        with atomic_write(folder / "annotated.mp4") as path:
+            draw_video(clip, timeline, path, blur_faces)
+        yield folder / "annotated.mp4"
