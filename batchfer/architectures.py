@@ -171,11 +171,13 @@ def build_mobilenetv2(
     weights: str | None = None,
     width: float = 1.0,
     dropout: float = 0.3,
+    momentum: float = 0.99,
 ) -> Any:
     """Return MobileNetV2 (Sandler et al. 2018), globally average-pooled, for fine-tuning.
 
     ``weights`` is None for random ones or ``"imagenet"`` for Keras' own download; ``width``
-    multiplies the number of channels.
+    multiplies the number of channels; ``momentum`` is that of the normalization statistics, whose
+    released 0.999 forgets those of ImageNet too slowly for a short training.
     """
     import keras
 
@@ -184,8 +186,7 @@ def build_mobilenetv2(
     )
     for layer in base.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            # The released 0.999 forgets ImageNet's statistics too slowly for a short training.
-            layer.momentum = 0.99
+            layer.momentum = momentum
     layers = keras.layers
     before = layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")
     after = [layers.GlobalAveragePooling2D(name="pool"), layers.Dropout(dropout, name="dropout")]

@@ -439,7 +439,8 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
         self.run = run
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.model.optimizer.learning_rate = self.run.learning_rate()
+        self.run.rate = self.run.learning_rate()
+        self.model.optimizer.learning_rate = self.run.rate
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         run = self.run
@@ -471,6 +472,8 @@ class TrainingRun:
         self.splits = splits
         self.state = RunState(settings=_fingerprint(options, recipe))
         self.interrupted = False
+        self.rate = 0.0
+        self.last_logs: dict[str, float] = {}
         self.average: list[npt.NDArray[Any]] = []
         self._started = time.monotonic()
         self._began_epoch = self._started
@@ -646,7 +649,7 @@ class TrainingRun:
         row = {
             "epoch": len(self.history) + 1,
             "seconds": self.elapsed_s(),
-            "learning_rate": float(self.trained.optimizer.learning_rate),
+            "learning_rate": self.rate,
             "loss": self.last_logs.get("loss", math.nan),
             "accuracy": self.last_logs.get("accuracy", math.nan),
             "val_loss": figures["log_loss"],
@@ -734,7 +737,6 @@ class TrainingRun:
         n_trained, rest = divmod(state.batches_done, len(self.batches))
         if rest == 0 and n_validated < n_trained:
             # Killed between the checkpoint and its validation.
-            self.last_logs = {}
             self.validate_epoch()
 
 
