@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -65,6 +65,35 @@ Annotate = Annotated[
     bool, typer.Option("--annotate/--no-annotate", help="Draw faces and emotions on a copy.")
 ]
 Report = Annotated[bool, typer.Option("--report/--no-report", help="Write the HTML report.")]
+BlurFaces = Annotated[
+    bool, typer.Option("--blur-faces", help="Make faces unrecognizable in annotated copies.")
+]
+Thumbnails = Annotated[
+    bool, typer.Option("--thumbnails/--no-thumbnails", help="Show faces in reports.")
+]
+MinConfidence = Annotated[
+    float | None,
+    typer.Option(
+        "--min-confidence",
+        min=0,
+        max=1,
+        help="Below this, the column `uncertain` is set; no row is dropped.",
+        show_default="as the model's card says",
+    ),
+]
+Smooth = Annotated[
+    float, typer.Option("--smooth", min=0, help="Smoothing of segments and charts, in seconds.")
+]
+Bin = Annotated[
+    str | None, typer.Option("--bin", help="Write means per time bin, as in 1s, to bins.csv.")
+]
+People = Annotated[
+    Path | None, typer.Option("--people", help="CSV of face_id,name that names the faces.")
+]
+Results = Annotated[
+    list[Path],
+    typer.Argument(help="Result folders of videos, or folders above them.", show_default=False),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Do again what is up to date already.")
 ]
@@ -99,6 +128,19 @@ def video(
     formats: Formats = "csv,parquet",
     annotate: Annotate = True,
     report: Report = True,
+    min_confidence: MinConfidence = None,
+    smooth: Smooth = 0.5,
+    bin_: Bin = None,
+    participants: Annotated[
+        Path | None,
+        typer.Option("--participants", help="CSV of file,... whose columns summary.csv gets."),
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", help="CSV of file,name,start,end: a summary per window."),
+    ] = None,
+    blur_faces: BlurFaces = False,
+    thumbnails: Thumbnails = True,
     overwrite: Overwrite = False,
     fail_fast: FailFast = False,
     quiet: Quiet = False,
@@ -118,12 +160,25 @@ def video(
         end_s=None if end is None else parse_time(end),
         min_face_px=min_face,
         face_threshold=face_threshold,
+        min_confidence=min_confidence,
         labels=_split_labels(labels),
         rescale=_parse_factor(rescale),
     )
     if options.end_s is not None and options.end_s <= (options.start_s or 0):
         raise UsageError("--end lies before --start")
-    outputs = OutputOptions(_parse_formats(formats), annotate, report, overwrite, fail_fast)
+    outputs = OutputOptions(
+        formats=_parse_formats(formats),
+        annotate=annotate,
+        report=report,
+        blur_faces=blur_faces,
+        thumbnails=thumbnails,
+        smooth_s=smooth,
+        bin_s=_parse_bin(bin_),
+        participants=participants,
+        events=events,
+        overwrite=overwrite,
+        fail_fast=fail_fast,
+    )
     _run("video", inputs, output, options, outputs, quiet, (device, batch_size, workers))
 
 
@@ -145,6 +200,9 @@ def images(
     formats: Formats = "csv,parquet",
     annotate: Annotate = True,
     report: Report = True,
+    min_confidence: MinConfidence = None,
+    blur_faces: BlurFaces = False,
+    thumbnails: Thumbnails = True,
     overwrite: Overwrite = False,
     fail_fast: FailFast = False,
     quiet: Quiet = False,
@@ -158,11 +216,20 @@ def images(
         model=model,
         min_face_px=min_face,
         face_threshold=face_threshold,
+        min_confidence=min_confidence,
         max_pixels=max_pixels,
         labels=_split_labels(labels),
         rescale=_parse_factor(rescale),
     )
-    outputs = OutputOptions(_parse_formats(formats), annotate, report, overwrite, fail_fast)
+    outputs = OutputOptions(
+        formats=_parse_formats(formats),
+        annotate=annotate,
+        report=report,
+        blur_faces=blur_faces,
+        thumbnails=thumbnails,
+        overwrite=overwrite,
+        fail_fast=fail_fast,
+    )
     _run("image", inputs, output, options, outputs, quiet, (device, batch_size, workers))
 
 
@@ -185,6 +252,80 @@ def _run(
             typer.echo(line)
     done = all(result.status in ("ok", "skipped") for result in results)
     raise typer.Exit(ExitCode.OK if done else ExitCode.INCOMPLETE)
+
+
+@app.command(epilog="Example:  batchfer report batchfer-results/interview.mp4 --people people.csv")
+def report(
+    results: Results,
+    people: People = None,
+    smooth: Smooth = 0.5,
+    bin_: Bin = None,
+    thumbnails: Thumbnails = True,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write reports and summaries again from finished timelines; needs no network."""
+    from batchfer.results import find_results, redo_reports
+    from batchfer.schema import OutputOptions
+
+    _set_up_logging(quiet, verbose)
+    folders = find_results(results)
+    outputs = OutputOptions(thumbnails=thumbnails, smooth_s=smooth, bin_s=_parse_bin(bin_))
+    for path in redo_reports(folders, outputs, _read_people(people, folders)):
+        if not quiet:
+            typer.echo(path)
+
+
+@app.command(epilog="Example:  batchfer annotate batchfer-results/interview.mp4 --blur-faces")
+def annotate(
+    results: Results,
+    people: People = None,
+    blur_faces: BlurFaces = False,
+    source: Annotated[
+        Path | None, typer.Option("--source", help="Where the video is, if it has moved.")
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw annotated videos again from finished timelines; needs no network."""
+    from batchfer.results import find_results, redo_videos
+
+    _set_up_logging(quiet, verbose)
+    folders = find_results(results)
+    if source is not None and len(folders) > 1:
+        raise UsageError("--source goes with one result folder")
+    for path in redo_videos(folders, blur_faces, _read_people(people, folders), source):
+        if not quiet:
+            typer.echo(path)
+
+
+@app.command(epilog="Example:  batchfer export batchfer-results/interview.mp4 --to eaf")
+def export(
+    timelines: Annotated[
+        list[Path],
+        typer.Argument(help="Timelines, or result folders that hold one.", show_default=False),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="pyfeat, openface, fer, srt, vtt, eaf, textgrid or otio.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The file to write, for one timeline."),
+    ] = None,
+    people: People = None,
+    smooth: Smooth = 0.5,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write timelines in other tools' formats, beside them or to a given file."""
+    from batchfer.results import export_results
+
+    _set_up_logging(quiet, verbose)
+    if (output is not None or people is not None) and len(timelines) > 1:
+        raise UsageError("--output and --people go with one timeline")
+    for path in export_results(timelines, to, output, _read_people(people, timelines), smooth):
+        if not quiet:
+            typer.echo(path)
 
 
 @app.callback(invoke_without_command=True)
@@ -224,6 +365,25 @@ def _parse_formats(text: str) -> tuple[str, ...]:
     if not formats or set(formats) - {"csv", "parquet"}:
         raise UsageError(f"--format takes csv, parquet or csv,parquet, not {text!r}")
     return tuple(sorted(set(formats)))
+
+
+def _parse_bin(text: str | None) -> float | None:
+    if text is None:
+        return None
+    seconds = parse_time(text)
+    if seconds <= 0:
+        raise UsageError(f"--bin takes a length such as 1s, not {text!r}")
+    return seconds
+
+
+def _read_people(path: Path | None, folders: list[Path]) -> "Mapping[int, str] | None":
+    if path is None:
+        return None
+    if len(folders) > 1:
+        raise UsageError("--people goes with one result: ids of two clips have nothing in common")
+    from batchfer.people import read_people
+
+    return read_people(path)
 
 
 def _split_labels(text: str | None) -> tuple[str, ...] | None:

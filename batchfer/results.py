@@ -13,6 +13,7 @@ import pandas as pd
 
 from batchfer.annotate import annotate_clip
 from batchfer.errors import NothingToDoError, UsageError
+from batchfer.export import FORMATS, export_timeline
 from batchfer.files import atomic_write, display_name
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.people import (
@@ -203,3 +204,36 @@ def redo_videos(
         with atomic_write(folder / "annotated.mp4") as path:
             draw_video(clip, timeline, path, blur_faces)
         yield folder / "annotated.mp4"
+
+
+def export_results(
+    paths: Sequence[Path],
+    to: str,
+    output: Path | None,
+    people: Mapping[int, str] | None,
+    smooth_s: float,
+) -> Iterator[Path]:
+    """Write timelines in another tool's format; yield each file.
+
+    Args:
+        paths: Timelines (``.csv``, ``.parquet``), or result folders that hold one.
+        to: One of `batchfer.export.FORMATS`.
+        output: The file to write, for a single timeline; else ``<format>.<suffix>`` beside it.
+        people: The user's name of each ``face_id``, for a single timeline.
+        smooth_s: Smoothing of the formats that hold segments, in seconds.
+    """
+    for path in paths:
+        folder = path if path.is_dir() else path.parent
+        located = _locate_timeline(path) if path.is_dir() else path
+        if located is None or not located.is_file():
+            raise UsageError(f"{display_name(path)}: no timeline there")
+        if (folder / "run.json").is_file():
+            media = load_result(folder)[0].media
+        else:
+            media = MediaInfo(located, 0, 0)
+        suffix = FORMATS.get(to, "")
+        name = f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
+        target = output or folder / name
+        timeline = Timeline(media, read_timeline(located))
+        export_timeline(timeline, to, target, people, smooth_s)
+        yield target
