@@ -98,6 +98,10 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Do again what is up to date already.")
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed input.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder for decoded pictures.", show_default="the user's cache"),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on what happens, and why.")]
 
@@ -328,6 +332,229 @@ def export(
             typer.echo(path)
 
 
+@app.command(
+    epilog="Example:  batchfer train pictures/ --model mobilenetv2 -o runs/mine",
+)
+def train(
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Class folders, fer2013.csv or RAF-DB; several make one run."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for model, card, curves, checkpoints.")
+    ] = Path("batchfer-training"),
+    model: Annotated[str, typer.Option("--model", help="mobilenetv2 or vgg19.")] = "mobilenetv2",
+    recipe: Annotated[str, typer.Option("--recipe", help="finetune or baseline.")] = "finetune",
+    base_weights: Annotated[
+        str,
+        typer.Option(
+            "--base-weights", help="A .weights.h5 file; imagenet downloads, none is none."
+        ),
+    ] = "imagenet",
+    votes: Annotated[
+        Path | None, typer.Option("--votes", help="FER+ votes, joined by picture name.")
+    ] = None,
+    hard_votes: Annotated[
+        bool, typer.Option("--hard-votes", help="Take the votes' majority as the label.")
+    ] = False,
+    validation: Annotated[
+        float, typer.Option("--validation", help="Share that validates, where no part does.")
+    ] = 0.06,
+    dedupe: Annotated[
+        bool, typer.Option("--dedupe", help="Keep near-duplicates of validation out of training.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Same seed, same draws.")] = 0,
+    epochs: Annotated[int | None, typer.Option("--epochs", show_default="the recipe's")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", show_default="the recipe's")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", show_default="the recipe's")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option("--patience", help="Stop after so many epochs without a better one."),
+    ] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", help="End in time, fully annealed.")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option("--precision", help="auto, float32 or bfloat16.")
+    ] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run in the output folder ended.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse broken pictures instead of skipping them.")
+    ] = False,
+    export_h5: Annotated[
+        bool, typer.Option("--export-h5", help="Write the whole model as HDF5, too.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write TensorBoard events.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the recipe and the data; train nothing.")
+    ] = False,
+    cache: Cache = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a model on labelled faces; write it with its card and learning curve."""
+    from batchfer.files import hide_stderr
+
+    _set_up_logging(quiet, verbose)
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise UsageError(f"--precision takes auto, float32 or bfloat16, not {precision!r}")
+    with hide_stderr():
+        from batchfer import training
+    options = training.TrainOptions(
+        data=tuple(data),
+        output=output,
+        model=model,
+        recipe=recipe,
+        base_weights=base_weights,
+        votes=votes,
+        hard_votes=hard_votes,
+        validation=validation,
+        dedupe=dedupe,
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        patience=patience,
+        max_minutes=max_minutes,
+        precision=precision,  # type: ignore[arg-type]
+        resume=resume,
+        strict=strict,
+        export_h5=export_h5,
+        tensorboard=tensorboard,
+        cache=cache,
+    )
+    if dry_run:
+        for line in training.describe_run(options):
+            typer.echo(line)
+        return
+    with ProgressBars(quiet) as progress:
+        trained = training.train(options, progress)
+    if not quiet:
+        accuracy = trained.card.figures["validation"]["accuracy"]
+        typer.echo(f"{trained.model}: {100 * accuracy:.1f} % of the validation faces named right")
+
+
+@app.command(
+    epilog="Example:  batchfer evaluate --model mobilenetv2 pictures/ -o figures --min-accuracy 0.6"
+)
+def evaluate(
+    data: Annotated[list[Path], typer.Argument(help="Class folders, fer2013.csv or RAF-DB.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for figures and drawings.")
+    ] = Path("batchfer-evaluation"),
+    model: Model = "mobilenetv2",
+    part: Annotated[
+        str, typer.Option("--part", help="test, val, train, all, PublicTest or PrivateTest.")
+    ] = "test",
+    labels: Labels = None,
+    rescale: Rescale = None,
+    votes: Annotated[
+        Path | None, typer.Option("--votes", help="Take the majority of FER+ votes as the truth.")
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option("--against", help="Training data: add figures without its near-duplicates."),
+    ] = None,
+    end_to_end: Annotated[
+        bool, typer.Option("--end-to-end", help="Find the faces, too; a missed one is a mistake.")
+    ] = False,
+    canvas: Annotated[
+        int | None,
+        typer.Option("--canvas", min=12, help="With --end-to-end: centre pictures on X by X px."),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None, typer.Option("--min-accuracy", min=0, max=1, help="Exit with 3 below this.")
+    ] = None,
+    min_face: MinFace = 40,
+    face_threshold: FaceThreshold = 0.8,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse broken pictures instead of skipping them.")
+    ] = False,
+    device: Device = "auto",
+    cache: Cache = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a model on labelled faces: accuracy, F1, calibration, mistakes."""
+    from batchfer.files import hide_stderr
+
+    _set_up_logging(quiet, verbose)
+    if canvas is not None and not end_to_end:
+        raise UsageError("--canvas goes with --end-to-end")
+    with hide_stderr():
+        from batchfer import evaluation
+    options = evaluation.EvaluateOptions(
+        data=tuple(data),
+        output=output,
+        model=model,
+        part=part,
+        labels=_split_labels(labels),
+        rescale=_parse_factor(rescale),
+        votes=votes,
+        against=tuple(against or ()),
+        end_to_end=end_to_end,
+        canvas_px=canvas,
+        min_face_px=min_face,
+        face_threshold=face_threshold,
+        strict=strict,
+        device=device,
+        cache=cache,
+    )
+    with ProgressBars(quiet) as progress:
+        figures = evaluation.evaluate(options, progress)
+    if not quiet:
+        typer.echo(
+            f"{figures['n']} faces: accuracy {100 * figures['accuracy']:.2f} %, "
+            f"macro F1 {100 * figures['macro_f1']:.2f} %, ECE {figures['ece']:.3f}; "
+            f"figures in {output}"
+        )
+    if min_accuracy is not None and figures["accuracy"] < min_accuracy:
+        typer.echo(f"accuracy is below {min_accuracy}", err=True)
+        raise typer.Exit(ExitCode.INCOMPLETE)
+
+
+@app.command(epilog="Example:  batchfer models")
+def models() -> None:
+    """List the models at hand with their figures, and check their files."""
+    from batchfer.architectures import read_card
+    from batchfer.files import hash_file, list_model_folders
+
+    damaged = False
+    seen: set[str] = set()
+    for folder in list_model_folders():
+        for path in sorted(folder.glob("*.keras")) if folder.is_dir() else ():
+            if path.stem in seen:
+                continue
+            seen.add(path.stem)
+            try:
+                card = read_card(path)
+            except BatchferError as error:
+                damaged = True
+                typer.echo(f"{path.stem}  {error}")
+                continue
+            whole = card.sha256 == hash_file(path)
+            damaged = damaged or not whole
+            figures = ", ".join(
+                f"{name} {100 * values['accuracy']:.1f} %"
+                for name, values in card.figures.items()
+                if isinstance(values, dict) and "accuracy" in values
+            )
+            state = "whole" if whole else "DAMAGED: its SHA-256 is not the one in its card"
+            typer.echo(f"{path.stem}  {card.input_size} px  {state}  {figures}  [{path}]")
+    if not seen:
+        typer.echo("no models; searched: " + ", ".join(map(str, list_model_folders())), err=True)
+    if damaged or not seen:
+        raise typer.Exit(ExitCode.MODEL)
+
+
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[
@@ -457,7 +684,8 @@ class ProgressBars:
                 total=total, unit=unit, desc=short, position=position, leave=self._files is None
             )
         elif not self._quiet:
-            typer.echo(f"[{self._n_done + 1}/{self._n_jobs}] {name}", err=True)
+            count = f"[{self._n_done + 1}/{self._n_jobs}] " if self._n_jobs else ""
+            typer.echo(f"{count}{name}", err=True)
 
     def advance(self, n_units: int) -> None:
         """Count units done: frames of a video, pictures of a folder."""

@@ -264,6 +264,23 @@ def format_recipe(recipe: Recipe) -> str:
     return "\n".join(f"{name} = {value}" for name, value in asdict(recipe).items())
 
 
+def describe_run(options: TrainOptions) -> Iterator[str]:
+    """Yield what a run would do, as lines: the recipe, and the pictures of each data set.
+
+    Raises:
+        UsageError: An option cannot be meant as given.
+        DataError: The data is refused.
+    """
+    yield format_recipe(find_recipe(options))
+    for root in options.data:
+        faces = list_faces(root)
+        for part in dict.fromkeys(faces.parts):
+            own = faces.select([row for row, name in enumerate(faces.parts) if name == part])
+            counts = np.bincount(own.labels, minlength=len(EMOTIONS))
+            classes = ", ".join(f"{n} {name}" for name, n in zip(EMOTIONS, counts, strict=True))
+            yield f"{display_name(root)} {part or 'all'}: {len(own)} pictures ({classes})"
+
+
 # --- data -------------------------------------------------------------------------------------
 
 
