@@ -17,6 +17,7 @@ from batchfer.errors import BatchferError, ExitCode, MachineError, UsageError
 
 if TYPE_CHECKING:
     from batchfer.files import Kind
+    from batchfer.plan import Plan
     from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
 
 logger = logging.getLogger("batchfer")
@@ -256,6 +257,37 @@ def _run(
             typer.echo(line)
     done = all(result.status in ("ok", "skipped") for result in results)
     raise typer.Exit(ExitCode.OK if done else ExitCode.INCOMPLETE)
+
+
+@app.command(epilog="Example:  batchfer plan recordings/ --every 2")
+def plan(
+    inputs: Inputs,
+    output: Output = Path("batchfer-results"),
+    model: Model = "mobilenetv2",
+    every: Annotated[int, typer.Option("--every", min=1, help="Analyze each Nth frame.")] = 1,
+    fps: Annotated[
+        float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
+    ] = None,
+    min_face: MinFace = 40,
+    device: Device = "auto",
+    batch_size: BatchSize = None,
+    workers: Workers = None,
+    annotate: Annotate = True,
+    report: Report = True,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Probe every file, time a few seconds of work, and estimate hours, disk and memory."""
+    from batchfer.plan import make_plan
+    from batchfer.schema import AnalyzeOptions, OutputOptions
+
+    _set_up_logging(quiet, verbose)
+    options = AnalyzeOptions(model=model, every=every, fps=fps, min_face_px=min_face)
+    outputs = OutputOptions(annotate=annotate, report=report)
+    for line in format_plan(
+        make_plan(inputs, output, options, outputs, (device, batch_size, workers))
+    ):
+        typer.echo(line)
 
 
 @app.command(epilog="Example:  batchfer report batchfer-results/interview.mp4 --people people.csv")
@@ -763,6 +795,29 @@ def format_summary(
     for result in results:
         if result.status in ("failed", "partial"):
             yield f"  {result.job.name}: {result.detail or result.reason}"
+
+
+def format_plan(plan: "Plan") -> Iterator[str]:
+    """Yield the lines that tell a dry run."""
+    broken = [video for video in plan.videos if video.problem]
+    rotated = [video for video in plan.videos if video.info and video.info.rotation]
+    varying = [video for video in plan.videos if video.variable_rate]
+    yield (
+        f"{len(plan.videos)} videos ({plan.n_frames:.0f} frames to analyze), "
+        f"{plan.n_pictures} pictures"
+    )
+    for title, videos in (("broken", broken), ("rotated", rotated), ("variable rate", varying)):
+        if videos:
+            yield f"{title}: {len(videos)}"
+            for video in videos:
+                turn = f"{video.info.rotation} degrees" if video.info and videos is rotated else ""
+                yield f"  {video.name}  {video.problem or turn}".rstrip()
+    for (width, height), rate in plan.rates.items():
+        yield f"timed here: {rate:.0f} frames/s at {width}x{height}"
+    minutes = plan.seconds / 60
+    took = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.1f} minutes"
+    disk, memory = plan.disk_bytes / 1e9, plan.memory_bytes / 1e9
+    yield f"estimate: {took}, {disk:.2f} GB on disk, {memory:.1f} GB of memory"
 
 
 # --- the process ------------------------------------------------------------------------------

@@ -1,0 +1,213 @@
+"""The dry run: probe every file, time a few seconds of real work, estimate the rest."""
+
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from batchfer.analyzer import Analyzer
+from batchfer.errors import InputError, NothingToDoError
+from batchfer.files import plan_jobs
+from batchfer.media import VideoReader, VideoWriter, read_image
+from batchfer.schema import AnalyzeOptions, FrameBatch, Job, MediaInfo, OutputOptions
+
+PROBED_FRAMES = 48
+"""Frames decoded of each video to see that it can be, and whether its rate varies."""
+
+TIMED_S = 4.0
+"""Seconds of real work for each of the frame sizes that are timed."""
+
+TIMED_SIZES = 2
+
+TABLE_BYTES_A_ROW = 260
+"""A face in CSV and Parquet together, measured on the samples."""
+
+REPORT_BYTES = 1_500_000
+
+
+@dataclass(frozen=True)
+class PlannedVideo:
+    """One video of a dry run; ``problem`` is empty or says why it will fail.
+
+    ``n_frames`` is the number of frames that will be analyzed, as far as the container tells.
+    """
+
+    name: str
+    info: MediaInfo | None = None
+    n_frames: float = 0.0
+    variable_rate: bool = False
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run over the given paths would be.
+
+    ``seconds``, ``disk_bytes`` and ``memory_bytes`` are estimates; ``rates`` are the timed frame
+    sizes, width and height in px, with their frames/s on this machine.
+    """
+
+    videos: Sequence[PlannedVideo]
+    n_pictures: int
+    seconds: float
+    disk_bytes: float
+    memory_bytes: float
+    rates: dict[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def n_frames(self) -> float:
+        """Frames to analyze in all videos."""
+        return sum(video.n_frames for video in self.videos)
+
+
+def make_plan(
+    inputs: Sequence[Path],
+    output: Path,
+    options: AnalyzeOptions,
+    outputs: OutputOptions,
+    machine: tuple[str, int | None, int | None],
+) -> Plan:
+    """Return what a run would take; writes nothing but a temporary file.
+
+    Args:
+        inputs: Files and folders with videos, pictures or both.
+        output: Where the results would go, so that older ones there are no inputs.
+        options: As for the run itself.
+        outputs: As for the run itself.
+        machine: ``device``, ``batch_size`` and ``workers`` of `Analyzer`.
+
+    Raises:
+        UsageError: A path does not exist.
+        NothingToDoError: There is neither video nor picture.
+        ModelError: The model cannot be used.
+    """
+    videos = [probe_video(job, options) for job in _list_jobs(inputs, output, "video")]
+    pictures = _list_jobs([path for path in inputs if path.is_dir()], output, "image")
+    if not videos and not pictures:
+        raise NothingToDoError("neither video nor picture found")
+    analyzer = Analyzer(options, *machine)
+    sizes = Counter[tuple[int, int]]()
+    for video in videos:
+        if video.info is not None:
+            sizes[video.info.width, video.info.height] += max(int(video.n_frames), 1)
+    rates: dict[tuple[int, int], float] = {}
+    bytes_a_pixel = 0.0
+    for size, _ in sizes.most_common(TIMED_SIZES):
+        timed = [video.info for video in videos if video.info and _size(video.info) == size]
+        rates[size], bytes_a_pixel = time_video(timed[0], analyzer, outputs.annotate)
+    seconds = 0.0
+    disk_bytes = 0.0
+    for video in videos:
+        if video.info is None:
+            continue
+        seconds += video.n_frames / _scale_rate(rates, _size(video.info))
+        n_pixels = video.info.width * video.info.height
+        disk_bytes += (video.info.n_frames or video.n_frames) * n_pixels * bytes_a_pixel
+        disk_bytes += video.n_frames * TABLE_BYTES_A_ROW + outputs.report * REPORT_BYTES
+    if pictures:
+        a_picture_s = time_pictures(pictures, analyzer)
+        seconds += a_picture_s * len(pictures)
+        disk_bytes += sum(job.source.stat().st_size for job in pictures) * outputs.annotate
+        disk_bytes += len(pictures) * TABLE_BYTES_A_ROW
+    unit = 1 if sys.platform == "darwin" else 1024
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return Plan(videos, len(pictures), seconds, disk_bytes, memory, rates)
+
+
+def _list_jobs(inputs: Sequence[Path], output: Path, kind: str) -> list[Job]:
+    if not inputs:
+        return []
+    try:
+        return plan_jobs(inputs, output, kind)[0]  # type: ignore[arg-type]
+    except NothingToDoError:
+        return []
+
+
+def _size(info: MediaInfo) -> tuple[int, int]:
+    return info.width, info.height
+
+
+def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
+    """Open a video, decode its first frames, and return what it is and what it lacks."""
+    try:
+        with VideoReader(job.source) as reader:
+            for _ in islice(reader.batches(8), PROBED_FRAMES // 8):
+                pass
+            info = reader.info
+            return PlannedVideo(
+                job.name, info, _count_frames(info, options), reader.variable_rate, ""
+            )
+    except InputError as error:
+        return PlannedVideo(job.name, problem=f"{error.reason}: {error.detail}")
+
+
+def _count_frames(info: MediaInfo, options: AnalyzeOptions) -> float:
+    duration_s = info.duration_s or 0.0
+    n_frames = float(info.n_frames or (duration_s * float(info.fps or 25)))
+    if duration_s:
+        end_s = min(options.end_s or duration_s, duration_s)
+        n_frames *= max(end_s - (options.start_s or 0.0), 0.0) / duration_s
+    if options.fps is not None:
+        return min(n_frames, duration_s * options.fps)
+    return n_frames / options.every
+
+
+def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float, float]:
+    """Return frames/s and, with ``encode``, bytes a pixel of the annotated video, measured."""
+    size = analyzer.batch_size(info.width, info.height)
+    with tempfile.TemporaryDirectory() as folder, VideoReader(info.path) as reader:
+        path = Path(folder) / "trial.mp4"
+        writer = VideoWriter(path, reader.info)
+        n_frames = -1
+        started = time.monotonic()
+        with writer:
+            for batch in analyzer.stream(reader.batches(size)):
+                if n_frames < 0:
+                    # The first batch waits for the graphs to be traced.
+                    n_frames, started = 0, time.monotonic()
+                    continue
+                if encode:
+                    for image, time_s in zip(
+                        batch.frames.images, batch.frames.times_s, strict=True
+                    ):
+                        writer.write(image, float(time_s))
+                n_frames += len(batch.frames)
+                if time.monotonic() - started > TIMED_S:
+                    break
+        seconds = max(time.monotonic() - started, 1e-3)
+        n_pixels = max(n_frames, 1) * info.width * info.height
+        return max(n_frames, 1) / seconds, path.stat().st_size / n_pixels if encode else 0.0
+
+
+def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
+    """Return seconds a picture, measured on up to 16 of them spread over the list."""
+    chosen = [pictures[index] for index in range(0, len(pictures), max(len(pictures) // 16, 1))]
+    started, n_done = time.monotonic(), 0
+    for job in chosen[:16]:
+        try:
+            _, image = read_image(job.source, analyzer.options.max_pixels)
+        except InputError:
+            continue
+        frames = FrameBatch(image[None], np.zeros(1, np.int64), np.zeros(1))
+        analyzer.analyze_batch(frames)
+        n_done += 1
+        if time.monotonic() - started > TIMED_S:
+            break
+    # One at a time here; a run works on as many at once as there are workers.
+    return (time.monotonic() - started) / max(n_done, 1) / analyzer.workers
+
+
+def _scale_rate(rates: dict[tuple[int, int], float], size: tuple[int, int]) -> float:
+    """Return frames/s for a size: the timed one, or that of the nearest scaled by its pixels."""
+    if size in rates:
+        return rates[size]
+    n_pixels = size[0] * size[1]
+    nearest = min(rates, key=lambda other: abs(np.log(other[0] * other[1] / n_pixels)))
+    return rates[nearest] * nearest[0] * nearest[1] / n_pixels
