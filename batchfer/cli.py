@@ -1,5 +1,6 @@
 """The command line: parse, one library call, exit code; heavy imports wait for the call."""
 
+import json
 import logging
 import os
 import signal
@@ -103,6 +104,16 @@ Cache = Annotated[
     Path | None,
     typer.Option("--cache", help="Folder for decoded pictures.", show_default="the user's cache"),
 ]
+AllowPartial = Annotated[
+    bool, typer.Option("--allow-partial", help="Exit code 0 also where frames were lost.")
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--timeout", min=0.1, help="Longest time for one input, in s.", show_default="no"),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON object an input on stdout, nothing else.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More on what happens, and why.")]
 
@@ -125,6 +136,9 @@ def video(
     end: Annotated[str | None, typer.Option("--end", help="End there.")] = None,
     min_face: MinFace = 40,
     face_threshold: FaceThreshold = 0.8,
+    max_pixels: Annotated[
+        int, typer.Option("--max-pixels", min=1, help="Largest frame that is decoded.")
+    ] = 8192 * 8192,
     labels: Labels = None,
     rescale: Rescale = None,
     device: Device = "auto",
@@ -148,6 +162,9 @@ def video(
     thumbnails: Thumbnails = True,
     overwrite: Overwrite = False,
     fail_fast: FailFast = False,
+    timeout: TimeLimit = None,
+    allow_partial: AllowPartial = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -166,6 +183,7 @@ def video(
         min_face_px=min_face,
         face_threshold=face_threshold,
         min_confidence=min_confidence,
+        max_pixels=max_pixels,
         labels=_split_labels(labels),
         rescale=_parse_factor(rescale),
     )
@@ -183,8 +201,10 @@ def video(
         events=events,
         overwrite=overwrite,
         fail_fast=fail_fast,
+        timeout_s=timeout,
     )
-    _run("video", inputs, output, options, outputs, quiet, (device, batch_size, workers))
+    machine = (device, batch_size, workers)
+    _run("video", inputs, output, options, outputs, machine, quiet, as_json, allow_partial)
 
 
 @app.command(epilog="Example:  batchfer images photos/ -o results --min-face 30")
@@ -210,6 +230,9 @@ def images(
     thumbnails: Thumbnails = True,
     overwrite: Overwrite = False,
     fail_fast: FailFast = False,
+    timeout: TimeLimit = None,
+    allow_partial: AllowPartial = False,
+    as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -234,8 +257,10 @@ def images(
         thumbnails=thumbnails,
         overwrite=overwrite,
         fail_fast=fail_fast,
+        timeout_s=timeout,
     )
-    _run("image", inputs, output, options, outputs, quiet, (device, batch_size, workers))
+    machine = (device, batch_size, workers)
+    _run("image", inputs, output, options, outputs, machine, quiet, as_json, allow_partial)
 
 
 def _run(
@@ -244,19 +269,32 @@ def _run(
     output: Path,
     options: "AnalyzeOptions",
     outputs: "OutputOptions",
-    quiet: bool,
     machine: tuple[str, int | None, int | None],
+    quiet: bool,
+    as_json: bool,
+    allow_partial: bool,
 ) -> NoReturn:
-    from batchfer.pipeline import run_jobs
+    from batchfer.journal import describe_result
+    from batchfer.supervisor import supervise
 
     started = time.monotonic()
+    results = []
     with ProgressBars(quiet) as progress:
-        results = list(run_jobs(kind, inputs, output, options, outputs, machine, progress))
+        for result in supervise(kind, inputs, output, options, outputs, machine, progress):
+            results.append(result)
+            if as_json:
+                typer.echo(json.dumps(describe_result(result), default=str))
     if not quiet:
         for line in format_summary(results, output, time.monotonic() - started):
-            typer.echo(line)
-    done = all(result.status in ("ok", "skipped") for result in results)
-    raise typer.Exit(ExitCode.OK if done else ExitCode.INCOMPLETE)
+            typer.echo(line, err=as_json)
+    raise typer.Exit(choose_exit_code(results, allow_partial))
+
+
+def choose_exit_code(results: Iterable["JobResult"], allow_partial: bool = False) -> ExitCode:
+    """Return whether everything that was asked for is there."""
+    fine = {"ok", "skipped", "partial"} if allow_partial else {"ok", "skipped"}
+    done = all(result.status in fine for result in results)
+    return ExitCode.OK if done else ExitCode.INCOMPLETE
 
 
 @app.command(epilog="Example:  batchfer plan recordings/ --every 2")

@@ -54,6 +54,9 @@ RESERVED = frozenset(
 
 MAX_NAME_BYTES = 255
 
+LOCK_PATIENCE_S = 2.0
+"""How long a lock is waited for: a run that was killed needs a moment until it is gone."""
+
 
 def display_name(path: str | Path) -> str:
     r"""Return a path that can be printed and stored as UTF-8, on one line.
@@ -123,14 +126,14 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     destinations = _name_outputs(names, kind)
     jobs = [
         Job(item.source, name, output.joinpath(destination), item.named)
-        for item, name, destination in zip(inputs, names, destinations, strict=True)
+        for item, name, destination in zip(inputs, _show_names(names), destinations, strict=True)
     ]
     _refuse_overwriting(jobs)
     return jobs, skipped
 
 
 def _skip(source: Path, base: Path, reason: Reason, detail: str) -> JobResult:
-    job = Job(source, os.path.relpath(source, base), source, named=False)
+    job = Job(source, display_name(os.path.relpath(source, base)), source, named=False)
     status: Literal["failed", "skipped"] = "failed" if reason is Reason.UNREADABLE else "skipped"
     return JobResult(job, status, reason, detail)
 
@@ -228,6 +231,18 @@ def _find_clashes(names: Sequence[str], reserved: frozenset[str]) -> list[int]:
             if name[:end] in owners:
                 clashing |= {index, *owners[name[:end]]}
     return sorted(clashing)
+
+
+def _show_names(names: Sequence[str]) -> list[str]:
+    """Return the names as they stand in tables: UTF-8, on one line, no two the same."""
+    shown = [display_name(name) for name in names]
+    taken = set(names)
+    for index, name in enumerate(names):
+        if shown[index] != name:
+            while shown[index] in taken:  # a file may be called what another is shown as
+                shown[index] += "~"
+            taken.add(shown[index])
+    return shown
 
 
 def _name_outputs(names: Sequence[str], kind: Kind) -> list[str]:
@@ -347,7 +362,7 @@ def lock_output(output: Path) -> Iterator[None]:
     """
     lock = FileLock(output / PARTS_FOLDER / "lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_PATIENCE_S)
     except Timeout as error:
         raise OutputError(f"{display_name(output)}: another run is writing there") from error
     except OSError as error:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from itertools import islice
@@ -87,6 +87,9 @@ logger = logging.getLogger(__name__)
 PICTURES_A_PART = 256
 """Pictures whose rows are kept in memory before they are written as a part."""
 
+SECONDS_A_PART = 5.0
+"""Longest time that a finished picture waits for its part, and may be lost with the process."""
+
 MAX_WAITING_BYTES = 512 * 1024**2
 MAX_WAITING_SIZES = 64
 """Bounds on the pictures that wait for others of their size."""
@@ -106,6 +109,23 @@ class Progress(Protocol):
 
     def end_file(self) -> None:
         """Learn that the input has ended, however."""
+
+
+def _do_nothing(_: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a supervising process wants to hear, and what it has learnt from workers that died.
+
+    ``begin`` is called with the name of each input before it is touched. ``faults`` are inputs that
+    end the process, by name, and what is said of them; ``suspects`` might, and are done alone.
+    """
+
+    begin: Callable[[str], None] = _do_nothing
+    faults: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
+    suspects: frozenset[str] = frozenset()
 
 
 def analyze_video(
@@ -203,6 +223,7 @@ def run_jobs(
     outputs: OutputOptions,
     machine: tuple[str, int | None, int | None],
     progress: Progress,
+    watch: Watch | None = None,
 ) -> Iterator[JobResult]:
     """Process files and folders into an output folder; yield each input's outcome.
 
@@ -217,6 +238,7 @@ def run_jobs(
         outputs: What is written.
         machine: ``device``, ``batch_size`` and ``workers`` of `Analyzer`.
         progress: Told what happens.
+        watch: Of the process that supervises this one, if there is one.
 
     Raises:
         UsageError: A given path does not exist.
@@ -254,7 +276,15 @@ def run_jobs(
             return
         marks = {job.name: mark_input(job.source) for job in todo}
         batch = Batch(
-            output, outputs, Analyzer(options, *machine), journal, settings, marks, events, progress
+            output,
+            outputs,
+            Analyzer(options, *machine),
+            journal,
+            settings,
+            marks,
+            events,
+            progress,
+            watch or Watch(),
         )
         progress.begin_batch(len(todo) if rows is None else 1)
         run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
@@ -284,6 +314,7 @@ class Batch:
     marks: Mapping[str, Mapping[str, int]]
     events: Mapping[str, pd.DataFrame]
     progress: Progress
+    watch: Watch
 
     def attempt(self, job: Job, work: Callable[[], JobResult]) -> JobResult:
         """Do one job and turn whatever it raises into its outcome.
@@ -293,6 +324,8 @@ class Batch:
         """
         started = time.monotonic()
         try:
+            if job.name in self.watch.faults:
+                raise InputError(*self.watch.faults[job.name])
             result = work()
         except OutputError:
             raise
@@ -331,6 +364,7 @@ def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
 def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
     """Process videos one after the other, each with all cores."""
     for job in jobs:
+        batch.watch.begin(job.name)
         result = batch.attempt(job, partial(process_video, job, batch))
         batch.record(result)
         batch.progress.end_file()
@@ -340,7 +374,10 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
 def process_video(job: Job, batch: Batch) -> JobResult:
     """Make the result folder of one video and give it its final name."""
     options, outputs = batch.analyzer.options, batch.outputs
-    with VideoReader(job.source) as reader, work_folder(batch.output, job.name) as parts:
+    with (
+        VideoReader(job.source, options.max_pixels) as reader,
+        work_folder(batch.output, job.name) as parts,
+    ):
         folder, rows_path = parts / "result", parts / "rows.parquet"
         folder.mkdir()
         batch.progress.begin_file(job.name, estimate_frames(reader.info, options))
@@ -513,7 +550,10 @@ def build_empty_pictures_table() -> pd.DataFrame:
 
 
 def read_pictures(
-    jobs: Sequence[Job], analyzer: Analyzer, fail: Callable[[int, Exception], None]
+    jobs: Sequence[Job],
+    analyzer: Analyzer,
+    fail: Callable[[int, Exception], None],
+    begin: Callable[[str], None] = _do_nothing,
 ) -> Iterator[FrameBatch]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
 
@@ -524,6 +564,7 @@ def read_pictures(
         jobs: The pictures.
         analyzer: Says how many make a batch.
         fail: Called with the position of a picture that cannot be read.
+        begin: Called with the name of a picture before it is read.
     """
     limit = analyzer.options.max_pixels
     waiting: dict[tuple[int, int], list[tuple[int, Images]]] = {}
@@ -542,6 +583,7 @@ def read_pictures(
         upcoming = iter(enumerate(jobs))
         while True:
             for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
+                begin(job.name)
                 reading.append((index, pool.submit(read_image, job.source, limit)))
             if not reading:
                 break
@@ -645,6 +687,32 @@ def run_images(
         rows: The rows of what is done already.
         batch: What the jobs share.
     """
+    batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
+    alone = [job for job in jobs if job.name in batch.watch.suspects]
+    together = [job for job in jobs if job.name not in batch.watch.suspects]
+    for group in [*([job] for job in alone), together]:
+        yield from process_pictures(group, rows, batch)
+    table = rows.publish(everything, batch.outputs.formats)
+    faces = table[table["face_id"].notna()]
+    facts = {
+        "batchfer": __version__,
+        "pictures": {
+            "given": len(everything),
+            "analyzed": int(table["input"].nunique()),
+            "with_face": int(faces["input"].nunique()),
+            "faces": len(faces),
+        },
+        **describe_run(batch),
+    }
+    with atomic_write(batch.output / "run.json") as path:
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    batch.progress.end_file()
+
+
+def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> Iterator[JobResult]:
+    """Process pictures side by side, in groups of one size; each is recorded soon after."""
+    faulty = [job for job in jobs if job.name in batch.watch.faults]
+    jobs = [job for job in jobs if job.name not in batch.watch.faults]
     unreadable: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
     pending: list[tuple[JobResult, pd.DataFrame]] = []
 
@@ -666,31 +734,21 @@ def run_images(
             yield result
         pending.clear()
 
-    batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
+    last_flush_s = time.monotonic()
+    for job in faulty:
+        error = InputError(*batch.watch.faults[job.name])
+        pending.append((batch.attempt(job, partial(_raise, error)), pd.DataFrame()))
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
-        pictures = read_pictures(jobs, batch.analyzer, refuse)
+        pictures = read_pictures(jobs, batch.analyzer, refuse, batch.watch.begin)
         for group in stack.enter_context(closing(batch.analyzer.stream(pictures))):
             pending.extend(pool.map(finish, split_pictures(group, jobs)))
             batch.progress.advance(len(group.frames))
-            if len(pending) >= PICTURES_A_PART:
+            waited_s = time.monotonic() - last_flush_s
+            if len(pending) >= PICTURES_A_PART or waited_s > SECONDS_A_PART:
                 yield from flush()
+                last_flush_s = time.monotonic()
     yield from flush()
-    table = rows.publish(everything, batch.outputs.formats)
-    faces = table[table["face_id"].notna()]
-    facts = {
-        "batchfer": __version__,
-        "pictures": {
-            "given": len(everything),
-            "analyzed": int(table["input"].nunique()),
-            "with_face": int(faces["input"].nunique()),
-            "faces": len(faces),
-        },
-        **describe_run(batch),
-    }
-    with atomic_write(batch.output / "run.json") as path:
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    batch.progress.end_file()
 
 
 def finish_picture(

@@ -254,7 +254,8 @@ class OutputOptions:
     ``formats`` are the table formats, ``overwrite`` redoes what is up to date, and ``fail_fast``
     ends the batch at the first input that fails. ``blur_faces`` hides faces in annotated copies,
     ``thumbnails`` shows them in reports. ``smooth_s`` smooths segments and charts, ``bin_s`` asks
-    for means per time bin. ``participants`` and ``events`` are tables of the user's.
+    for means per time bin. ``participants`` and ``events`` are tables of the user's. An
+    input may take ``timeout_s`` seconds, any time if None.
     """
 
     formats: tuple[str, ...] = ("csv", "parquet")
@@ -268,3 +269,4 @@ class OutputOptions:
     events: Path | None = None
     overwrite: bool = False
     fail_fast: bool = False
+    timeout_s: float | None = None

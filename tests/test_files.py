@@ -240,7 +240,9 @@ def test_odd_names_become_jobs(home: Path) -> None:
     for name in names:
         touch(f"in/{os.fsdecode(name)}")
     jobs, _ = plan_jobs([Path("in")], Path("out"), "video")
-    assert [os.fsencode(job.name) for job in jobs] == sorted(names)
+    assert [os.fsencode(job.source.name) for job in jobs] == sorted(names)
+    assert [job.name for job in jobs] == [display_name(os.fsdecode(n)) for n in sorted(names)]
+    assert [os.fsencode(job.destination.name) for job in jobs] == sorted(names)
     assert len({locate_parts(Path("out"), job.name) for job in jobs}) == len(names)
     assert all(len(locate_parts(Path("out"), job.name).name) < 40 for job in jobs)
 

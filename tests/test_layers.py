@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "batchfer"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"supervisor"},
     {"pipeline", "training", "plan"},
     {"results"},
     {"analyzer", "annotate", "report", "export", "evaluation"},
