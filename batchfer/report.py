@@ -27,7 +27,7 @@ from batchfer.files import atomic_write, display_name
 from batchfer.media import read_frames, read_image
 from batchfer.people import (
     SMOOTHING_S,
-    find_segments,
+    bin_timeline,
     frame_durations,
     name_persons,
     row_durations,
@@ -46,18 +46,25 @@ LISTED_PEOPLE = 100
 """Persons in that table; of more, the page tells the number."""
 
 DRAWN_ROWS = 30_000
-"""Points in time that all charts of a page draw together, which keeps zooming fluid."""
+"""Points in time that all charts of a page hold together, which bounds its size."""
 
 DRAWN_INTERVALS = 2_000
 """Stretches of time that one row of a chart draws."""
 
 MOMENTS_PER_EMOTION = 4
+MOMENTS_APART_S = 1.0
 MOMENT_ABOVE = 0.4
 """A moment is shown as strong if the smoothed probability of its emotion is above this."""
 
+OVERVIEW_BINS = 240
+"""Parts of the clip of which the overview shows the shares of the emotions."""
+
 THUMBNAIL_PX = 112
-PICTURES_WITH_FACES = 400
-"""Pictures of a folder that are shown with their faces; all the others are listed by name."""
+PICTURES_SHOWN = 400
+"""Pictures of a folder that are shown with their faces; the next ones stand in a table."""
+
+PICTURES_LISTED = 5_000
+"""Pictures in that table; of more, the page tells the number."""
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _ISSUES = ("no_face", "small", "blurred", "turned", "uncertain")
@@ -87,27 +94,28 @@ def choose_thumbnails(table: pd.DataFrame, smooth_s: float = SMOOTHING_S) -> lis
     """Return the best face of each person, then the strongest moments of each emotion.
 
     The best face is large, sharp, turned to the camera and surely a face. The strongest moments of
-    an emotion are the highest peaks of its smoothed probability in the clip, at most
-    `MOMENTS_PER_EMOTION`, above `MOMENT_ABOVE`, while it is the dominant one, and far enough
-    apart to be different moments. Moments stand in the order of time.
+    an emotion are the highest peaks of its smoothed probability, at most `MOMENTS_PER_EMOTION`,
+    each above `MOMENT_ABOVE`, each in a stretch of time of its own in which the emotion is the
+    dominant one, and a second or more apart. Moments stand in the order of time.
     """
     faces = smooth(table.assign(person=name_persons(table)), smooth_s)
     faces = faces[faces["emotion"].notna()]
     if faces.empty:
         return []
-    longest = summarize_people(faces, smooth_s).nlargest(LANES, "seconds_on_screen")["person"]
     scores = _score_faces(faces)
+    persons, names = pd.factorize(faces["person"])
+    longest = summarize_people(faces, smooth_s).nlargest(LANES, "seconds_on_screen")["person"]
     chosen = []
     for person in longest:
-        best = int(np.argmax(np.where(faces["person"] == person, scores, -1.0)))
+        best = int(np.argmax(np.where(persons == names.get_loc(person), scores, -1.0)))
         chosen.append(_describe(faces, best, "person"))
     times = faces["timestamp"].to_numpy(np.float64)
-    apart_s = max(1.0, 2 * smooth_s, float(np.ptp(times)) / 50)
-    dominant, persons = faces["emotion"].to_numpy(object), faces["person"].to_numpy(object)
+    dominant = faces[list(EMOTIONS)].to_numpy(np.float32).argmax(1)
+    stretch = _number_stretches(persons, times, dominant)
+    # A peak of a clear face is worth more than a little height.
     doubtful = find_issues(faces)[["blurred", "turned", "uncertain"]].to_numpy(bool).any(axis=1)
-    for emotion in EMOTIONS:
-        strength = np.where(dominant == emotion, faces[emotion].to_numpy(np.float64), 0.0)
-        # A peak of a clear face is worth more than a little height.
+    for index, emotion in enumerate(EMOTIONS):
+        strength = np.where(dominant == index, faces[emotion].to_numpy(np.float32), 0.0)
         strength = np.where(doubtful, 0.7 * strength, strength)
         peaks: list[int] = []
         while len(peaks) < MOMENTS_PER_EMOTION:
@@ -115,14 +123,24 @@ def choose_thumbnails(table: pd.DataFrame, smooth_s: float = SMOOTHING_S) -> lis
             if strength[peak] <= MOMENT_ABOVE:
                 break
             peaks.append(peak)
-            same = persons == persons[peak]
-            strength[same & (np.abs(times - times[peak]) < apart_s)] = 0.0
+            near = (persons == persons[peak]) & (np.abs(times - times[peak]) < MOMENTS_APART_S)
+            strength[near | (stretch == stretch[peak])] = 0.0
         chosen += [_describe(faces, peak, emotion) for peak in sorted(peaks, key=times.__getitem__)]
     return chosen
 
 
+def _number_stretches(persons: Integers, times: Times, dominant: Integers) -> Integers:
+    """Return a number per row, the same for a person's rows of one emotion without a gap."""
+    order = np.lexsort((times, persons))
+    rows = np.column_stack([persons, dominant])[order]
+    breaks = (rows[1:] != rows[:-1]).any(axis=1) | (np.diff(times[order]) > MOMENTS_APART_S)
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.append(0, np.cumsum(breaks))
+    return numbers
+
+
 def _score_faces(faces: pd.DataFrame) -> Floats:
-    size = np.sqrt(faces["width"] * faces["height"]).to_numpy(np.float32, na_value=0)
+    size = np.sqrt((faces["width"] * faces["height"]).to_numpy(np.float32, na_value=0))
     score = faces["face_score"].to_numpy(np.float32, na_value=0) * np.minimum(size, 400)
     if "yaw" in faces:
         yaw = faces["yaw"].to_numpy(np.float32, na_value=90)
@@ -256,6 +274,7 @@ def render_report(
     return _render_page(
         "video.html.j2",
         charts,
+        issues=_measure_issues(table),
         title=_name_input(facts, timeline),
         story=_tell_story(summary, clip),
         clip=clip,
@@ -302,6 +321,15 @@ def _measure_clip(table: pd.DataFrame) -> _Clip:
     )
 
 
+def _measure_issues(table: pd.DataFrame) -> list[tuple[str, float]]:
+    """Return each issue that any face of a frame had, and its part of the time."""
+    issues = find_issues(table).groupby(table["frame"]).any()
+    weights = frame_durations(table.groupby("frame")["timestamp"].first().to_numpy(np.float64))
+    total = max(float(weights.sum()), 1e-9)
+    shares = {name: float(weights[issues[name].to_numpy(bool)].sum()) / total for name in _ISSUES}
+    return [(name.replace("_", " "), share) for name, share in shares.items() if share > 0]
+
+
 def _tell_person(row: Mapping[Any, Any], clip_s: float, jpeg: bytes | None) -> dict[str, Any]:
     shares = [(emotion, float(row[f"share_{emotion}"])) for emotion in EMOTIONS]
     return {
@@ -324,14 +352,19 @@ def _tell_story(summary: pd.DataFrame, clip: _Clip) -> str:
     if clip.seconds > 0:
         share = clip.face_s / clip.seconds
         story += f" for {format_clock(clip.face_s)} of {format_clock(clip.seconds)} ({share:.0%})"
-    weights = np.maximum(seconds, 1e-9)
-    shares = {
+    shares = _weigh_shares(summary, np.maximum(seconds, 1e-9))
+    ranked = [pair for pair in sorted(shares.items(), key=lambda pair: -pair[1]) if pair[1] >= 0.05]
+    parts = [f"{emotion} ({share:.0%})" for emotion, share in ranked[:3]]
+    told = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 2 else ", ".join(parts)
+    return f"{story}: mostly {told}." if parts else f"{story}."
+
+
+def _weigh_shares(summary: pd.DataFrame, weights: Times) -> dict[str, float]:
+    """Return the shares of all persons together, each weighted by its seconds."""
+    return {
         emotion: float((summary[f"share_{emotion}"] * weights).sum() / weights.sum())
         for emotion in EMOTIONS
     }
-    ranked = [pair for pair in sorted(shares.items(), key=lambda pair: -pair[1]) if pair[1] >= 0.05]
-    parts = [f"{emotion} {share:.0%}" for emotion, share in ranked[:3]]
-    return f"{story}: mostly {', '.join(parts)} of the time." if parts else f"{story}."
 
 
 def _name_input(facts: Mapping[str, Any], timeline: Timeline) -> str:
@@ -351,8 +384,10 @@ def _count_frames(
     if declared is not None:
         counts.append(("declared", f"{declared:,}", "by the container"))
     if decoded is not None:
-        corrupt = told.get("corrupt") or 0
+        corrupt, missing = told.get("corrupt") or 0, (declared or 0) - decoded
         note = f"{corrupt:,} damaged" if corrupt else "none damaged"
+        if missing > 0:
+            note = f"{missing:,} fewer, {note}"
         counts.append(("decoded", f"{decoded:,}", note))
     note = f"{analyzed / decoded:.0%} of decoded" if decoded else ""
     counts.append(("analyzed", f"{analyzed:,}", note))
@@ -391,7 +426,7 @@ def _list_warnings(facts: Mapping[str, Any], timeline: Timeline) -> list[str]:
         reason = str(facts.get("reason") or facts["status"]).replace("_", " ")
         detail = facts.get("detail")
         warnings.append(f"Incomplete ({reason})" + (f": {detail}" if detail else ""))
-    if frames.get("first_bad_s") is not None:
+    elif frames.get("first_bad_s") is not None:
         warnings.append(f"First damage at {format_clock(float(frames['first_bad_s']), 1)}")
     return warnings
 
@@ -405,6 +440,8 @@ def _list_run_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in (facts.get("options") or {}).items():
         if value is not None and name != "model":
             listed.append((str(name).replace("_", " "), _tell_value(value)))
+    if facts.get("device"):
+        listed.append(("Device", str(facts["device"])))
     versions = dict(facts.get("versions") or {})
     if facts.get("batchfer"):
         versions = {"batchfer": facts["batchfer"]} | versions
@@ -420,6 +457,8 @@ def _tell_value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, str | int | float):
         return str(value)
+    if isinstance(value, list):
+        return ", ".join(_tell_value(item) for item in value)
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -427,9 +466,11 @@ def _tell_value(value: Any) -> str:
 
 
 def _draw_charts(table: pd.DataFrame, persons: Sequence[str], clip: _Clip, smooth_s: float) -> str:
-    """Return, as JSON, the Bokeh document of all charts and the elements that they go into.
+    """Return, as JSON, all charts of a clip: empty if nothing was analyzed.
 
-    Empty if nothing was analyzed. The horizontal axis is in ms, for Bokeh's time ticks.
+    ``document`` is Bokeh's, ``roots`` tells which element each chart goes into, and ``lanes`` holds
+    the rows of every person, of which the page draws as many as there is room for. The horizontal
+    axis is in ms, for Bokeh's time ticks.
     """
     if table.empty:
         return ""
@@ -440,23 +481,25 @@ def _draw_charts(table: pd.DataFrame, persons: Sequence[str], clip: _Clip, smoot
     start, end = 1000 * clip.start_s, 1000 * max(clip.end_s, clip.start_s + 0.04)
     shared = Range1d(start, end, bounds=(start, end), min_interval=min(400.0, end - start))
     figures: dict[str, Any] = {}
+    lanes: dict[str, Any] = {}
     if persons:
-        segments = find_segments(table, smooth_s)
-        figures["overview"] = _draw_overview(segments, persons, shared)
+        figures["overview"] = _draw_overview(table, persons, shared, smooth_s)
         faces = smooth(table, smooth_s)
         faces = faces.assign(flags=_pack_issues(table), duration=row_durations(table))
         faces = faces[faces["emotion"].notna()]
         for index, person in enumerate(persons):
             mine = faces[faces["person"] == person].sort_values("timestamp", kind="stable")
-            data = _thin_lane(mine, smooth_s, DRAWN_ROWS // len(persons))
-            figures[f"lane-{index}"] = _draw_lane(data, shared)
+            figures[f"lane-{index}"] = _draw_lane(shared)
+            rows = _thin_lane(mine, smooth_s, DRAWN_ROWS // len(persons))
+            lanes[f"lane-{index}"] = {name: _encode_array(column) for name, column in rows.items()}
     figures["quality"] = _draw_quality(table, shared)
     document = Document()
-    for figure in figures.values():
+    for name, figure in figures.items():
+        figure.name = name
         document.add_root(figure)
     roots = [{"id": figure.id, "element": f"chart-{name}"} for name, figure in figures.items()]
     content = {"document": document.to_json(deferred=False), "roots": roots}
-    return json.dumps(_renumber(content, {}), separators=(",", ":"))
+    return json.dumps(_renumber(content, {}) | {"lanes": lanes}, separators=(",", ":"))
 
 
 def _renumber(node: Any, names: dict[str, str]) -> Any:
@@ -474,6 +517,11 @@ def _renumber(node: Any, names: dict[str, str]) -> Any:
     if isinstance(node, list | tuple):
         return [_renumber(value, names) for value in node]
     return node
+
+
+def _encode_array(array: npt.NDArray[Any]) -> str:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode()
 
 
 def _pack_issues(table: pd.DataFrame) -> npt.NDArray[np.uint8]:
@@ -507,8 +555,8 @@ def select_peaks(times: Times, values: npt.NDArray[np.floating], n_rows: int) ->
         n_buckets = max(1, int(n_buckets * min(0.9, n_rows / kept.sum())))
 
 
-def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, Any]:
-    """Return the columns of one person's chart, times in ms.
+def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of one person's chart: times in ms, probabilities times 65535.
 
     Where the person is away, two rows of zeros with ``frame`` -1 bring the areas down and up again.
     """
@@ -527,11 +575,12 @@ def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, A
     order = np.lexsort((part, x))
     shown = np.isin(part, (1, 2))[order]
     source = source[order]
+    drawn = np.where(shown[:, None], np.round(65535 * values[source]), 0).astype(np.uint16)
     return {
         "x": 1000 * x[order],
         "frame": np.where(shown, faces["frame"].to_numpy(np.int32)[source], -1),
         "flags": np.where(shown, faces["flags"].to_numpy(np.uint8)[source], 0),
-        **{name: np.where(shown, values[source, index], 0) for index, name in enumerate(EMOTIONS)},
+        **{name: drawn[:, index] for index, name in enumerate(EMOTIONS)},
     }
 
 
@@ -539,8 +588,9 @@ _INK = "#767b84"
 """Of axes and their labels: legible on the light page, on the dark one, and on paper."""
 
 
-def _make_figure(height: int, x_range: Any, y_range: tuple[float, float], **options: Any) -> Any:
-    from bokeh.models import DatetimeTickFormatter
+def _make_figure(height: int, x_range: Any, y_range: tuple[float, float]) -> Any:
+    """Return an empty chart over time, with the line that follows the video."""
+    from bokeh.models import DatetimeTickFormatter, Span
     from bokeh.plotting import figure
 
     chart = figure(
@@ -549,16 +599,18 @@ def _make_figure(height: int, x_range: Any, y_range: tuple[float, float], **opti
         x_axis_type="datetime",
         x_range=x_range,
         y_range=y_range,
+        tools="",
         toolbar_location=None,
         min_border_left=70,
-        min_border_right=14,
+        min_border_right=24,
         background_fill_alpha=0,
         border_fill_alpha=0,
         outline_line_color=None,
-        output_backend="canvas",
         lod_threshold=None,
-        **options,
     )
+    cursor = Span(dimension="height", location=x_range.start, line_width=2, visible=False)
+    cursor.level = "overlay"
+    chart.add_layout(cursor)
     hours = x_range.end >= 3_600_000
     clock = "%H:%M:%S" if hours else "%M:%S"
     chart.xaxis.formatter = DatetimeTickFormatter(
@@ -588,64 +640,76 @@ def _label_rows(chart: Any, labels: Sequence[str]) -> None:
     chart.ygrid.grid_line_color = None
 
 
-def _draw_overview(segments: pd.DataFrame, persons: Sequence[str], x_range: Any) -> Any:
-    """Return the strip with a row per person, on which the window of all charts is chosen."""
+def _draw_overview(
+    table: pd.DataFrame, persons: Sequence[str], x_range: Any, smooth_s: float
+) -> Any:
+    """Return the strip with a row per person, on which the window of all charts is chosen.
+
+    A row shows which emotions were dominant for what part of each `OVERVIEW_BINS`-th of the clip.
+    """
     from bokeh.models import Range1d, RangeTool
 
+    n_persons = len(persons)
     whole = Range1d(x_range.start, x_range.end)
-    chart = _make_figure(44 + 20 * len(persons), whole, (-0.6, len(persons) - 0.4), tools="tap")
+    chart = _make_figure(46 + 24 * n_persons, whole, (-0.5, n_persons - 0.5))
     _label_rows(chart, persons)
-    row_of = {person: len(persons) - 1 - index for index, person in enumerate(persons)}
-    shown = segments[segments["person"].isin(row_of)]
-    shown = shown.assign(length=shown["end"] - shown["start"])
-    shown = shown.nlargest(DRAWN_INTERVALS * len(persons), "length")
-    chart.hbar(
-        y=shown["person"].map(row_of).to_numpy(np.float32),
-        left=1000 * shown["start"].to_numpy(),
-        right=1000 * shown["end"].to_numpy(),
-        height=0.8,
-        fill_color=shown["emotion"].map(dict(EMOTION_COLORS)).tolist(),
-        line_color=None,
-    )
+    seconds = (x_range.end - x_range.start) / 1000 / OVERVIEW_BINS
+    bins = bin_timeline(table, seconds, smooth_s)
+    bins = bins[bins["person"].isin(persons)]
+    row_of = {person: n_persons - 1 - index for index, person in enumerate(persons)}
+    bottom = bins["person"].map(row_of).to_numpy(np.float64) - 0.42
+    on_screen = np.minimum(bins["seconds_on_screen"].to_numpy(np.float64) / seconds, 1)
+    for emotion in EMOTIONS:
+        top = bottom + 0.84 * on_screen * bins[f"share_{emotion}"].to_numpy(np.float64)
+        shown = top - bottom > 1e-3
+        chart.quad(
+            left=1000 * bins["bin_start"].to_numpy()[shown],
+            right=1000 * bins["bin_end"].to_numpy()[shown],
+            bottom=bottom[shown],
+            top=top[shown],
+            fill_color=EMOTION_COLORS[emotion],
+            # Without a line of their own, bars side by side show seams.
+            line_color=EMOTION_COLORS[emotion],
+            line_width=1,
+            name=emotion,
+        )
+        bottom = top
     window = RangeTool(x_range=x_range)
-    window.overlay.fill_color = _INK
-    window.overlay.fill_alpha = 0.12
-    window.overlay.line_color = _INK
-    window.overlay.line_alpha = 1.0
-    window.overlay.line_dash = "solid"
+    window.overlay.update(
+        inverted=True, fill_color=_INK, fill_alpha=0.5, line_color=_INK, line_alpha=1.0,
+        line_dash="solid", line_width=2,
+    )  # fmt: skip
     chart.add_tools(window)
     return chart
 
 
-def _draw_lane(data: Mapping[str, Any], x_range: Any) -> Any:
-    """Return the chart of one person: the probabilities of all emotions, stacked to 1."""
+def _draw_lane(x_range: Any) -> Any:
+    """Return the chart of one person, without its rows: all probabilities, stacked to 1."""
     from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, WheelZoomTool
 
-    chart = _make_figure(170, x_range, (0.0, 1.0), tools="tap")
-    source = ColumnDataSource(dict(data), name="lane")
-    chart.varea_stack(
-        list(EMOTIONS), x="x", color=[EMOTION_COLORS[name] for name in EMOTIONS], source=source,
-        name=list(EMOTIONS),
-    )  # fmt: skip
+    chart = _make_figure(170, x_range, (0.0, 1.0))
+    source = ColumnDataSource({name: [] for name in ("x", "label", "doubt", *EMOTIONS)})
+    colors = [EMOTION_COLORS[name] for name in EMOTIONS]
+    chart.varea_stack(list(EMOTIONS), x="x", color=colors, source=source, name=list(EMOTIONS))
     chart.yaxis.ticker = [0, 0.5, 1]
-    chart.yaxis.major_label_overrides = {0: "0", 0.5: "50 %", 1: "100 %"}
+    chart.yaxis.major_label_overrides = {0: "0", 0.5: "50%", 1: "100%"}
     # Areas know no rows to hover over; a line without ink does.
     line = chart.line("x", 0.5, source=source, line_alpha=0, name="hover")
-    drag, wheel = BoxZoomTool(dimensions="width"), WheelZoomTool(
-        dimensions="width", modifiers={"ctrl": True}
-    )  # fmt: skip
     rows = "".join(
-        f'<div class="row"><i style="background:{EMOTION_COLORS[name]};width:calc(@{name}{{0%}} '
-        f'* 0.6)"></i><b>{name}</b><span>@{name}{{0%}}</span></div>'
+        f'<div style="display:flex;gap:6px;align-items:center"><span style="width:62px">{name}'
+        f'</span><span style="width:90px"><i style="display:block;height:9px;border-radius:2px;'
+        f'background:{EMOTION_COLORS[name]};width:@{name}{{0%}}"></i></span>@{name}{{0%}}</div>'
         for name in EMOTIONS
     )
     hover = HoverTool(
         renderers=[line],
         mode="vline",
         line_policy="nearest",
-        tooltips=f'<div class="tip"><strong>@label</strong>{rows}<em>@doubt</em></div>',
         attachment="horizontal",
+        tooltips=f'<div style="padding:4px;font:13px system-ui"><b>@label</b>{rows}@doubt</div>',
     )
+    drag = BoxZoomTool(dimensions="width")
+    wheel = WheelZoomTool(dimensions="width", modifiers={"ctrl": True})
     chart.add_tools(drag, wheel, hover)
     chart.toolbar.active_drag = drag
     chart.toolbar.active_scroll = wheel
@@ -657,7 +721,7 @@ def _draw_quality(table: pd.DataFrame, x_range: Any) -> Any:
     issues = find_issues(table).groupby(table["frame"]).any()
     times = table.groupby("frame")["timestamp"].first().to_numpy(np.float64)
     durations = frame_durations(times)
-    chart = _make_figure(136, x_range, (-0.6, len(_ISSUES) - 0.4), tools="tap")
+    chart = _make_figure(136, x_range, (-0.6, len(_ISSUES) - 0.4))
     _label_rows(chart, [name.replace("_", " ") for name in _ISSUES])
     for index, name in enumerate(_ISSUES):
         starts, ends = merge_intervals(times, durations, issues[name].to_numpy(bool))
@@ -729,10 +793,11 @@ def write_images_report(
 
 
 def cut_faces(table: pd.DataFrame, sources: Mapping[str, Path]) -> dict[tuple[str, int], bytes]:
-    """Return the faces of the first `PICTURES_WITH_FACES` pictures as JPEG by input and face_id."""
-    found = table[table["emotion"].notna()]
+    """Return the faces of the first `PICTURES_SHOWN` pictures as JPEG, by input and face_id."""
+    shown = table["input"].drop_duplicates().head(PICTURES_SHOWN)
+    found = table[table["emotion"].notna() & table["input"].isin(shown)]
     pictures = {}
-    for name in found["input"].drop_duplicates().head(PICTURES_WITH_FACES):
+    for name in found["input"].drop_duplicates():
         try:
             _, image = read_image(sources[name])
         except (InputError, KeyError) as error:
@@ -777,14 +842,16 @@ def render_images_report(
     found = table["emotion"].dropna()
     counts = found.value_counts()
     totals = [(emotion, int(counts.get(emotion, 0))) for emotion in EMOTIONS]
-    n_pictures, n_shown = len(pictures), sum(bool(picture["faces"]) for picture in pictures)
+    n_pictures = len(pictures)
     return _render_page(
         "images.html.j2",
         "",
         title=display_name(str(facts.get("input") or "Pictures")),
-        pictures=pictures,
+        shown=pictures[:PICTURES_SHOWN],
+        listed=pictures[PICTURES_SHOWN : PICTURES_SHOWN + PICTURES_LISTED],
+        n_unlisted=max(0, n_pictures - PICTURES_SHOWN - PICTURES_LISTED),
         n_pictures=n_pictures,
-        n_with_face=n_shown,
+        n_with_face=sum(bool(picture["faces"]) for picture in pictures),
         n_faces=len(found),
         totals=sorted(totals, key=lambda pair: -pair[1]),
         failures=failures,
@@ -798,43 +865,62 @@ def render_images_report(
 def write_index(path: Path, results: Sequence[JobResult]) -> None:
     """Write the page that lists the recordings of a batch and links their reports.
 
-    What a result does not tell is read from the ``run.json`` in its folder.
+    What a result does not tell is read from ``run.json`` and ``summary.csv`` in its folder.
 
     Raises:
         OutputError: The page cannot be written.
     """
     rows = []
     for result in results:
-        destination = result.job.destination
-        report, run = destination / "report.html", destination / "run.json"
-        facts = result.facts
-        if not facts and result.status != "failed" and run.is_file():
-            try:
-                facts = json.loads(run.read_text(encoding="utf-8"))
-            except ValueError:
-                logger.warning("%s: not JSON", display_name(run))
-        href = _link(path.parent, report) if report.is_file() else None
-        rows.append(_tell_result(result, facts) | {"href": href})
+        folder = result.job.destination
+        has_folder = result.status != "failed" and (folder / "run.json").is_file()
+        facts = _read_facts(folder / "run.json") if has_folder else result.facts
+        shares = _read_shares(folder / "summary.csv") if has_folder else {}
+        report = folder / "report.html"
+        href = _link(path.parent, report) if has_folder and report.is_file() else None
+        rows.append(_tell_result(result, facts, shares) | {"href": href})
     _write_page(path, render_index(rows))
 
 
-def _tell_result(result: JobResult, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    facts = facts or {}
-    frames = facts.get("frames") or {}
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        logger.warning("%s: %s", display_name(path), error)
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _read_shares(path: Path) -> dict[str, float]:
+    """Return the part of all faces' time on screen in which each emotion was dominant."""
+    try:
+        summary = pd.read_csv(path)
+        weights = np.maximum(summary["seconds_on_screen"].to_numpy(np.float64), 1e-9)
+        return _weigh_shares(summary, weights) if len(summary) else {}
+    except (OSError, ValueError, KeyError) as error:
+        logger.info("%s: %s", display_name(path), error)
+        return {}
+
+
+def _tell_result(
+    result: JobResult,
+    facts: Mapping[str, Any] | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    frames = (facts or {}).get("frames") or {}
     n_frames = result.n_frames or frames.get("analyzed") or 0
     with_face = frames.get("with_face")
-    shares = facts.get("shares") or {}
     return {
         "name": display_name(result.job.name),
         "status": result.status,
         "reason": str(result.reason or "").replace("_", " "),
         "detail": result.detail,
-        "duration_s": (facts.get("media") or {}).get("duration_s"),
+        "duration_s": ((facts or {}).get("media") or {}).get("duration_s"),
         "n_frames": n_frames,
         "face_share": with_face / n_frames if with_face is not None and n_frames else None,
         "n_people": result.n_people,
         "emotion": result.emotion,
-        "shares": [(emotion, float(shares[emotion])) for emotion in EMOTIONS if emotion in shares],
+        "shares": list((shares or {}).items()),
         "seconds": result.seconds,
     }
 

@@ -4,8 +4,11 @@ import base64
 import hashlib
 import io
 import re
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,7 +18,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from batchfer import media
 from batchfer.errors import InputError, OutputError, Reason
@@ -36,7 +39,15 @@ from batchfer.report import (
     write_index,
     write_report,
 )
-from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, Job, JobResult, MediaInfo, Timeline
+from batchfer.schema import (
+    EMOTION_COLORS,
+    EMOTIONS,
+    TIMELINE_COLUMNS,
+    Job,
+    JobResult,
+    MediaInfo,
+    Timeline,
+)
 
 CLIPS = Path(__file__).parent.parent / "samples" / "clips"
 STILLS = Path(__file__).parent.parent / "samples" / "stills"
@@ -290,7 +301,7 @@ def test_the_header_tells_what_happened_to_the_frames() -> None:
     page = check_page(render_report(make_timeline(1000, 1), FACTS))
     text = " ".join(page.text.split())
     for told in (
-        "1,234", "1,200", "1,000", "3 damaged", "truncated", "the file ends early", "0:12.5",
+        "1,234", "1,200", "1,000", "34 fewer, 3 damaged", "truncated", "the file ends early",
         "29.97 frames/s, variable", "upright by 90°", "640 × 360", "h264", "mobilenetv2",  # noqa: RUF001
     ):  # fmt: skip
         assert told in text, told
@@ -409,6 +420,7 @@ def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) ->
         folder = tmp_path / name
         folder.mkdir(parents=True)
         (folder / "report.html").write_text("a report", encoding="utf-8")
+        (folder / "run.json").write_text("{}", encoding="utf-8")
         job = Job(Path(name), name, folder)
         results.append(JobResult(job, "ok", n_frames=10, n_people=1, emotion="sad", seconds=2.0))
     for name, status, reason in (
@@ -430,19 +442,27 @@ def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) ->
     assert "50" in text
 
 
-def test_the_index_reads_the_facts_of_finished_folders(tmp_path: Path) -> None:
+def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
     folder = tmp_path / "done.mp4"
     folder.mkdir()
     (folder / "run.json").write_text(
-        '{"media": {"duration_s": 75.0}, "frames": {"analyzed": 40, "with_face": 30},'
-        ' "shares": {"happy": 0.75, "sad": 0.25}}'
+        '{"media": {"duration_s": 75.0}, "frames": {"analyzed": 40, "with_face": 30}}'
     )
+    shares = {f"share_{emotion}": [0.0, 0.0] for emotion in EMOTIONS}
+    shares |= {"share_happy": [1.0, 0.0], "share_sad": [0.0, 1.0]}
+    summary = pd.DataFrame({"seconds_on_screen": [30.0, 10.0], **shares})
+    summary.to_csv(folder / "summary.csv", index=False)
     job = Job(Path("done.mp4"), "done.mp4", folder)
-    write_index(tmp_path / "index.html", [JobResult(job, "skipped", Reason.UP_TO_DATE)])
+    damaged = Job(Path("odd.mp4"), "odd.mp4", tmp_path / "odd.mp4")
+    damaged.destination.mkdir()
+    (damaged.destination / "run.json").write_text("{")
+    (damaged.destination / "summary.csv").write_text("a,b")
+    results = [JobResult(job, "skipped", Reason.UP_TO_DATE), JobResult(damaged, "ok")]
+    write_index(tmp_path / "index.html", results)
     page = check_page((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert "1:15" in page.text
     assert "75%" in page.text
-    assert "happy 75%" in page.values("title")
+    assert {"happy 75%", "sad 25%"} <= set(page.values("title"))
 
 
 def test_an_empty_index(tmp_path: Path) -> None:
@@ -457,3 +477,260 @@ def test_an_empty_index(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_clocks(seconds: float, decimals: int, text: str) -> None:
     assert format_clock(seconds, decimals) == text
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium without a network of its own."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+        "disable-background-networking", "disable-component-update", "disable-sync",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}", "window-size=1360,900",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    session.set_page_load_timeout(60)
+    session.set_script_timeout(30)
+    yield session
+    session.quit()
+
+
+def open_page(browser: Any, path: Path) -> None:
+    """Open a page and wait until its charts are drawn."""
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    wait_for(browser, "return !document.getElementById('charts') || document.documentElement"
+                      ".dataset.charts")  # fmt: skip
+
+
+def wait_for(browser: Any, script: str) -> Any:
+    for _ in range(200):
+        if value := browser.execute_script(script):
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"never true: {script}")
+
+
+def complaints(browser: Any) -> list[str]:
+    return [e["message"] for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+
+
+def count_colors(browser: Any, selector: str) -> dict[str, int]:
+    """Return how many pixels of an element's picture have the colour of each emotion."""
+    from selenium.webdriver.common.by import By
+
+    element = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    picture = Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")
+    pixels = np.asarray(picture).astype(int)
+    return {
+        emotion: int((np.abs(pixels - ImageColor.getrgb(color)).max(axis=2) <= 3).sum())
+        for emotion, color in EMOTION_COLORS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a sample clip with two persons, beside a copy of it in the player's place."""
+    folder = tmp_path_factory.mktemp("a report #1")
+    shutil.copy(CLIPS / "two_people.mp4", folder / "annotated.mp4")
+    timeline = make_timeline(175, 2)
+    write_report(
+        folder / "report.html",
+        timeline,
+        FACTS,
+        source=CLIPS / "two_people.mp4",
+        video_href="annotated.mp4",
+    )
+    return folder / "report.html"
+
+
+@pytest.mark.browser
+def test_charts_are_drawn_without_a_complaint(browser: Any, report: Path) -> None:
+    open_page(browser, report)
+    assert browser.execute_script("return document.documentElement.dataset.charts") == "4"
+    table = make_timeline(175, 2).table
+    for index in range(2):
+        mine = table[table["face_id"] == index]
+        drawn = count_colors(browser, f"#chart-lane-{index}")
+        area = sum(drawn.values())
+        assert area > 20_000
+        for emotion in EMOTIONS:
+            assert drawn[emotion] / area == pytest.approx(mine[emotion].mean(), abs=0.05)
+    assert sum(count_colors(browser, "#chart-overview").values()) > 5_000
+    loaded = "return [...document.images].every((image) => image.naturalWidth > 0)"
+    assert browser.execute_script(loaded)
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_hovering_tells_frame_time_and_probabilities(browser: Any, report: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, report)
+    chart = browser.find_element(By.ID, "chart-lane-0")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element(chart).perform()
+    told = wait_for(
+        browser,
+        "const tip = document.querySelector('.bk-Tooltip');"
+        "return tip && tip.shadowRoot.querySelector('.bk-tooltip-content').innerText",
+    )
+    clock, frame = re.search(r"0:(\d\d\.\d\d), frame (\d+)", told).groups()
+    table = make_timeline(175, 2).table
+    row = table[(table["frame"] == int(frame)) & (table["face_id"] == 0)].iloc[0]
+    assert float(clock) == pytest.approx(row["timestamp"], abs=0.006)
+    for emotion in EMOTIONS:
+        percent = int(re.search(rf"{emotion}\s+(\d+)%", told).group(1))
+        assert percent == pytest.approx(100 * row[emotion], abs=6)
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_a_click_jumps_the_video(browser: Any, report: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, report)
+    wait_for(browser, "return document.querySelector('video').readyState >= 1")
+    chart = browser.find_element(By.ID, "chart-lane-1")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element_with_offset(chart, 100, 0).click().perform()
+    time_s = wait_for(browser, "return document.querySelector('video').currentTime")
+    left, width = 70, chart.size["width"] - 70 - 24
+    expected = 7 * (chart.size["width"] / 2 + 100 - left) / width
+    assert time_s == pytest.approx(expected, abs=0.15)
+    cursors = (
+        "return Bokeh.documents[0].roots().map((figure) =>"
+        " figure.center.find((model) => model.type === 'Span').location / 1000)"
+    )
+    assert browser.execute_script(cursors) == pytest.approx([time_s] * 4, abs=0.05)
+    now = browser.find_elements(By.CSS_SELECTOR, "#now li > span:last-child")
+    assert all(re.fullmatch(r"[a-z]+ \d+%", item.text) for item in now)
+    moment = browser.find_element(By.CSS_SELECTOR, "[data-seek]")
+    browser.execute_script("arguments[0].click()", moment)
+    wanted = float(moment.get_attribute("data-seek"))
+    wait_for(
+        browser, f"return Math.abs(document.querySelector('video').currentTime - {wanted}) < .01"
+    )
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_zooming_and_the_legend(browser: Any, report: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, report)
+    span = "const r = Bokeh.documents[0].roots()[1].x_range; return (r.end - r.start) / 1000"
+    assert browser.execute_script(span) == pytest.approx(7)
+    browser.find_element(By.CSS_SELECTOR, "[data-zoom=in]").click()
+    assert browser.execute_script(span) == pytest.approx(3.5)
+    browser.find_element(By.CSS_SELECTOR, "[data-zoom=all]").click()
+    assert browser.execute_script(span) == pytest.approx(7)
+    chart = browser.find_element(By.ID, "chart-lane-0")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    mouse = ActionChains(browser).move_to_element(chart).click_and_hold()
+    mouse.move_by_offset(60, 5).move_by_offset(60, 5).release().perform()
+    assert 0.5 < browser.execute_script(span) < 2.5
+    browser.find_element(By.CSS_SELECTOR, "[data-zoom=all]").click()
+    before = count_colors(browser, "#chart-lane-0")
+    top = max(before, key=before.__getitem__)
+    browser.find_element(By.CSS_SELECTOR, f"[data-emotion={top}]").click()
+    time.sleep(0.5)
+    after = count_colors(browser, "#chart-lane-0")
+    assert after[top] > 0.7 * before[top]
+    assert sum(after.values()) - after[top] < 0.1 * (sum(before.values()) - before[top])
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_a_long_clip_stays_fluid(browser: Any, tmp_path: Path) -> None:
+    timeline = make_timeline(2 * 3600 * 10, 3)
+    timeline = Timeline(timeline.media, timeline.table.assign(timestamp=lambda t: t.frame / 10))
+    write_report(tmp_path / "report.html", timeline, FACTS)
+    open_page(browser, tmp_path / "report.html")
+    rows = (
+        "return Bokeh.documents[0].roots().slice(1, 4).map((figure) =>"
+        " figure.renderers[0].data_source.data.x.length)"
+    )
+    assert max(browser.execute_script(rows)) < 8_000
+    for _ in range(4):
+        browser.execute_script("document.querySelector('[data-zoom=in]').click()")
+        time.sleep(0.3)
+    # Zoomed in, every row that the page holds is drawn.
+    assert 100 < min(browser.execute_script(rows)) < 3_000
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1360, 390])
+def test_every_page_fits_its_screen(
+    browser: Any, report: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    job = Job(Path("gone.mp4"), "a_long_name_" * 12, tmp_path / "gone")
+    failed = JobResult(job, "failed", Reason.CORRUPT, "a long story " * 20)
+    write_index(tmp_path / "index.html", [failed])
+    write_images_report(tmp_path / "images.html", make_pictures(), FACTS, [failed])
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    media_feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [media_feature]})
+    try:
+        for path in (report, tmp_path / "index.html", tmp_path / "images.html"):
+            open_page(browser, path)
+            wide = "return document.documentElement.scrollWidth"
+            assert browser.execute_script(wide) <= width, path.name
+            paper = (
+                "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+            )
+            assert (sum(browser.execute_script(paper)) > 380) == (scheme == "light")
+            assert complaints(browser) == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.browser
+def test_a_page_without_its_video_says_so(browser: Any, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", make_timeline(100), {}, video_href="annotated.mp4")
+    open_page(browser, tmp_path / "report.html")
+    wait_for(browser, "return document.body.innerText.includes('not beside this page')")
+    assert not browser.execute_script("return document.querySelector('video').offsetHeight")
+
+
+@pytest.mark.browser
+def test_tables_sort_by_a_click_on_their_heads(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    results = []
+    for name, n_frames in (("b10.mp4", 9), ("b9.mp4", 1000), ("a.mp4", 80)):
+        job = Job(Path(name), name, tmp_path / name)
+        results.append(JobResult(job, "ok", n_frames=n_frames, n_people=1, seconds=1.0))
+    write_index(tmp_path / "index.html", results)
+    open_page(browser, tmp_path / "index.html")
+
+    def names() -> list[str]:
+        return [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "tbody td.name")]
+
+    heads = {head.text: head for head in browser.find_elements(By.CSS_SELECTOR, "th button")}
+    heads["Recording"].click()
+    assert names() == ["a.mp4", "b9.mp4", "b10.mp4"]
+    heads["Frames"].click()
+    assert names() == ["b10.mp4", "a.mp4", "b9.mp4"]
+    browser.find_elements(By.CSS_SELECTOR, "th[aria-sort] button")[0].click()
+    assert names() == ["b9.mp4", "a.mp4", "b10.mp4"]
+    assert complaints(browser) == []

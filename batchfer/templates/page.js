@@ -1,98 +1,208 @@
 "use strict";
 {
   const video = document.querySelector("video");
-  const note = document.getElementById("video-note");
-  const clock = (seconds) => {
-    const ticks = Math.round(seconds * 100);
-    const two = (n) => String(n).padStart(2, "0");
-    const h = Math.floor(ticks / 360000), m = Math.floor(ticks / 6000) % 60;
-    const tail = two(Math.floor(ticks / 100) % 60) + "." + two(ticks % 100);
-    return h ? `${h}:${two(m)}:${tail}` : `${m}:${tail}`;
-  };
-  let showNow = () => {};
-  const jump = (seconds) => {
-    showNow(seconds);
+  const chartData = document.getElementById("charts");
+  const emotions = [...document.querySelectorAll("[data-emotion]")].map((chip) => chip.dataset.emotion);
+  let showTime = () => {};
+
+  function jump(seconds) {
+    showTime(seconds);
     if (video) video.currentTime = seconds;
-  };
-  if (video) {
-    video.addEventListener("error", () => {
-      video.hidden = true;
-      note.textContent = "The annotated video is not beside this page.";
-    });
   }
+
   for (const button of document.querySelectorAll("[data-seek]"))
     button.addEventListener("click", () => jump(Number(button.dataset.seek)));
 
-  const data = document.getElementById("charts");
-  if (data) {
-    const { document: json, roots } = JSON.parse(data.textContent);
+  if (video)
+    video.addEventListener("error", () => {
+      video.hidden = true;
+      document.getElementById("video-note").textContent = "The annotated video is not beside this page.";
+    });
+
+  if (chartData) {
+    const { document: charts, roots, lanes } = JSON.parse(chartData.textContent);
     const elements = Object.fromEntries(roots.map(({ id, element }) => [id, element]));
     const item = { docid: "report", roots: elements, root_ids: Object.keys(elements), use_for_title: false };
-    Bokeh.embed.embed_items({ report: json }, [item]).then(() => connect(Bokeh.documents[0].roots()));
+    Bokeh.embed.embed_items({ report: charts }, [item]).then(() => connect(Bokeh.documents[0].roots(), lanes));
   }
 
-  function connect(figures) {
-    const doubts = ["", "small", "blurred", "turned away", "uncertain"];
-    const lanes = [];
-    for (const figure of figures) {
-      figure.on_event("tap", (event) => jump(event.x / 1000));
-      for (const renderer of figure.renderers) {
-        const columns = renderer.data_source.data;
-        if (renderer.name !== "hover") continue;
-        lanes.push(figure);
-        const { x, frame, flags } = columns;
-        columns.label = Array.from(x, (ms, i) => frame[i] < 0 ? "not on screen" : `${clock(ms / 1000)}, frame ${frame[i]}`);
-        columns.doubt = Array.from(flags, (bits) => doubts.filter((_, bit) => bit && bits >> bit & 1).join(", "));
-        renderer.data_source.change.emit();
+  function connect(figures, lanes) {
+    const window_ = figures[figures.length - 1].x_range; // All charts but the overview share it.
+    const rows = Object.fromEntries(Object.entries(lanes).map(([name, encoded]) => [name, decodeRows(encoded)]));
+    const drawn = figures.filter((figure) => figure.name in rows);
+    const redraw = oncePerFrame(() => drawn.forEach((figure) => drawLane(figure, rows[figure.name], window_)));
+    for (const property of [window_.properties.start, window_.properties.end]) property.change.connect(redraw);
+    redraw();
+
+    for (const figure of figures) figure.on_event("tap", (event) => jump(event.x / 1000));
+    connectTime(figures, rows);
+    connectZoom(figures, window_);
+    connectLegend(figures.filter((figure) => figure.name !== "quality"));
+    document.documentElement.dataset.charts = String(figures.length);
+  }
+
+  // --- rows: the page holds more than a chart can show at once ---------------------------------
+
+  function decodeRows(encoded) {
+    const types = { x: Float64Array, frame: Int32Array, flags: Uint8Array };
+    const decode = ([name, text]) => {
+      const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+      return [name, new (types[name] ?? Uint16Array)(bytes.buffer)];
+    };
+    return Object.fromEntries(Object.entries(encoded).map(decode));
+  }
+
+  /* Gives a chart the rows of a window of time. Of more rows than there is room for, those stay
+     that hold the greatest value of an emotion in their part of the window, and the ends of
+     absences. */
+  function drawLane(figure, columns, { start, end }) {
+    const n_parts = 300;
+    const { x, frame, flags } = columns;
+    const first = Math.max(findRow(x, start) - 1, 0);
+    const last = Math.min(findRow(x, end) + 2, x.length);
+    let rows = Array.from({ length: last - first }, (_, i) => first + i);
+    if (rows.length > emotions.length * n_parts) {
+      const best = Array.from({ length: n_parts }, () => new Int32Array(emotions.length).fill(-1));
+      const kept = new Set([first, last - 1]);
+      for (const row of rows) {
+        if (frame[row] < 0) for (const near of [row - 1, row, row + 1]) kept.add(Math.min(Math.max(near, first), last - 1));
+        const part = best[Math.min(Math.max(Math.floor(((x[row] - start) / (end - start)) * n_parts), 0), n_parts - 1)];
+        emotions.forEach((name, i) => {
+          if (part[i] < 0 || columns[name][row] > columns[name][part[i]]) part[i] = row;
+        });
       }
+      for (const part of best) for (const row of part) if (row >= 0) kept.add(row);
+      rows = [...kept].sort((a, b) => a - b);
     }
-    // Zoom: all charts but the overview share one range.
-    const shared = figures[figures.length - 1].x_range;
-    const [first, last] = [shared.start, shared.end];
+    const data = {
+      x: rows.map((row) => x[row]),
+      label: rows.map((row) => (frame[row] < 0 ? "not on screen" : `${formatClock(x[row] / 1000)}, frame ${frame[row]}`)),
+      doubt: rows.map((row) => describeDoubts(flags[row])),
+    };
+    for (const name of emotions) data[name] = rows.map((row) => columns[name][row] / 65535);
+    figure.renderers.find((renderer) => renderer.name === "hover").data_source.data = data;
+  }
+
+  function findRow(values, wanted) {
+    let low = 0, high = values.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (values[middle] < wanted) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+
+  function describeDoubts(flags) {
+    const doubts = ["no face", "small", "blurred", "turned away", "uncertain"];
+    return doubts.filter((_, bit) => (flags >> bit) & 1).join(", ");
+  }
+
+  function formatClock(seconds) {
+    const ticks = Math.round(seconds * 100);
+    const two = (number) => String(number).padStart(2, "0");
+    const hours = Math.floor(ticks / 360000), minutes = Math.floor(ticks / 6000) % 60;
+    const tail = `${two(Math.floor(ticks / 100) % 60)}.${two(ticks % 100)}`;
+    return hours ? `${hours}:${two(minutes)}:${tail}` : `${minutes}:${tail}`;
+  }
+
+  function oncePerFrame(action) {
+    let waiting = false;
+    return () => {
+      if (waiting) return;
+      waiting = true;
+      requestAnimationFrame(() => {
+        waiting = false;
+        action();
+      });
+    };
+  }
+
+  // --- what the reader does ---------------------------------------------------------------------
+
+  /* Shows the time of the video in every chart, and beneath it what each face shows then. */
+  function connectTime(figures, rows) {
+    const cursors = figures.flatMap((figure) => figure.center.filter((model) => model.type === "Span"));
+    const dark = matchMedia("(prefers-color-scheme: dark)");
+    const paint = () => cursors.forEach((cursor) => (cursor.line_color = dark.matches ? "white" : "black"));
+    dark.addEventListener("change", paint);
+    paint();
+    const now = document.getElementById("now");
+    showTime = (seconds) => {
+      for (const cursor of cursors) cursor.setv({ location: 1000 * seconds, visible: true });
+      if (!now) return;
+      now.hidden = false;
+      for (const item of now.children) {
+        const columns = rows[item.dataset.lane];
+        const row = Math.max(findRow(columns.x, 1000 * seconds + 1) - 1, 0);
+        const values = emotions.map((name) => columns[name][row] / 65535);
+        const top = values.indexOf(Math.max(...values));
+        const isHere = columns.frame[row] >= 0 && columns.x[row] <= 1000 * seconds + 1;
+        [...item.children[1].children].forEach((part, i) => (part.style.flexGrow = isHere ? values[i] : 0));
+        item.children[2].textContent = isHere ? `${emotions[top]} ${Math.round(100 * values[top])}%` : "not on screen";
+      }
+    };
+    if (!video) return;
+    for (const kind of ["timeupdate", "seeked"]) video.addEventListener(kind, () => showTime(video.currentTime));
+    setInterval(() => video.paused || showTime(video.currentTime), 100);
+  }
+
+  function connectZoom(figures, window_) {
+    const [first, last] = [window_.start, window_.end];
     const zoom = (factor) => {
-      const middle = (shared.start + shared.end) / 2;
-      const half = Math.min(Math.max((shared.end - shared.start) * factor, shared.min_interval), last - first) / 2;
-      const start = Math.min(Math.max(middle - half, first), last - 2 * half);
-      shared.setv({ start, end: start + 2 * half });
+      const middle = (window_.start + window_.end) / 2;
+      const length = Math.min(Math.max((window_.end - window_.start) * factor, window_.min_interval), last - first);
+      const start = Math.min(Math.max(middle - length / 2, first), last - length);
+      window_.setv({ start, end: start + length });
     };
     const factors = { in: 0.5, out: 2, all: Infinity };
     for (const button of document.querySelectorAll("[data-zoom]"))
       button.addEventListener("click", () => zoom(factors[button.dataset.zoom]));
-    for (const lane of lanes) lane.on_event("doubletap", () => zoom(Infinity));
-
-    // Legend: the pressed emotions stand out, none pressed is all.
-    const chips = [...document.querySelectorAll("[data-emotion]")];
-    for (const chip of chips)
-      chip.addEventListener("click", () => {
-        chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
-        const pressed = chips.filter((c) => c.getAttribute("aria-pressed") === "true").map((c) => c.dataset.emotion);
-        for (const lane of lanes)
-          for (const renderer of lane.renderers)
-            if (renderer.name !== "hover")
-              renderer.glyph.fill_alpha = { value: !pressed.length || pressed.includes(renderer.name) ? 1 : 0.12 };
-      });
-    document.documentElement.dataset.charts = String(figures.length);
+    for (const figure of figures) figure.on_event("doubletap", () => zoom(Infinity));
   }
 
+  /* The pressed emotions stand out; while none is pressed, all do. */
+  function connectLegend(figures) {
+    const chips = [...document.querySelectorAll("[data-emotion]")];
+    const isPressed = (chip) => chip.getAttribute("aria-pressed") === "true";
+    const show = () => {
+      const pressed = chips.filter(isPressed).map((chip) => chip.dataset.emotion);
+      for (const { glyph, name } of figures.flatMap((figure) => figure.renderers)) {
+        const stands_out = !pressed.length || pressed.includes(name);
+        if (name !== "hover") glyph.fill_alpha = { value: stands_out ? 1 : 0.12 };
+        if (name !== "hover" && "line_alpha" in glyph) glyph.line_alpha = { value: stands_out ? 1 : 0 };
+      }
+    };
+    for (const chip of chips)
+      chip.addEventListener("click", () => {
+        chip.setAttribute("aria-pressed", String(!isPressed(chip)));
+        show();
+      });
+  }
+
+  // --- tables -----------------------------------------------------------------------------------
+
   for (const table of document.querySelectorAll("table.sortable")) {
-    const body = table.tBodies[0];
     const heads = [...table.tHead.rows[0].cells];
     heads.forEach((head, column) => {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = head.textContent;
       head.replaceChildren(button);
-      button.addEventListener("click", () => {
-        const down = head.getAttribute("aria-sort") === "ascending";
-        for (const other of heads) other.removeAttribute("aria-sort");
-        head.setAttribute("aria-sort", down ? "descending" : "ascending");
-        const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
-        const numeric = head.classList.contains("number");
-        const compare = numeric ? (a, b) => key(a) - key(b) : (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
-        const rows = [...body.rows].sort(compare);
-        if (down) rows.reverse();
-        body.append(...rows);
-      });
+      button.addEventListener("click", () => sortTable(table.tBodies[0], heads, column));
     });
+  }
+
+  function sortTable(body, heads, column) {
+    const head = heads[column];
+    const down = head.getAttribute("aria-sort") === "ascending";
+    for (const other of heads) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
+    const compare = head.classList.contains("number")
+      ? (a, b) => key(a) - key(b)
+      : (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
+    const rows = [...body.rows].sort(compare);
+    body.append(...(down ? rows.reverse() : rows));
   }
 }
