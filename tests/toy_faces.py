@@ -1,7 +1,9 @@
 """Pictures in the layouts of the real data sets: each emotion is a colour and a stripe."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,3 +49,15 @@ def fer_row(label: int, usage: str, seed: int = 0) -> tuple[str, str, str]:
     """Return a row of ``fer2013.csv``."""
     grey = draw_face(label, seed, 48).mean(axis=2).astype(int)
     return str(label), " ".join(map(str, grey.ravel())), usage
+
+
+def hide_tensorflow() -> None:
+    """Make this process one where TensorFlow is not installed."""
+
+    class Refusal:
+        @staticmethod
+        def find_spec(name: str, *_: Any) -> None:
+            if name.partition(".")[0] == "tensorflow":
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    sys.meta_path.insert(0, Refusal)  # type: ignore[arg-type]
