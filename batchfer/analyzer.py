@@ -15,6 +15,7 @@ import pandas as pd
 
 from batchfer.boxes import measure_iou
 from batchfer.files import hide_stderr
+from batchfer.keyframes import Neighbours, detect_between, introduce_neighbours
 from batchfer.media import FrameSelector, VideoReader
 from batchfer.people import Appearances, People, describe_people
 from batchfer.quality import measure_quality
@@ -104,22 +105,35 @@ class Analyzer:
 
         Small frames need company to fill a core's vector units; large ones fill the caches alone.
         """
-        if self._batch_size is not None:
-            return self._batch_size
         full = 64 if self.on_gpu else 8
-        return int(np.clip(full * 640 * 360 // max(width * height, 1), 2, full))
+        size = self._batch_size
+        if size is None:
+            size = int(np.clip(full * 640 * 360 // max(width * height, 1), 2, full))
+        # Whole steps between key frames, so that these are the same ones whatever the batch size.
+        every = self.options.detect_every
+        return -(-size // every) * every
 
-    def analyze_batch(self, frames: FrameBatch, tensor: Any = None) -> AnalyzedBatch:
+    def analyze_batch(
+        self, frames: FrameBatch, tensor: Any = None, neighbours: Neighbours | None = None
+    ) -> AnalyzedBatch:
         """Run one sub-batch through detection, crop and classification.
 
         Args:
             frames: The frames.
             tensor: The same images on the device, if they are there already.
+            neighbours: The batches around, if only key frames are searched for faces.
         """
-        detections = self.detector.detect(frames.images if tensor is None else tensor)
-        signatures = np.stack([describe_frame(image) for image in frames.images])
+        images = frames.images if tensor is None else tensor
+        signatures = [describe_frame(image) for image in frames.images]
+        if neighbours is None:
+            detections = self.detector.detect(images)
+        else:
+            every = self.options.detect_every
+            detections = detect_between(
+                self.detector, every, frames, signatures, neighbours, images
+            )
         return AnalyzedBatch(
-            frames, detections, signatures, self._describe_faces(frames, detections)
+            frames, detections, np.stack(signatures), self._describe_faces(frames, detections)
         )
 
     def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:
@@ -157,12 +171,18 @@ class Analyzer:
             **measure_quality(crops, detections.landmarks, probabilities, below),
         }
 
-    def stream(self, batches: Iterator[FrameBatch]) -> Generator[AnalyzedBatch]:
+    def stream(
+        self, batches: Iterator[FrameBatch], detect_every: int = 1
+    ) -> Generator[AnalyzedBatch]:
         """Yield the batches analyzed, in their order, while later ones are decoded and computed.
 
         ``tf.data`` pulls the frames ahead of the networks and, where there is a GPU, onto it.
         Memory is bounded: at most two sub-batches a worker are in flight. An exception of the
         source or of a network reaches the caller at the batch where it happened.
+
+        Args:
+            batches: Frames; with key frames, those of one clip in their order.
+            detect_every: Distance of the frames in which the whole cascade looks for faces.
         """
         import tensorflow as tf
 
@@ -189,9 +209,14 @@ class Analyzer:
             dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
         pending: deque[Future[AnalyzedBatch]] = deque()
+        work: Iterator[Any] = ((held.pop(int(index)), tensor) for index, tensor in dataset)
+        if detect_every > 1:
+            work = introduce_neighbours(work)
         try:
-            for index, tensor in dataset:
-                pending.append(pool.submit(self.analyze_batch, held.pop(int(index)), tensor))
+            for item in work:
+                pending.append(pool.submit(self.analyze_batch, *item))
+                if detect_every > 1:
+                    pending[-1].add_done_callback(item[-1].settle)
                 if len(pending) > self.workers:
                     yield pending.popleft().result()
             while pending:
@@ -282,7 +307,7 @@ def analyze_frames(
     options = analyzer.options
     select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
     size = analyzer.batch_size(reader.info.width, reader.info.height)
-    with closing(analyzer.stream(reader.batches(size, select))) as analyzed:
+    with closing(analyzer.stream(reader.batches(size, select), options.detect_every)) as analyzed:
         for batch in analyzed:
             yield batch.frames, linker.link(batch)
 

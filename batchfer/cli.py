@@ -127,6 +127,14 @@ def video(
     output: Output = Path("batchfer-results"),
     model: Model = "mobilenetv2",
     every: Annotated[int, typer.Option("--every", min=1, help="Analyze each Nth frame.")] = 1,
+    detect_every: Annotated[
+        int,
+        typer.Option(
+            "--detect-every",
+            min=1,
+            help="Search each Nth analyzed frame for faces, follow them between.",
+        ),
+    ] = 1,
     fps: Annotated[
         float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
     ] = None,
@@ -177,6 +185,7 @@ def video(
     options = AnalyzeOptions(
         model=model,
         every=every,
+        detect_every=detect_every,
         fps=fps,
         start_s=None if start is None else parse_time(start),
         end_s=None if end is None else parse_time(end),

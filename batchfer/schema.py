@@ -193,15 +193,17 @@ class AnalyzeOptions:
     """Everything that changes the numbers of a result, and nothing else.
 
     ``every`` analyzes each Nth frame, or ``fps`` about that many frames a second; ``start_s`` and
-    ``end_s`` bound the clip in seconds. ``min_face_px`` is the smallest face side in px and
-    ``face_threshold`` the least detector score. ``min_confidence`` sets the column ``uncertain``
-    (None: as the model's card says); no row is dropped by it. ``labels`` and ``rescale`` describe
-    a model that has no card. ``max_pixels`` bounds a decoded picture or frame.
+    ``end_s`` bound the clip in seconds. ``detect_every`` searches the whole frame for faces in each
+    Nth analyzed frame of a video, and follows them between. ``min_face_px`` is the smallest face
+    side in px and ``face_threshold`` the least detector score. ``min_confidence`` sets the column
+    ``uncertain`` (None: as the model's card says); no row is dropped by it. ``labels`` and
+    ``rescale`` describe a model that has no card. ``max_pixels`` bounds a decoded picture or frame.
     """
 
     model: str = "mobilenetv2"
     every: int = 1
     fps: float | None = None
+    detect_every: int = 1
     start_s: float | None = None
     end_s: float | None = None
     min_face_px: int = 40

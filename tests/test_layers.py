@@ -15,6 +15,7 @@ LAYERS = [
     {"pipeline", "training", "plan"},
     {"results"},
     {"analyzer", "annotate", "report", "export", "evaluation"},
+    {"keyframes"},
     {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline"},
     {"media", "architectures", "boxes", "files", "journal"},
     {"schema", "errors"},
