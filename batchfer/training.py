@@ -335,11 +335,9 @@ def _choose_validation(
         validates = np.isin(faces.parts, ["test", "PublicTest"])
     else:
         validates = faces.parts == "val"
-    for source in np.unique(faces.sources):
-        rows = np.flatnonzero(faces.sources == source)
-        if not validates[rows].any():
-            own = faces.select(rows)
-            validates[rows] = split_validation(own, options.validation, options.seed)
+    settled = np.isin(faces.sources, np.unique(faces.sources[validates]))
+    rows = np.flatnonzero(~settled)
+    validates[rows] = split_validation(faces.select(rows), options.validation, options.seed)
     return validates
 
 
