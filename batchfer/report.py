@@ -52,7 +52,11 @@ DRAWN_INTERVALS = 2_000
 """Stretches of time that one row of a chart draws."""
 
 MOMENTS_PER_EMOTION = 4
+"""Strongest moments that are shown of each emotion."""
+
 MOMENTS_APART_S = 1.0
+"""Two moments of one person lie further apart than this."""
+
 MOMENT_ABOVE = 0.4
 """A moment is shown as strong if the smoothed probability of its emotion is above this."""
 
@@ -60,6 +64,8 @@ OVERVIEW_BINS = 240
 """Parts of the clip of which the overview shows the shares of the emotions."""
 
 THUMBNAIL_PX = 112
+"""Side of a face in a video's report, drawn a little smaller for dense screens."""
+
 PICTURES_SHOWN = 400
 """Pictures of a folder that are shown with their faces; the next ones stand in a table."""
 
@@ -277,10 +283,9 @@ def render_report(
         issues=_measure_issues(table),
         title=_name_input(facts, timeline),
         story=_tell_story(summary, clip),
-        clip=clip,
         frames=_count_frames(table, facts, timeline),
         clip_facts=_list_clip_facts(facts, timeline, clip),
-        warnings=_list_warnings(facts, timeline),
+        warnings=_list_warnings(facts),
         lanes=lanes,
         rest=[
             _tell_person(row, clip.seconds, None)
@@ -290,7 +295,6 @@ def render_report(
         n_people=len(summary),
         moments=[moment for moment in moments if moment["items"]],
         run_facts=_list_run_facts(facts),
-        status=facts.get("status") or "",
         smooth_s=smooth_s,
         video_href=video_href,
     )
@@ -298,7 +302,7 @@ def render_report(
 
 @dataclass(frozen=True)
 class _Clip:
-    """The analyzed part of a clip: bounds and length in s, the longest step between frames."""
+    """The analyzed part of a clip in s: its bounds, and how long a face was on screen."""
 
     start_s: float
     end_s: float
@@ -337,7 +341,6 @@ def _tell_person(row: Mapping[Any, Any], clip_s: float, jpeg: bytes | None) -> d
         "image": _to_uri(jpeg),
         "share_on_screen": row["seconds_on_screen"] / clip_s if clip_s else None,
         "shares": sorted(shares, key=lambda pair: -pair[1]),
-        "means": [(emotion, float(row[f"mean_{emotion}"])) for emotion in EMOTIONS],
     }
 
 
@@ -419,7 +422,7 @@ def _list_clip_facts(
     return listed
 
 
-def _list_warnings(facts: Mapping[str, Any], timeline: Timeline) -> list[str]:
+def _list_warnings(facts: Mapping[str, Any]) -> list[str]:
     frames = facts.get("frames") or {}
     warnings = []
     if facts.get("status") not in (None, "ok", "skipped"):
@@ -539,7 +542,7 @@ def select_peaks(times: Times, values: npt.NDArray[np.floating], n_rows: int) ->
     """
     if len(times) <= n_rows:
         return np.arange(len(times))
-    span = times[-1] - times[0]
+    span = max(times[-1] - times[0], 1e-9)
     n_buckets = max(1, n_rows // 3)
     while True:
         bucket = np.minimum((times - times[0]) / span * n_buckets, n_buckets - 1).astype(np.int64)
@@ -654,7 +657,9 @@ def _draw_overview(
     chart = _make_figure(46 + 24 * n_persons, whole, (-0.5, n_persons - 0.5))
     _label_rows(chart, persons)
     seconds = (x_range.end - x_range.start) / 1000 / OVERVIEW_BINS
-    bins = bin_timeline(table, seconds, smooth_s)
+    # Bins are counted from 0 s, and a clip may be a short piece of a long one.
+    start = table["timestamp"].min()
+    bins = bin_timeline(table.assign(timestamp=table["timestamp"] - start), seconds, smooth_s)
     bins = bins[bins["person"].isin(persons)]
     row_of = {person: n_persons - 1 - index for index, person in enumerate(persons)}
     bottom = bins["person"].map(row_of).to_numpy(np.float64) - 0.42
@@ -663,8 +668,8 @@ def _draw_overview(
         top = bottom + 0.84 * on_screen * bins[f"share_{emotion}"].to_numpy(np.float64)
         shown = top - bottom > 1e-3
         chart.quad(
-            left=1000 * bins["bin_start"].to_numpy()[shown],
-            right=1000 * bins["bin_end"].to_numpy()[shown],
+            left=1000 * (start + bins["bin_start"].to_numpy()[shown]),
+            right=1000 * (start + bins["bin_end"].to_numpy()[shown]),
             bottom=bottom[shown],
             top=top[shown],
             fill_color=EMOTION_COLORS[emotion],
@@ -824,21 +829,21 @@ def render_images_report(
     ``thumbnails`` are JPEG pictures by input and face_id, ``links`` relative ones by input.
     """
     thumbnails, links = thumbnails or {}, links or {}
-    pictures = []
-    for name, rows in table.groupby("input", sort=False):
-        faces = [
-            {
-                "emotion": face["emotion"],
-                "confidence": float(face["emotion_confidence"]),
-                "probabilities": [(emotion, float(face[emotion])) for emotion in EMOTIONS],
-                "uncertain": face.get("uncertain") is True,
-                "image": _to_uri(thumbnails.get((str(name), int(face["face_id"])))),
-            }
-            for face in rows[rows["emotion"].notna()].to_dict("records")
-        ]
-        pictures.append(
-            {"name": display_name(str(name)), "href": links.get(str(name)), "faces": faces}
-        )
+    faces: dict[str, list[dict[str, Any]]] = {name: [] for name in table["input"].unique()}
+    for face in table[table["emotion"].notna()].to_dict("records"):
+        name = face["input"]
+        told = {
+            "emotion": face["emotion"],
+            "confidence": float(face["emotion_confidence"]),
+            "probabilities": [(emotion, float(face[emotion])) for emotion in EMOTIONS],
+            "uncertain": face.get("uncertain") is True,
+            "image": _to_uri(thumbnails.get((name, int(face["face_id"])))),
+        }
+        faces[name].append(told)
+    pictures = [
+        {"name": display_name(name), "href": links.get(name), "faces": found}
+        for name, found in faces.items()
+    ]
     found = table["emotion"].dropna()
     counts = found.value_counts()
     totals = [(emotion, int(counts.get(emotion, 0))) for emotion in EMOTIONS]

@@ -324,6 +324,18 @@ def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:
     assert "2:00:00" in text
 
 
+def test_a_short_piece_from_late_in_a_clip() -> None:
+    timeline = make_timeline(3)
+    late = timeline.table.assign(timestamp=36_000 + timeline.table["timestamp"])
+    assert "0:00" in check_page(render_report(Timeline(timeline.media, late), {})).text
+
+
+def test_frames_that_all_have_one_time() -> None:
+    timeline = make_timeline(40_000)
+    still = Timeline(timeline.media, timeline.table.assign(timestamp=0.0))
+    assert check_page(render_report(still, {})).json
+
+
 def test_many_people_stand_in_a_table() -> None:
     page = check_page(render_report(make_timeline(100, 150), {}))
     lanes = [a["id"] for t, a in page.tags if t == "article"]

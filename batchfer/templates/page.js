@@ -30,7 +30,7 @@
     const window_ = figures[figures.length - 1].x_range; // All charts but the overview share it.
     const rows = Object.fromEntries(Object.entries(lanes).map(([name, encoded]) => [name, decodeRows(encoded)]));
     const drawn = figures.filter((figure) => figure.name in rows);
-    const redraw = oncePerFrame(() => drawn.forEach((figure) => drawLane(figure, rows[figure.name], window_)));
+    const redraw = oncePerFrame(() => drawn.forEach((figure) => drawLane(figure, rows[figure.name], window_, drawn.length > 4 ? 160 : 320)));
     for (const property of [window_.properties.start, window_.properties.end]) property.change.connect(redraw);
     redraw();
 
@@ -53,19 +53,20 @@
   }
 
   /* Gives a chart the rows of a window of time. Of more rows than there is room for, those stay
-     that hold the greatest value of an emotion in their part of the window, and the ends of
+     that hold the greatest value of an emotion in one of n_parts of the window, and the ends of
      absences. */
-  function drawLane(figure, columns, { start, end }) {
-    const n_parts = 300;
+  function drawLane(figure, columns, { start, end }, n_parts) {
     const { x, frame, flags } = columns;
     const first = Math.max(findRow(x, start) - 1, 0);
     const last = Math.min(findRow(x, end) + 2, x.length);
     let rows = Array.from({ length: last - first }, (_, i) => first + i);
+    // An absence is two rows; one of less than a pixel cannot be seen.
+    const isSeen = (row) => frame[row] < 0 && x[frame[row + 1] < 0 ? row + 1 : row] - x[frame[row - 1] < 0 ? row - 1 : row] > (end - start) / 1500;
     if (rows.length > emotions.length * n_parts) {
       const best = Array.from({ length: n_parts }, () => new Int32Array(emotions.length).fill(-1));
       const kept = new Set([first, last - 1]);
       for (const row of rows) {
-        if (frame[row] < 0) for (const near of [row - 1, row, row + 1]) kept.add(Math.min(Math.max(near, first), last - 1));
+        if (isSeen(row)) for (const near of [row - 1, row, row + 1]) kept.add(Math.min(Math.max(near, first), last - 1));
         const part = best[Math.min(Math.max(Math.floor(((x[row] - start) / (end - start)) * n_parts), 0), n_parts - 1)];
         emotions.forEach((name, i) => {
           if (part[i] < 0 || columns[name][row] > columns[name][part[i]]) part[i] = row;
