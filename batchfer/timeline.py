@@ -21,6 +21,8 @@ import pandas as pd
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.schema import (
     EMOTIONS,
+    PEOPLE_COLUMNS,
+    QUALITY_COLUMNS,
     TIMELINE_COLUMNS,
     FaceDetections,
     Floats,
@@ -340,7 +342,7 @@ def _parse_cells(table: pd.DataFrame) -> pd.DataFrame:
     for name in table:
         cells = table[name].astype("string")
         cells = cells.mask(cells == "")
-        kind: Any = TIMELINE_COLUMNS.get(str(name)) or _guess_dtype(str(name), cells)
+        kind: Any = declared.get(str(name)) or _guess_dtype(str(name), cells)
         if kind == "string":
             columns[str(name)] = cells.str.replace(f"^'({_DEFUSED})", r"\1", regex=True)
         elif kind == "boolean":
