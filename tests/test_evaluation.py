@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from PIL import Image
 from toy_faces import write_class_folders
 
 from batchfer.architectures import ModelCard, format_card, locate_card, read_card
-from batchfer.errors import DataError, ModelError
+from batchfer.cli import app, run_command
+from batchfer.errors import DataError, ExitCode, ModelError
 from batchfer.evaluation import (
     MISSED,
     EvaluateOptions,
@@ -22,6 +24,7 @@ from batchfer.evaluation import (
     place_on_canvas,
     predict_labels,
 )
+from batchfer.files import hash_file
 from batchfer.schema import EMOTIONS
 
 FILES = {
@@ -229,3 +232,52 @@ def test_a_model_without_card_needs_labels(data: Path, toy_model: Path, tmp_path
     with pytest.raises(ModelError, match="--labels"):
         evaluate(options)
     assert ModelCard("bare", EMOTIONS, 32).labels == EMOTIONS
+
+
+# --- the command line -------------------------------------------------------------------------
+
+
+def run(*words: object) -> int:
+    return run_command(lambda: app([str(word) for word in words]))
+
+
+def test_accuracy_below_the_least_one_exits_with_3(
+    data: Path, toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", data, "--model", toy_model, "-o", tmp_path, "--cache", tmp_path / "cache")
+    assert run(*words, "--min-accuracy", "1") == ExitCode.INCOMPLETE
+    assert (tmp_path / "metrics.json").is_file()
+    assert "21 faces: accuracy" in capsys.readouterr().out
+    assert run(*words, "--min-accuracy", "0") == ExitCode.OK
+    assert run(*words, "--canvas", "100") == ExitCode.USAGE
+    assert run(*words, "--part", "val") == ExitCode.MODEL
+
+
+def test_models_are_listed_and_checked(
+    toy_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "toy.keras"
+    model.write_bytes(toy_model.read_bytes())
+    figures = {"validation": {"accuracy": 0.625}}
+    card = replace(read_card(toy_model), sha256=hash_file(model), figures=figures)
+    locate_card(model).write_text(format_card(card), encoding="utf-8")
+    monkeypatch.setattr("batchfer.files.list_model_folders", lambda: [tmp_path])
+    assert run("models") == ExitCode.OK
+    assert "toy  32 px  whole  validation 62.5 %" in capsys.readouterr().out
+    with model.open("ab") as stream:
+        stream.write(b"\0")
+    assert run("models") == ExitCode.MODEL
+    assert "DAMAGED" in capsys.readouterr().out
+
+
+def test_dry_run_prints_recipe_and_data(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", data, "--dry-run", "-o", tmp_path / "out", "--epochs", "3") == ExitCode.OK
+    told = capsys.readouterr().out
+    assert "epochs = 3" in told and "train: 14 pictures (2 angry" in told
+    assert not (tmp_path / "out").exists()
+    assert run("train", data, "--recipe", "none", "--dry-run") == ExitCode.USAGE
