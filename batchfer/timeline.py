@@ -339,6 +339,7 @@ def _parse_cells(table: pd.DataFrame) -> pd.DataFrame:
     import pyarrow as pa
 
     columns: dict[str, Any] = {}
+    declared = {**TIMELINE_COLUMNS, **QUALITY_COLUMNS, **PEOPLE_COLUMNS}
     for name in table:
         cells = table[name].astype("string")
         cells = cells.mask(cells == "")
