@@ -20,15 +20,16 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
     """Return a short hash of everything that decides what a result holds.
 
     The model counts by its content, so that a renamed file is the same model and a retrained one
-    is not. How a batch goes on (``overwrite``, ``fail_fast``) does not count.
+    is not; the same holds for the user's events. How a batch goes on (``overwrite``,
+    ``fail_fast``) does not count, nor who took part: that is told beside the results.
     """
-    settings = dataclasses.asdict(options) | {
-        "model": model_sha256,
-        "formats": sorted(outputs.formats),
-        "annotate": outputs.annotate,
-        "report": outputs.report,
-        "version": __version__,
-    }
+    written = dataclasses.asdict(outputs)
+    for name in ("overwrite", "fail_fast", "participants"):
+        del written[name]
+    if outputs.events is not None:
+        written["events"] = mark_input(outputs.events)
+    settings = dataclasses.asdict(options) | written
+    settings |= {"model": model_sha256, "version": __version__}
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

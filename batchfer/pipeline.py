@@ -446,7 +446,7 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
         detail,
         n_frames=summary.n_frames,
         n_faces=summary.n_faces,
-        n_people=summary.n_people,
+        n_people=int(table["person"].nunique()),
         emotion=summary.emotion,
         facts={"first_bad_s": reader.first_bad_s} if loss else {},
     )

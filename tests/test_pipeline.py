@@ -13,6 +13,7 @@ import pytest
 from batchfer import analyze_images, analyze_video
 from batchfer.analyzer import Analyzer
 from batchfer.errors import InputError, ModelError, NothingToDoError, OutputError, UsageError
+from batchfer.journal import hash_settings
 from batchfer.pipeline import run_jobs
 from batchfer.schema import (
     EMOTIONS,
@@ -297,3 +298,26 @@ def test_leaving_early_stops_the_source(analyzer: Analyzer) -> None:
     next(stream)
     stream.close()
     assert len(produced) < 100
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"blur_faces": True}, {"smooth_s": 1.0}, {"bin_s": 1.0}, {"formats": ("csv",)}],
+    ids=lambda change: next(iter(change)),
+)
+def test_other_results_are_made_when_others_are_asked_for(change: dict[str, object]) -> None:
+    options = AnalyzeOptions()
+    plain = hash_settings(options, OutputOptions(), "0")
+    assert hash_settings(options, OutputOptions(**change), "0") != plain  # type: ignore[arg-type]
+    assert hash_settings(options, OutputOptions(overwrite=True), "0") == plain
+    assert hash_settings(options, OutputOptions(), "1") != plain
+
+
+def test_hidden_faces_are_gone_from_the_annotated_video(
+    run: Run, analyzer: Analyzer, tmp_path: Path
+) -> None:
+    clip = CLIPS / "rotated.mp4"
+    run("video", [clip], tmp_path, blur_faces=True, report=False)
+    drawn = tmp_path / clip.name / "annotated.mp4"
+    np.testing.assert_allclose(decode_times(drawn), decode_times(clip), atol=1e-3)
+    assert analyze_video(drawn, analyzer=analyzer).table["face_id"].notna().sum() == 0
