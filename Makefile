@@ -19,6 +19,7 @@ demo: $(VENV)/.installed ## analyze the sample clips and say where the results a
 	@$(BIN)/batchfer images samples/stills -o $(DEMO)/images
 	@echo
 	@echo "Done. Look at the results:"
+	@echo "  report           xdg-open $(DEMO)/video/index.html"
 	@echo "  annotated video  xdg-open $(DEMO)/video/portrait.mp4/annotated.mp4"
 	@echo "  table            column -s, -t < $(DEMO)/video/portrait.mp4/timeline.csv | less -S"
 
@@ -44,7 +45,7 @@ clean: ## remove the virtual environment and everything made by the other target
 	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
 
 # What a bare Debian lacks is said once, as one apt line, before anything is downloaded.
-$(VENV)/bin/python:
+$(VENV)/.made:
 	@if [ -z "$(PYTHON)" ]; then echo "batchfer needs Python 3.11 or newer (on Debian: sudo apt-get install python3)" >&2; exit 1; fi
 	@missing=""; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || missing="$$missing python3-venv"; \
@@ -56,8 +57,9 @@ $(VENV)/bin/python:
 	@echo "set-up: making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) --upgrade 'pip>=25.1'
+	@touch $@
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
 	@echo "set-up: installing batchfer and its dependencies (TensorFlow among them: a few minutes, once)"
 	@$(PIP) --editable .
 	@touch $@
