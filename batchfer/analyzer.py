@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.boxes import measure_iou
+from batchfer.errors import MachineError
 from batchfer.files import hide_stderr
 from batchfer.keyframes import Neighbours, detect_between, introduce_neighbours
 from batchfer.media import FrameSelector, VideoReader
@@ -83,6 +84,14 @@ class Analyzer:
             ModelError: The model is unknown, unsafe or unfit.
             MachineError: The device is not there.
         """
+        try:
+            # Drawing and resizing load it later, in threads and in the midst of a file.
+            import cv2  # noqa: F401
+        except ImportError as error:
+            raise MachineError(
+                f"OpenCV cannot be loaded ({error}); on Debian: "
+                "sudo apt-get install -y libgl1 libglib2.0-0"
+            ) from error
         # TensorFlow comes here and not before: a finished folder and `--help` do without.
         with hide_stderr():
             from batchfer.classifier import load_classifier

@@ -1,5 +1,6 @@
 """The command line: exit codes, one-line errors, help, progress and the closing table."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -143,3 +144,28 @@ def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixtur
     assert errors[0] == "[1/2] a.mp4"
     assert errors[1].startswith("  50/100, ")
     assert "s left" in errors[1]
+
+
+def test_missing_system_libraries_are_named(toy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open')")
+    clip = SAMPLES / "clips" / "rotated.mp4"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "batchfer",
+            "video",
+            clip,
+            "-o",
+            tmp_path / "o",
+            "--model",
+            toy_model,
+        ],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "apt-get install -y libgl1 libglib2.0-0" in done.stderr
+    assert "Traceback" not in done.stderr
