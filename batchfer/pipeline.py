@@ -515,8 +515,8 @@ def analyze_images(
     options: AnalyzeOptions | None = None,
     *,
     analyzer: Analyzer | None = None,
-) -> pd.DataFrame:
-    """Return one table for all pictures, its first column ``input``; writes nothing.
+) -> Timeline:
+    """Return one timeline for all pictures, its first column ``input``; writes nothing.
 
     Args:
         paths: Pictures of any mix of sizes.
@@ -539,7 +539,9 @@ def analyze_images(
             for index, _, table in split_pictures(batch, jobs):
                 tables[index] = table
     ordered = [tables[index] for index in sorted(tables)]
-    return pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
+    table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
+    folder = os.path.commonpath([job.source.absolute().parent for job in jobs] or [Path.cwd()])
+    return Timeline(MediaInfo(Path(folder), 0, 0), table)
 
 
 def build_empty_pictures_table() -> pd.DataFrame:

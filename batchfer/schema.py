@@ -175,7 +175,8 @@ class Timeline:
     """The result of one clip: its `MediaInfo` and a table with a row per face per analyzed frame.
 
     The table begins with `TIMELINE_COLUMNS`. An analyzed frame without a face keeps one row whose
-    face columns are null.
+    face columns are null. For pictures the column ``input`` stands before the others, and
+    ``media`` is the folder they have in common, with a width and height of 0.
     """
 
     media: MediaInfo
@@ -183,8 +184,8 @@ class Timeline:
 
     def __post_init__(self) -> None:
         """Refuse a table that does not begin with the contract's columns."""
-        columns = list(self.table.columns[: len(TIMELINE_COLUMNS)])
-        if columns != list(TIMELINE_COLUMNS):
+        columns = [name for name in self.table.columns if name != "input"]
+        if columns[: len(TIMELINE_COLUMNS)] != list(TIMELINE_COLUMNS):
             raise ValueError(f"a timeline begins with {list(TIMELINE_COLUMNS)}, not {columns}")
 
 

@@ -176,7 +176,9 @@ def test_pictures_of_all_kinds_become_one_table(run: Run, tmp_path: Path) -> Non
 
 
 def test_images_from_python(analyzer: Analyzer, tmp_path: Path) -> None:
-    table = analyze_images([STILLS / "admiral.png", STILLS / "two_people.webp"], analyzer=analyzer)
+    pictures = [STILLS / "admiral.png", STILLS / "two_people.webp"]
+    table = analyze_images(pictures, analyzer=analyzer).table
+    assert table["input"].nunique() == 2
     assert table["face_id"].tolist() == [0, 0, 1]
     (tmp_path / "torn.jpg").write_bytes(b"\xff\xd8\xff\xe0 torn")
     with pytest.raises(InputError):
