@@ -418,6 +418,8 @@ def _name_source(root: Path) -> str:
 
 def _hash_picture(picture: Path | Images) -> bytes:
     if isinstance(picture, Path):
+        if not picture.is_file():  # opening a pipe would wait for ever
+            return b"unreadable"
         try:
             with picture.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").digest()

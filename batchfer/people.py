@@ -620,7 +620,8 @@ def join_recordings(
         parts.append(part.assign(file=name))
     columns = list(named[0][1].columns) if named else list(SUMMARY_COLUMNS)
     empty = pd.DataFrame(columns=["file", *columns])
-    joined = pd.concat(parts, ignore_index=True)[["file", *columns]] if parts else empty
+    joined = pd.concat(parts, ignore_index=True) if parts else empty
+    joined = joined.reindex(columns=["file", *columns])
     joined = joined.astype({"file": "string"})
     if participants is None:
         return joined

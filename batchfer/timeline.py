@@ -241,7 +241,7 @@ def join_timelines(parts: Iterable[Path], writer: TableWriter) -> None:
             continue
         from pyarrow import parquet
 
-        with parquet.ParquetFile(part) as file:
+        with part.open("rb") as source, parquet.ParquetFile(source) as file:
             for batch in file.iter_batches(ROW_GROUP_ROWS):
                 writer.append(_to_pandas(batch))
 
@@ -300,7 +300,9 @@ def read_timeline(path: Path) -> pd.DataFrame:
         if kind == ".parquet":
             from pyarrow import parquet
 
-            table = _to_pandas(parquet.read_table(path, partitioning=None))
+            # A file and not a path: Arrow takes no names that are not UTF-8.
+            with path.open("rb") as file:
+                table = _to_pandas(parquet.read_table(file, partitioning=None))
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
         lacking = [name for name in TIMELINE_COLUMNS if name not in table]
