@@ -27,9 +27,14 @@ logger = logging.getLogger(__name__)
 MAX_MODEL_BYTES = 2 * 1024**3
 MAX_CONFIG_BYTES = 16 * 1024**2
 ARCHIVE_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
-BATCH_MULTIPLE = 8
-"""Batches are padded to a multiple of this: the softmax of TensorFlow computes what is left over
-behind its vector registers in another way, so that a face's last bits would depend on its company.
+BATCH_MULTIPLE = 4
+"""Batches of more than two are padded to a multiple of this, so that kernels are prepared for few
+shapes, and one face to two: for a single row other kernels round differently, so that a face's last
+bits would depend on its company.
+"""
+ROW_MULTIPLE = 8
+"""So are rows of probabilities for their calibration: the logarithm of TensorFlow computes what is
+left over behind its vector registers in another way.
 """
 
 ALLOWED_LAYERS = frozenset(
@@ -185,7 +190,7 @@ class Classifier:
         n_faces = len(crops)
         if n_faces == 0:
             return np.zeros((0, len(EMOTIONS)), np.float32)
-        padding = -n_faces % BATCH_MULTIPLE
+        padding = -n_faces % (BATCH_MULTIPLE if n_faces > 2 else 2)
         if padding:
             crops = np.concatenate([crops, np.zeros((padding, *crops.shape[1:]), np.uint8)])
         import tensorflow as tf
@@ -290,8 +295,10 @@ def _build_network(model: Any, card: ModelCard, rescale: float | None, device: s
         if card.flip_average:
             probabilities = (probabilities + run(tf.reverse(pixels, axis=[2]))) / 2
         # Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-        logits = tf.math.log(tf.maximum(probabilities, 1e-30)) / card.temperature
-        return tf.gather(tf.nn.softmax(logits), order, axis=1)
+        n_faces = tf.shape(probabilities)[0]
+        rows = tf.pad(probabilities, [[0, -n_faces % ROW_MULTIPLE], [0, 0]], constant_values=1)
+        logits = tf.math.log(tf.maximum(rows, 1e-30)) / card.temperature
+        return tf.gather(tf.nn.softmax(logits)[:n_faces], order, axis=1)
 
     with tf.device(device):
         return network.get_concrete_function()
