@@ -273,6 +273,21 @@ class FaceLinker:
             batch.qualities,
         )
 
+    def save(self) -> dict[str, npt.NDArray[Any]]:
+        """Return everything that is known of the frames so far, for `restore`."""
+        return {
+            **{f"tracker_{name}": value for name, value in self._tracker.save().items()},
+            **{f"appearances_{name}": value for name, value in self._appearances.save().items()},
+            "last_boxes": self._last_boxes,
+            "last_s": np.array(self._last_s),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what `save` returned, as if all frames had been linked here."""
+        for owner, part in (("tracker", self._tracker), ("appearances", self._appearances)):
+            part.restore({name: state[f"{owner}_{name}"] for name in part.save()})
+        self._last_boxes, self._last_s = state["last_boxes"], float(state["last_s"])
+
     def join_people(self) -> People:
         """Return which tracks are one person, as far as their looks tell."""
         return self._appearances.join()
@@ -310,13 +325,18 @@ class FaceLinker:
 
 
 def analyze_frames(
-    reader: VideoReader, analyzer: Analyzer, linker: FaceLinker
+    reader: VideoReader, analyzer: Analyzer, linker: FaceLinker, first: int = 0
 ) -> Iterator[tuple[FrameBatch, pd.DataFrame]]:
-    """Yield each batch of the frames that the options ask for, with its rows of the timeline."""
+    """Yield each batch of the frames that the options ask for, with its rows of the timeline.
+
+    Frames before the index ``first`` are done already, and known to the linker.
+    """
     options = analyzer.options
     select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
     size = analyzer.batch_size(reader.info.width, reader.info.height)
-    with closing(analyzer.stream(reader.batches(size, select), options.detect_every)) as analyzed:
+    with closing(
+        analyzer.stream(reader.batches(size, select, first), options.detect_every)
+    ) as analyzed:
         for batch in analyzed:
             yield batch.frames, linker.link(batch)
 

@@ -48,6 +48,9 @@ TIME_TOLERANCE_S = 1e-4
 MAX_GAP_S = 4 * 3600.0
 """A frame that comes later than this after its predecessor has a broken timestamp."""
 
+MAX_GAPS = 1000
+"""Gaps between frames that are noted; a file with more of them is beyond counting."""
+
 MAX_HOLE_BYTES = 4096
 """More bytes than this between two packets of a Matroska file are damage that was skipped."""
 
@@ -381,6 +384,8 @@ class VideoReader:
         n_lost: About how many frames could not be decoded.
         n_flawed: Packets that came damaged out of the container; most of them give damaged frames.
         first_bad_s: Time of the first loss in seconds.
+        gaps: From when to when no frame was there to show, in seconds, the first `MAX_GAPS`; where
+            nothing is lost, a variable rate is the reason.
         is_truncated: The file ends before it should; known after the last frame.
         size_changes: How often the frame size changed; frames are scaled to the first size.
         variable_rate: True once two frames lie more than 2 ms nearer or farther than the first two.
@@ -405,6 +410,7 @@ class VideoReader:
         self.n_lost = 0
         self.n_flawed = 0
         self.first_bad_s: float | None = None
+        self.gaps: list[tuple[float, float]] = []
         self.is_truncated = False
         self.size_changes = 0
         self.variable_rate = False
@@ -460,13 +466,14 @@ class VideoReader:
         self._container.close()
 
     def batches(
-        self, batch_size: int = 8, select: FrameSelector | None = None
+        self, batch_size: int = 8, select: FrameSelector | None = None, first: int = 0
     ) -> Iterator[FrameBatch]:
         """Yield the frames in order, in batches of ``(B,H,W,3)`` RGB; may be called once.
 
         With ``select``, only the frames that it wants are converted and yielded, and decoding stops
         where it says that nothing more is wanted; without, all frames come. Fewer than
-        ``batch_size`` frames come at once at the end, and where frames are very large.
+        ``batch_size`` frames come at once at the end, and where frames are very large. Those before
+        the index ``first`` are decoded and counted, but not yielded.
         """
         shape = (self.info.height, self.info.width, 3)
         batch_size = max(1, min(batch_size, MAX_BATCH_BYTES // math.prod(shape)))
@@ -479,6 +486,8 @@ class VideoReader:
                     break
                 if not select.wants(frame, time_s):
                     continue
+            if frame < first:
+                continue
             self._convert(picture, images[len(frames)])
             frames.append(frame)
             times.append(time_s)
@@ -519,11 +528,17 @@ class VideoReader:
             size = (picture.width, picture.height)
             self.size_changes += size != self._last_size
             self._last_size = size
+            if self.n_decoded and time_s > self.end_s + self._clock.step_s / 2:
+                self._mark_gap(self.end_s, time_s)
             self.n_decoded += 1
             self.variable_rate = self._clock.varies
             self.end_s = self._clock.end_s
             yield self.n_decoded - 1, time_s, picture
             picture = next(self._frames, None)
+
+    def _mark_gap(self, start_s: float, end_s: float) -> None:
+        if len(self.gaps) < MAX_GAPS:
+            self.gaps.append((start_s, end_s))
 
     def _mark_bad(self, time_s: float) -> None:
         if self.first_bad_s is None:
@@ -553,6 +568,8 @@ class VideoReader:
         self.is_truncated = claimed is not None and claimed > self._path.stat().st_size
         if self.is_truncated:
             self._mark_bad(self._clock.end_s)
+            if self.info.duration_s is not None and self.info.duration_s > self._clock.end_s:
+                self._mark_gap(self._clock.end_s, self.info.duration_s)
         if self.first_bad_s is not None and self.n_decoded:
             # Now that something is known to be missing, the declared count helps to say how much.
             declared = self.info.n_frames or 0

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -215,6 +216,23 @@ class Appearances:
             self._counts[face_id] = self._counts.get(face_id, 0) + 1
             first, _ = self._intervals.get(face_id, (time_s, time_s))
             self._intervals[face_id] = (first, time_s)
+
+    def save(self) -> dict[str, npt.NDArray[Any]]:
+        """Return everything that was gathered so far, for `restore`."""
+        ids = list(self._sums)
+        return {
+            "ids": np.array(ids, np.int64),
+            "sums": np.array([self._sums[face_id] for face_id in ids], np.float64),
+            "counts": np.array([self._counts[face_id] for face_id in ids], np.int64),
+            "intervals": np.array([self._intervals[face_id] for face_id in ids], np.float64),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what `save` returned."""
+        ids = state["ids"].tolist()
+        self._sums = dict(zip(ids, state["sums"], strict=True))
+        self._counts = dict(zip(ids, state["counts"].tolist(), strict=True))
+        self._intervals = dict(zip(ids, map(tuple, state["intervals"].tolist()), strict=True))
 
     def join(self) -> People:
         """Return the persons of the tracks 0 to the greatest id; an id without faces is alone."""

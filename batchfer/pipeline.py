@@ -73,7 +73,6 @@ from batchfer.schema import (
     Timeline,
 )
 from batchfer.timeline import (
-    TableWriter,
     build_empty_table,
     build_table,
     read_timeline,
@@ -83,6 +82,10 @@ from batchfer.timeline import (
 )
 
 logger = logging.getLogger(__name__)
+
+FRAMES_A_PART = 2000
+SECONDS_A_VIDEO_PART = 60.0
+"""Analyzed frames, or time, after which what is known of a video is written down."""
 
 PICTURES_A_PART = 256
 """Pictures whose rows are kept in memory before they are written as a part."""
@@ -378,25 +381,30 @@ def process_video(job: Job, batch: Batch) -> JobResult:
         VideoReader(job.source, options.max_pixels) as reader,
         work_folder(batch.output, job.name) as parts,
     ):
-        folder, rows_path = parts / "result", parts / "rows.parquet"
+        folder = parts / "result"
+        shutil.rmtree(folder, ignore_errors=True)  # a run that was killed left it unfinished
         folder.mkdir()
+        done = VideoParts(parts, {**batch.marks[job.name], "settings": batch.settings})
         batch.progress.begin_file(job.name, estimate_frames(reader.info, options))
         linker = FaceLinker(batch.analyzer)
+        done.restore(linker)
+        # Drawn beside the analysis if that sees every frame, else from the table afterwards.
         draw = outputs.annotate and wants_all_frames(options) and not outputs.blur_faces
+        draw = draw and not done.n_frames
+        batch.progress.advance(done.n_frames)
         with ExitStack() as stack:
-            rows = stack.enter_context(TableWriter({"parquet": rows_path}))
             drawing = None
             if draw:
                 video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
                 drawing = stack.enter_context(AnnotationThread(stack.enter_context(video)))
-            for frames, table in analyze_frames(reader, batch.analyzer, linker):
-                rows.append(table)
+            for frames, table in analyze_frames(reader, batch.analyzer, linker, done.next_frame):
+                done.add(frames, table, linker)
                 if drawing is not None:
                     drawing.put(frames, table)
                 batch.progress.advance(len(frames))
             if drawing is not None:
                 drawing.finish(reader.end_s)
-        table = assign_people(read_timeline(rows_path), linker.join_people())
+        table = assign_people(done.join(), linker.join_people())
         write_tables(table, folder, "timeline", outputs.formats)
         result = summarize_video(job, reader, table)
         facts = describe_video(reader, table, batch, result)
@@ -411,16 +419,96 @@ def process_video(job: Job, batch: Batch) -> JobResult:
 
 @contextmanager
 def work_folder(output: Path, name: str) -> Iterator[Path]:
-    """Give an empty folder for the unfinished parts of one input; it is removed afterwards."""
+    """Give the folder for the unfinished parts of one input.
+
+    It stays for the next run if this one is interrupted or cannot write, else it is removed.
+    """
     folder = locate_parts(output, name)
-    shutil.rmtree(folder, ignore_errors=True)
+    is_over = False
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         yield folder
+        is_over = True
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
+    except Exception:
+        is_over = True
+        raise
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if is_over:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class VideoParts:
+    """The analyzed parts of one video on disk, from which a run that was interrupted goes on.
+
+    A part is a table and, written after it, the state of the `FaceLinker` behind its last frame. It
+    ends where a batch ends, so that the batches that follow are the same as in one go.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """Find the parts that a run before has left; those of another ``key`` are removed.
+
+        Args:
+            folder: Where they lie.
+            key: What must be the same: the input's mark and the settings.
+        """
+        self._folder = folder
+        self._tables: list[pd.DataFrame] = []
+        self._since = time.monotonic()
+        self.n_frames = self._n_new = 0
+        self.next_frame = 0
+        """Index of the first frame that is not in a part."""
+        note, text = folder / "parts.json", json.dumps(dict(key), sort_keys=True)
+        if not note.is_file() or note.read_text(encoding="utf-8") != text:
+            for path in folder.glob("part-*"):
+                path.unlink()
+            with atomic_write(note, folder) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        self._states = sorted(folder.glob("part-*.npz"))
+
+    def restore(self, linker: FaceLinker) -> None:
+        """Bring the linker to where the last whole part ends."""
+        if not self._states:
+            return
+        with np.load(self._states[-1]) as file:
+            state = dict(file)
+        self.next_frame = int(state.pop("next_frame"))
+        self.n_frames = int(state.pop("n_frames"))
+        linker.restore(state)
+        logger.info("going on from frame %d", self.next_frame)
+
+    def add(self, frames: FrameBatch, table: pd.DataFrame, linker: FaceLinker) -> None:
+        """Add a batch; every now and then this completes a part."""
+        self._tables.append(table)
+        self.next_frame = int(frames.frames[-1]) + 1
+        self.n_frames += len(frames)
+        self._n_new += len(frames)
+        if self._n_new >= FRAMES_A_PART or time.monotonic() - self._since > SECONDS_A_VIDEO_PART:
+            self._write(linker)
+
+    def _write(self, linker: FaceLinker) -> None:
+        path = self._folder / f"part-{len(self._states):06d}.parquet"
+        with atomic_write(path, self._folder) as temporary:
+            write_parquet(pd.concat(self._tables, ignore_index=True), temporary)
+        state = linker.save()
+        with atomic_write(path.with_suffix(".npz"), self._folder) as temporary:
+            np.savez(
+                temporary,
+                allow_pickle=False,
+                next_frame=np.array(self.next_frame),
+                n_frames=np.array(self.n_frames),
+                **state,
+            )
+        self._states.append(path.with_suffix(".npz"))
+        self._tables, self._n_new, self._since = [], 0, time.monotonic()
+
+    def join(self) -> pd.DataFrame:
+        """Return the rows of all parts and of what came since the last."""
+        tables = [read_timeline(path.with_suffix(".parquet")) for path in self._states]
+        return pd.concat([*tables, *self._tables] or [build_empty_table()], ignore_index=True)
 
 
 def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:
@@ -483,6 +571,7 @@ def describe_video(
             "with_face": int(table.loc[faces, "frame"].nunique()),
             "corrupt": reader.n_corrupt,
             "first_bad_s": reader.first_bad_s,
+            "missing_s": reader.gaps if reader.loss() else [],
         },
         **describe_run(batch),
     }

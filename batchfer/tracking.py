@@ -10,6 +10,8 @@ for every frame rate, sampling step, and resolution.
 """
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +113,18 @@ class CutDetector:
         self._time_s = 0.0
         self._recent: deque[float] = deque(maxlen=6)
 
+    def save(self) -> dict[str, npt.NDArray[Any]]:
+        """Return everything that is known so far, for `restore`."""
+        signature = np.zeros(0, np.float32) if self._signature is None else self._signature
+        recent = np.array(self._recent, np.float64)
+        return {"signature": signature, "time_s": np.array(self._time_s), "recent": recent}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what `save` returned."""
+        self._signature = state["signature"] if state["signature"].size else None
+        self._time_s = float(state["time_s"])
+        self._recent.extend(state["recent"].tolist())
+
     def update(self, time_s: float, signature: Floats) -> bool:
         """Return True if the frame at ``time_s`` with this signature begins a new shot."""
         before, elapsed_s = self._signature, max(time_s - self._time_s, 0.0)
@@ -172,6 +186,26 @@ class Tracker:
         self._speeds: Times = np.zeros((0, 2))
         self._seen_s: Times = np.zeros(0)
         self._looks: Times = np.zeros((0, 0))
+
+    def save(self) -> dict[str, npt.NDArray[Any]]:
+        """Return everything that is known so far, for `restore`."""
+        return {
+            **{f"cuts_{name}": value for name, value in self._cuts.save().items()},
+            "n_ids": np.array(self._n_ids),
+            "time_s": np.array(self._time_s),
+            "ids": self._ids,
+            "points": self._points,
+            "speeds": self._speeds,
+            "seen_s": self._seen_s,
+            "looks": self._looks,
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what `save` returned."""
+        self._cuts.restore({name: state[f"cuts_{name}"] for name in self._cuts.save()})
+        self._n_ids, self._time_s = int(state["n_ids"]), float(state["time_s"])
+        self._ids, self._points = state["ids"], state["points"]
+        self._speeds, self._seen_s, self._looks = state["speeds"], state["seen_s"], state["looks"]
 
     def update(
         self,
