@@ -34,6 +34,9 @@ from batchfer.tracking import Tracker, describe_faces, describe_frame
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
 
+MAX_WAITING_BYTES = 512 * 1024**2
+"""Frames that may wait for the networks, while each of these has a sub-batch to work on."""
+
 SAME_FACE_IOU = 0.3
 """Boxes of two frames, or of one, that overlap at least so much may show the same face."""
 
@@ -112,14 +115,17 @@ class Analyzer:
     def batch_size(self, width: int, height: int) -> int:
         """Return the number of frames of a sub-batch for frames of this size in px.
 
-        Small frames need company to fill a core's vector units; large ones fill the caches alone.
+        Enough company for the crops of the later networks, as far as memory allows. With key
+        frames it is whole steps between them, so that they are the same whatever the batch size.
         """
-        full = 64 if self.on_gpu else 8
+        every = self.options.detect_every
         size = self._batch_size
         if size is None:
-            size = int(np.clip(full * 640 * 360 // max(width * height, 1), 2, full))
-        # Whole steps between key frames, so that these are the same ones whatever the batch size.
-        every = self.options.detect_every
+            full, most_bytes = (64, 192e6) if self.on_gpu else (8, 24e6)
+            fit = int(most_bytes / max(3 * width * height, 1))
+            if every > 1:
+                return every * int(np.clip(2 * fit // every, 1, full // 2))
+            size = int(np.clip(fit, 2, full))
         return -(-size // every) * every
 
     def analyze_batch(
@@ -185,22 +191,68 @@ class Analyzer:
     ) -> Generator[AnalyzedBatch]:
         """Yield the batches analyzed, in their order, while later ones are decoded and computed.
 
-        ``tf.data`` pulls the frames ahead of the networks and, where there is a GPU, onto it.
-        Memory is bounded: at most two sub-batches a worker are in flight. An exception of the
-        source or of a network reaches the caller at the batch where it happened.
+        Frames are decoded ahead in a thread and, where there is a GPU, brought onto it by
+        ``tf.data``. Memory is bounded: at most two sub-batches a worker are in flight, fewer of
+        large frames. An exception of the source or of a network reaches the caller at the batch
+        where it happened.
 
         Args:
             batches: Frames; with key frames, those of one clip in their order.
             detect_every: Distance of the frames in which the whole cascade looks for faces.
         """
+        failure: list[BaseException] = []
+        with closing(self._supply(batches, failure)) as supply:
+            work: Iterator[Any] = introduce_neighbours(supply) if detect_every > 1 else supply
+            pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
+            pending: deque[Future[AnalyzedBatch]] = deque()
+            try:
+                for item in work:
+                    pending.append(pool.submit(self.analyze_batch, *item))
+                    if detect_every > 1:
+                        pending[-1].add_done_callback(item[-1].settle)
+                    # One that takes long must not leave the others without work meanwhile.
+                    most = MAX_WAITING_BYTES // max(item[0].images.nbytes, 1)
+                    while len(pending) > max(self.workers, min(2 * self.workers, most)):
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        if failure:
+            raise failure[0]
+
+    def _supply(
+        self, batches: Iterator[FrameBatch], failure: list[BaseException]
+    ) -> Generator[tuple[FrameBatch, Any]]:
+        """Yield batches, decoded and uploaded ahead, each with its tensor if it is on a GPU.
+
+        An exception of the source ends this generator and goes into ``failure``.
+        """
+        if self.on_gpu:
+            yield from self._upload(batches, failure)
+            return
+        reader = ThreadPoolExecutor(1, thread_name_prefix="batchfer-decode")
+        ahead = deque(reader.submit(next, batches, None) for _ in range(2))
+        try:
+            while (batch := ahead.popleft().result()) is not None:
+                ahead.append(reader.submit(next, batches, None))
+                yield batch, None
+        except Exception as error:
+            failure.append(error)
+        finally:
+            reader.shutdown(wait=True, cancel_futures=True)
+
+    def _upload(
+        self, batches: Iterator[FrameBatch], failure: list[BaseException]
+    ) -> Generator[tuple[FrameBatch, Any]]:
+        """Yield batches whose images ``tf.data`` has decoded and brought to the device ahead."""
         import tensorflow as tf
 
         held: dict[int, FrameBatch] = {}
-        failure: list[BaseException] = []
         stopped = threading.Event()
 
         def produce() -> Iterator[tuple[int, Images]]:
-            # tf.data turns exceptions into its own; the original is kept and raised below.
+            # tf.data turns exceptions into its own; the original is kept for the caller.
             try:
                 for index, batch in enumerate(batches):
                     if stopped.is_set():
@@ -213,28 +265,13 @@ class Analyzer:
         signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((None, None, None, 3), tf.uint8))
         with tf.device("/CPU:0"):
             dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
-            dataset = dataset.prefetch(self.workers)
-        if self.on_gpu:
-            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
-        pending: deque[Future[AnalyzedBatch]] = deque()
-        work: Iterator[Any] = ((held.pop(int(index)), tensor) for index, tensor in dataset)
-        if detect_every > 1:
-            work = introduce_neighbours(work)
+            dataset = dataset.prefetch(2)
+        dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
         try:
-            for item in work:
-                pending.append(pool.submit(self.analyze_batch, *item))
-                if detect_every > 1:
-                    pending[-1].add_done_callback(item[-1].settle)
-                if len(pending) > self.workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-            if failure:
-                raise failure[0]
+            for index, tensor in dataset:
+                yield held.pop(int(index)), tensor
         finally:
             stopped.set()
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class FaceLinker:
