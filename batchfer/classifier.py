@@ -11,6 +11,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ BATCH_MULTIPLE = 4
 shapes, and one face to two: for a single row other kernels round differently, so that a face's last
 bits would depend on its company.
 """
+FACES_AT_ONCE = 32
+GPU_FACTOR = 16
+"""Bounds the memory of a crowd's activations; a GPU wants more work at a time."""
+
 ROW_MULTIPLE = 8
 """So are rows of probabilities for their calibration: the logarithm of TensorFlow computes what is
 left over behind its vector registers in another way.
@@ -187,9 +192,25 @@ class Classifier:
         Args:
             crops: ``(N,S,S,3)`` uint8 RGB, S being the card's input size. N may be 0.
         """
+        at_once = FACES_AT_ONCE * (GPU_FACTOR if "GPU" in self.device.upper() else 1)
+        parts = [self._halve(crops[i : i + at_once]) for i in range(0, len(crops), at_once)]
+        return np.concatenate([np.zeros((0, len(EMOTIONS)), np.float32), *parts])
+
+    def _halve(self, crops: Images) -> Floats:
+        """Predict in halves where the device's memory is too small for the whole."""
+        import tensorflow as tf
+
+        try:
+            return self._predict(crops)
+        except tf.errors.ResourceExhaustedError as error:
+            if len(crops) == 1:
+                raise MemoryError(f"too little memory on {self.device} for a face") from error
+            _log_shrinking(self.device)
+            half = len(crops) // 2
+            return np.concatenate([self._halve(crops[:half]), self._halve(crops[half:])])
+
+    def _predict(self, crops: Images) -> Floats:
         n_faces = len(crops)
-        if n_faces == 0:
-            return np.zeros((0, len(EMOTIONS)), np.float32)
         padding = -n_faces % (BATCH_MULTIPLE if n_faces > 2 else 2)
         if padding:
             crops = np.concatenate([crops, np.zeros((padding, *crops.shape[1:]), np.uint8)])
@@ -200,6 +221,11 @@ class Classifier:
         # The softmax of the graph is off by some 1e-7; one division in double makes rows sum to 1.
         exact = probabilities.astype(np.float64)
         return np.asarray(exact / exact.sum(axis=1, keepdims=True), np.float32)
+
+
+@cache
+def _log_shrinking(device: str) -> None:
+    logger.warning("%s is short of memory: faces go through it in smaller batches", device)
 
 
 def load_classifier(

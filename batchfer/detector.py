@@ -14,7 +14,10 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +120,7 @@ class Detector:
         self.device = device or "/CPU:0"
         self._on_gpu = "GPU" in self.device.upper()
         self._at_once = _GPU_FACTOR if self._on_gpu else 1
+        self._most_frames = sys.maxsize
         with tf.device(self.device):
             self._proposal = _ProposalNetwork(StagePNet().model)
             self._refinement = _RefinementNetwork(StageRNet().model)
@@ -135,11 +139,31 @@ class Detector:
     def detect(self, images: Images) -> FaceDetections:
         """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8, array or tensor.
 
-        Rows are ordered by frame, then by falling score. Boxes are clipped to the frame.
+        Rows are ordered by frame, then by falling score. Boxes are clipped to the frame. Where the
+        device's memory is too small for the batch, it is halved, for this and all later calls.
+
+        Raises:
+            MemoryError: The memory is too small for a single frame.
         """
-        n_images, height, width = images.shape[:3]
+        parts, start = [], 0
+        while start < len(images):
+            part = images[start : start + self._most_frames]
+            try:
+                found = self._search(part)
+            except tf.errors.ResourceExhaustedError as error:
+                if len(part) == 1:
+                    raise MemoryError(f"too little memory on {self.device} for a frame") from error
+                self._most_frames = min(self._most_frames, len(part) // 2)
+                _log_shrinking(self.device)
+                continue
+            parts.append(replace(found, image_index=found.image_index + start))
+            start += len(part)
+        return FaceDetections.join(parts)
+
+    def _search(self, images: Images) -> FaceDetections:
+        height, width = images.shape[1:3]
         sizes, scales = self._plan_pyramid(height, width)
-        if not n_images or not len(scales):
+        if not len(scales):
             return FaceDetections.empty()
         with tf.device(self.device):
             frames = tf.cast(images, self._dtype)
@@ -257,6 +281,11 @@ class Detector:
 
     def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
         return self._output(_crop(frames, boxes, index, OUTPUT_SIZE_PX))
+
+
+@cache
+def _log_shrinking(device: str) -> None:
+    _log.warning("%s is short of memory: frames go through it in smaller batches", device)
 
 
 def _run_on_crops(

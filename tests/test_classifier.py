@@ -6,6 +6,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 
+from batchfer import classifier as classifier_module
 from batchfer.architectures import ModelCard, format_card, locate_card
 from batchfer.classifier import fold_batch_norm, load_classifier
 from batchfer.errors import ModelError
@@ -74,6 +76,39 @@ def test_a_face_gets_the_same_bits_alone_and_in_company(
     for n_faces in range(1, len(crops)):
         np.testing.assert_array_equal(classifier.predict(crops[:n_faces]), together[:n_faces])
         np.testing.assert_array_equal(classifier.predict(crops[-n_faces:]), together[-n_faces:])
+
+
+def test_too_little_memory_halves_the_batch(
+    toy_model: Path, crops: Images, caplog: pytest.LogCaptureFixture
+) -> None:
+    import tensorflow as tf
+
+    whole = load_classifier(toy_model)
+
+    def small(faces: Any) -> Any:
+        if len(faces) > 2:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return whole.network(faces)
+
+    limited = replace(whole, network=small)
+    classifier_module._log_shrinking.cache_clear()
+    with caplog.at_level("WARNING"):
+        for _ in range(2):
+            np.testing.assert_array_equal(limited.predict(crops), whole.predict(crops))
+    assert len([r for r in caplog.records if "short of memory" in r.message]) == 1
+
+    def none(faces: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    with pytest.raises(MemoryError, match="for a face"):
+        replace(whole, network=none).predict(crops)
+
+
+def test_a_crowd_goes_through_in_parts(toy_model: Path) -> None:
+    crowd = np.random.default_rng(5).integers(0, 256, (75, SIZE, SIZE, 3), np.uint8)
+    classifier = load_classifier(toy_model)
+    parts = [classifier.predict(crowd[:50]), classifier.predict(crowd[50:])]
+    np.testing.assert_array_equal(classifier.predict(crowd), np.concatenate(parts))
 
 
 def test_labels_of_the_card_are_brought_into_our_order(

@@ -126,6 +126,32 @@ def test_splitting_large_work_changes_no_bit(
     assert_same(detector.detect(frames), whole)
 
 
+def test_too_little_memory_halves_the_batch_for_good(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    detector = Detector(min_face_px=20)
+    whole = detector.detect(MOVING)
+    propose, sizes, most = detector._run_proposal, [], 1
+
+    def fail_on_many(frames, levels):  # type: ignore[no-untyped-def]
+        sizes.append(len(frames))
+        if len(frames) > most:
+            raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+        return propose(frames, levels)
+
+    monkeypatch.setattr(detector, "_run_proposal", fail_on_many)
+    detector_module._log_shrinking.cache_clear()
+    with caplog.at_level("WARNING"):
+        assert_same(detector.detect(MOVING), whole)
+        assert sizes == [4, 2, 1, 1, 1, 1]
+        assert_same(detector.detect(MOVING), whole)
+        assert sizes[6:] == [1, 1, 1, 1]
+    assert len([r for r in caplog.records if "short of memory" in r.message]) == 1
+    most = 0
+    with pytest.raises(MemoryError, match="for a frame"):
+        detector.detect(MOVING)
+
+
 def test_threads_share_a_detector(detector: Detector) -> None:
     alone = [detector.detect(frames) for frames in (MOVING, CROWD[None])]
     with ThreadPoolExecutor(4) as pool:
