@@ -6,9 +6,10 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
             $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 BIN     = $(VENV)/bin
 DEMO    = batchfer-results
+MODEL  ?= models/mobilenetv2.keras
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow lint format wheel clean
+.PHONY: help demo test test-slow lint format wheel bench bench-stages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +42,12 @@ format: $(VENV)/.installed-dev ## format the code and sort its imports
 wheel: $(VENV)/.installed-dev ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+bench: $(VENV)/.installed-dev benchmarks/.venvs/.installed ## compare with peers, 20 minutes; writes benchmarks/README.md
+	$(BIN)/python benchmarks/compare.py --model $(MODEL)
+
+bench-stages: $(VENV)/.installed-dev ## measure each stage alone; writes benchmarks/README.md
+	$(BIN)/python benchmarks/stages.py --model $(MODEL)
+
 clean: ## remove the virtual environment and everything made by the other targets
 	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
 
@@ -67,4 +74,20 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.made
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "set-up: installing the development tools"
 	@$(PIP) --group dev
+	@touch $@
+
+# The peers, each with the work-around that it needs today: see benchmarks/README.md.
+benchmarks/.venvs/.installed: | $(VENV)/bin/python
+	@echo "set-up: installing the peers below benchmarks/.venvs (torch and TensorFlow: a few minutes)"
+	@rm -rf benchmarks/.venvs && mkdir -p benchmarks/.venvs
+	@$(BIN)/python -c 'import sys, venv; [venv.create(f"benchmarks/.venvs/{n}", with_pip=True) for n in sys.argv[1:]]' fer facenet-pytorch
+	@for peer in fer facenet-pytorch; do \
+	  pip="benchmarks/.venvs/$$peer/bin/python -m pip install --quiet --disable-pip-version-check"; \
+	  $$pip torch==2.13.0 && $$pip --no-deps facenet-pytorch==2.6.0 torchvision==0.28.0 || exit 1; \
+	done
+	@benchmarks/.venvs/facenet-pytorch/bin/python -m pip install --quiet \
+	  numpy pillow requests tqdm av opencv-python-headless
+	@benchmarks/.venvs/fer/bin/python -m pip install --quiet 'setuptools<81' 'moviepy<2' matplotlib \
+	  opencv-contrib-python 'tensorflow>=2.20' pandas requests tqdm ffmpeg-python pillow
+	@benchmarks/.venvs/fer/bin/python -m pip install --quiet --no-deps fer==25.10.3
 	@touch $@

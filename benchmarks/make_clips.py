@@ -1,0 +1,63 @@
+"""Draws the clips of the comparison from the pictures of ``samples/``: one face, five faces."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "samples"))
+from make_samples import Picture, cut_out, load_pictures, paste, portrait, write_clip
+
+RATE = 25
+N_FRAMES = {360: 250, 720: 150}
+"""Frames of the whole clips, by height in px."""
+
+N_FIRST = 60
+"""Frames of the clips for slow programs."""
+
+
+def draw_one_face(n_frames: int) -> Iterator[Picture]:
+    """Yield 640x360 frames of a face that moves, comes closer and tilts."""
+    astronaut, _, _ = load_pictures()
+    for _, frame in portrait(astronaut, n_frames / RATE):
+        yield frame
+
+
+def draw_five_faces(n_frames: int) -> Iterator[Picture]:
+    """Yield 640x360 frames of five faces, 80 to 100 px high, each on its own small round."""
+    astronaut, admiral, rocket = load_pictures()
+    first = cut_out(astronaut, (226, 103), (88, 100), 150)
+    second = cut_out(admiral, (262, 165), (128, 155), 170)
+    heads = [first, second, first[:, ::-1], second[:, ::-1], first]
+    places = [(95, 105), (320, 100), (545, 105), (205, 260), (435, 260)]
+    backdrop = cv2.GaussianBlur(cv2.resize(rocket, (640, 427))[:360], (0, 0), 12)
+    for index in range(n_frames):
+        frame = np.array(backdrop)
+        for number, (head, (x, y)) in enumerate(zip(heads, places, strict=True)):
+            turn = 2 * np.pi * index / RATE / (2 + number / 3)
+            paste(frame, head, (x + 14 * np.sin(turn), y + 10 * np.cos(turn)))
+        yield frame
+
+
+def make_clips(folder: Path) -> None:
+    """Write the clips that are missing: ``one_360p.mp4``, ``one_360p_first.mp4``, and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, draw in (("one", draw_one_face), ("five", draw_five_faces)):
+        for height, n_frames in N_FRAMES.items():
+            paths = {folder / f"{name}_{height}p.mp4": n_frames}
+            paths[folder / f"{name}_{height}p_first.mp4"] = N_FIRST
+            if all(path.exists() for path in paths):
+                continue
+            size = (height * 16 // 9, height)
+            frames = [
+                cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in draw(n_frames)
+            ]
+            for path, n_written in paths.items():
+                pictures = [(i / RATE, frame) for i, frame in enumerate(frames[:n_written])]
+                write_clip(path, pictures, n_written / RATE)
+
+
+if __name__ == "__main__":
+    make_clips(Path(sys.argv[1]))

@@ -1,0 +1,343 @@
+"""Measures each stage alone against its limit, start-up and memory, for ``make bench-stages``.
+
+The limit of a network is arithmetic: its operations, counted in its graph, at the rate that large
+products of matrices reach on the same threads. What is left of a stage's rate is overhead.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from compare import CLIPS, describe_machine, say, spell, write_section
+from make_clips import make_clips
+
+from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
+from batchfer.annotate import DrawnFaces, FacePainter
+from batchfer.media import VideoReader, VideoWriter
+from batchfer.schema import AnalyzeOptions
+
+REPEATS = 5
+
+
+def measure(work: Callable[[], int], repeats: int = REPEATS) -> list[float]:
+    """Return how many units a second some work does, once warm, for each repeat."""
+    work()
+    rates = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        n_units = work()
+        rates.append(n_units / (time.perf_counter() - started))
+    return rates
+
+
+def in_threads(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> None:
+    """Do some work on all items, with as many threads as the analysis has."""
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, items))
+
+
+def measure_arithmetic(workers: int) -> float:
+    """Return the GFLOP/s that products of large matrices and convolutions reach on all cores."""
+    import tensorflow as tf
+
+    a = tf.random.normal((1536, 1536))
+    pictures, kernel = tf.random.normal((4, 64, 64, 128)), tf.random.normal((3, 3, 128, 128))
+    multiply = tf.function(lambda: tf.reduce_sum(tf.matmul(a, a)))
+    convolve = tf.function(lambda: tf.reduce_sum(tf.nn.conv2d(pictures, kernel, 1, "SAME")))
+    best = 0.0
+    for work, n_operations in (
+        (multiply, 2 * 1536**3),
+        (convolve, 2 * 4 * 64 * 64 * 9 * 128 * 128),
+    ):
+
+        def repeat(work: Any = work) -> int:
+            in_threads(lambda _: work().numpy(), range(8 * workers), workers)
+            return 8 * workers
+
+        best = max(best, *[rate * n_operations / 1e9 for rate in measure(repeat)])
+    return best
+
+
+def count_operations(function: Any, *shapes: tuple[int, ...], dtype: str = "float32") -> float:
+    """Return the GFLOP of a function of tensors of these shapes, as TensorFlow counts its graph."""
+    import tensorflow as tf
+    from tensorflow.compat.v1.profiler import ProfileOptionBuilder, profile
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    specs = [tf.TensorSpec(shape, dtype) for shape in shapes]
+    graph = convert_variables_to_constants_v2(
+        tf.function(function).get_concrete_function(*specs)
+    ).graph
+    options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output()
+    return float(profile(graph, options=options.build()).total_float_ops) / 1e9
+
+
+def count_proposal(detector: Any, height: int, width: int) -> float:
+    """Return the GFLOP of the first network on all levels of one frame."""
+    sizes, _ = detector._plan_pyramid(height, width)
+    return sum(count_operations(detector._proposal, (1, *size, 3)) for size in sizes.tolist())
+
+
+def count_classifier(classifier: Any) -> float:
+    """Return the GFLOP of one face."""
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    size = classifier.card.input_size
+    network = convert_variables_to_constants_v2(classifier.network)
+    return count_operations(lambda faces: network(faces), (1, size, size, 3), dtype="uint8")
+
+
+def measure_clip(clip: Path, analyzer: Analyzer, sustained: float) -> list[tuple[str, ...]]:
+    """Return the rows of one clip: stage, rate, limit, share."""
+    workers, detector, classifier = analyzer.workers, analyzer.detector, analyzer.classifier
+    with VideoReader(clip) as reader:
+        info = reader.info
+        size = analyzer.batch_size(info.width, info.height)
+        batches = list(reader.batches(size))
+    n_frames = sum(map(len, batches))
+    sizes, scales = detector._plan_pyramid(info.height, info.width)
+
+    def decode() -> int:
+        with VideoReader(clip) as reader:
+            return sum(map(len, reader.batches(size)))
+
+    def propose() -> int:
+        in_threads(lambda b: detector._propose_faces(b.images, sizes, scales), batches, workers)
+        return n_frames
+
+    def detect() -> int:
+        in_threads(lambda b: detector.detect(b.images), batches, workers)
+        return n_frames
+
+    found = [analyzer.analyze_batch(batch) for batch in batches]
+    crops = np.concatenate(
+        [
+            classifier.crop(batch.images[index], faces.detections.boxes[row : row + 1])
+            for batch, faces in zip(batches, found, strict=True)
+            for row, index in enumerate(faces.detections.image_index)
+        ]
+    )
+    per_batch = max(8, round(len(crops) / len(batches)))
+    parts = [crops[start : start + per_batch] for start in range(0, len(crops), per_batch)]
+
+    def classify() -> int:
+        in_threads(classifier.predict, parts, workers)
+        return len(crops)
+
+    def describe() -> int:
+        in_threads(
+            lambda pair: analyzer._describe_faces(pair[0], pair[1].detections),
+            list(zip(batches, found, strict=True)),
+            workers,
+        )
+        return len(crops)
+
+    linker = FaceLinker(analyzer)
+    tables = [linker.link(faces) for faces in found]
+
+    def draw() -> int:
+        painter = FacePainter()
+        for batch, table in zip(batches, tables, strict=True):
+            faces = dict(tuple(table.dropna(subset=["face_id"]).groupby("frame")))
+            for image, frame in zip(batch.images, batch.frames, strict=True):
+                if int(frame) in faces:
+                    painter.draw(image, DrawnFaces.from_rows(faces[int(frame)]))
+        return n_frames
+
+    def encode() -> int:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            VideoWriter(Path(folder) / "video.mp4", info, clip) as writer,
+        ):
+            for batch in batches:
+                for image, time_s in zip(batch.images, batch.times_s, strict=True):
+                    writer.write(image, float(time_s))
+            writer.end(n_frames / 25)
+        return n_frames
+
+    def whole() -> int:
+        with VideoReader(clip) as reader:
+            linker = FaceLinker(analyzer)
+            return sum(len(frames) for frames, _ in analyze_frames(reader, analyzer, linker))
+
+    proposal = count_proposal(detector, info.height, info.width)
+    per_face = count_classifier(classifier)
+    floor = sustained / (proposal + per_face * len(crops) / n_frames)
+    name = f"{info.height}p, {len(crops) / n_frames:.0f} faces a frame"
+    rows = [
+        ("decode (1 thread)", measure(decode), None, "frames"),
+        (f"P-Net, {proposal:.2f} GFLOP a frame", measure(propose), sustained / proposal, "frames"),
+        ("whole cascade", measure(detect), sustained / proposal, "frames"),
+        (f"classifier, {per_face:.3f} GFLOP a face", measure(classify), sustained / per_face,
+         "faces"),
+        ("crop, classifier, looks and quality", measure(describe), sustained / per_face, "faces"),
+        ("draw (1 thread)", measure(draw), None, "frames"),
+        ("encode (threads of x264)", measure(encode), None, "frames"),
+        ("decode to rows of the table", measure(whole), floor, "frames"),
+    ]  # fmt: skip
+    lines = []
+    for stage, rates, limit, unit in rows:
+        share = "" if limit is None else f"{100 * statistics.median(rates) / limit:.0f} %"
+        bound = "" if limit is None else f"{limit:.0f}"
+        lines.append((name, stage, f"{spell(rates, 0)} {unit}/s", bound, share))
+        say(" | ".join(lines[-1]))
+    return lines
+
+
+# --- start-up and memory, in fresh processes ----------------------------------------------------
+
+
+def report_start(model: str, clip: str) -> None:
+    """Analyze the first batch; print the seconds since the process began and its peak memory."""
+    analyzer = Analyzer(AnalyzeOptions(model=model))
+    with VideoReader(Path(clip)) as reader:
+        next(analyze_frames(reader, analyzer, FaceLinker(analyzer)))
+        began = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        up_s = float(Path("/proc/uptime").read_text().split()[0])
+        print(json.dumps({"seconds": up_s - began / os.sysconf("SC_CLK_TCK")}))
+
+
+def measure_start(model: Path, clip: Path) -> list[float]:
+    """Return the seconds from the start of a process to the first frames with their faces."""
+    command = [sys.executable, __file__, "--start", "--model", str(model), "--clip", str(clip)]
+    seconds = []
+    for _ in range(3):
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        seconds.append(json.loads(output.splitlines()[-1])["seconds"])
+    return seconds
+
+
+def measure_command(model: Path, clip: Path, *options: str) -> float:
+    """Return the peak memory of the whole command on a clip, in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "batchfer", "video", str(clip), "-o", folder, "-q"]
+        command += ["--model", str(model), *options]
+        process = subprocess.Popen(command)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)} ends in {process.returncode}")
+        return usage.ru_maxrss * 1024 / 1e6
+
+
+def make_4k(path: Path, source: Path, n_frames: int = 40) -> Path:
+    """Write the first frames of a clip, enlarged to 3840x2160."""
+    if path.exists():
+        return path
+    import cv2
+
+    with VideoReader(source) as reader:
+        info = replace(reader.info, width=3840, height=2160)
+        with VideoWriter(path, info, source) as writer:
+            for batch in reader.batches(1):
+                image = cv2.resize(batch.images[0], (3840, 2160), interpolation=cv2.INTER_CUBIC)
+                writer.write(np.asarray(image, np.uint8), float(batch.times_s[0]))
+                if batch.frames[0] + 1 == n_frames:
+                    break
+            writer.end(n_frames / 25)
+    return path
+
+
+def measure_growth(model: Path, n_frames: int) -> float:
+    """Return by how much memory grows, in KiB a 1,000 frames, over the last half of many frames.
+
+    The frames of a small clip go through the chain again and again with ever later times; memory
+    is read at each fifth of the second half, and a line laid through the readings.
+    """
+    from batchfer.timeline import TableWriter
+
+    analyzer = Analyzer(AnalyzeOptions(model=str(model), min_face_px=40))
+    with VideoReader(CLIPS / "one_360p_first.mp4") as reader:
+        (clip,) = reader.batches(1000)
+    small = clip.images[:, ::2, ::2]
+
+    def source() -> Any:
+        for start in range(0, n_frames, 20):
+            place = start % (len(small) - 19)
+            frames = np.arange(start, start + 20)
+            images = np.ascontiguousarray(small[place : place + 20])
+            yield type(clip)(images, frames, frames / 25)
+
+    page = os.sysconf("SC_PAGE_SIZE") / 1024
+    linker, readings = FaceLinker(analyzer), []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        TableWriter({"parquet": Path(folder) / "t.parquet"}) as w,
+    ):
+        for batch in analyzer.stream(source()):
+            w.append(linker.link(batch))
+            done = int(batch.frames.frames[-1]) + 1
+            if done > n_frames / 2 and done % max(n_frames // 10, 20) == 0:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                readings.append((done / 1000, pages * page))
+    return float(np.polyfit(*np.array(readings).T, 1)[0])
+
+
+def main() -> None:
+    """Measure everything and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, required=True, help="a .keras file with its card")
+    parser.add_argument("--clip", help=argparse.SUPPRESS)
+    parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--growth", type=int, metavar="FRAMES", help="only the slope of memory")
+    arguments = parser.parse_args()
+    if arguments.start:
+        report_start(str(arguments.model), arguments.clip)
+        return
+    make_clips(CLIPS)
+    model = arguments.model.resolve()
+    if arguments.growth:
+        slope = measure_growth(model, arguments.growth)
+        print(f"{slope:.1f} KiB a 1,000 frames over the last half of {arguments.growth} frames")
+        return
+    loads = os.getloadavg()
+    analyzer = Analyzer(AnalyzeOptions(model=str(model), min_face_px=20))
+    sustained = measure_arithmetic(analyzer.workers)
+    say(f"{sustained:.0f} GFLOP/s")
+    lines = []
+    for name in ("one_360p", "five_360p", "one_720p", "five_720p"):
+        lines += measure_clip(CLIPS / f"{name}.mp4", analyzer, sustained)
+    start_s = measure_start(model, CLIPS / "one_360p.mp4")
+    clip_4k = make_4k(CLIPS / "one_4k.mp4", CLIPS / "one_720p.mp4")
+    peaks = {
+        "720p": measure_command(model, CLIPS / "one_720p.mp4"),
+        "720p, `--detect-every 5`": measure_command(
+            model, CLIPS / "one_720p.mp4", "--detect-every", "5"
+        ),
+        "4K": measure_command(model, clip_4k),
+        "4K, `--detect-every 5`": measure_command(model, clip_4k, "--detect-every", "5"),
+    }
+    text = [
+        f"{describe_machine()}. {REPEATS} repeats in one process; the median, and the range in",
+        f"brackets. Minimum face 20, model `{model.stem}`. Load average when it began:",
+        f"{loads[0]:.1f}. Products of large matrices reach {sustained:.0f} GFLOP/s on all cores.",
+        "",
+        "| clip | stage | rate | limit by arithmetic | share |",
+        "|---|---|---|---|---|",
+        *("| " + " | ".join(line) + " |" for line in lines),
+        "",
+        f"From the start of the process to the first frames with faces: {spell(start_s, 1)} s.",
+        "Peak memory of `batchfer video` with its defaults: "
+        + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
+        + ".",
+    ]
+    write_section("stages", "\n".join(text) + "\n")
+
+
+if __name__ == "__main__":
+    main()
