@@ -7,14 +7,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from batchfer import __version__
-from batchfer.errors import BatchferError, ExitCode, MachineError, UsageError
+from batchfer.errors import BatchferError, ExitCode, MachineError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from batchfer.files import Kind
@@ -288,14 +288,19 @@ def _run(
 
     started = time.monotonic()
     results = []
+    stdout = _Stdout()
     with ProgressBars(quiet) as progress:
         for result in supervise(kind, inputs, output, options, outputs, machine, progress):
             results.append(result)
             if as_json:
-                typer.echo(json.dumps(describe_result(result), default=str))
+                stdout.write(json.dumps(describe_result(result), default=str))
     if not quiet:
         for line in format_summary(results, output, time.monotonic() - started):
-            typer.echo(line, err=as_json)
+            if as_json:
+                typer.echo(line, err=True)
+            else:
+                stdout.write(line)
+    stdout.check()
     raise typer.Exit(choose_exit_code(results, allow_partial))
 
 
@@ -870,6 +875,29 @@ def format_plan(plan: "Plan") -> Iterator[str]:
 # --- the process ------------------------------------------------------------------------------
 
 
+class _Stdout:
+    """Standard output whose end does not end the batch: what is still to do goes on in silence."""
+
+    def __init__(self) -> None:
+        self._error: OSError | None = None
+
+    def write(self, line: str) -> None:
+        """Print a line at once, unless an earlier one could not be printed."""
+        if self._error is not None:
+            return
+        try:
+            typer.echo(line)
+        except OSError as error:
+            self._error = error
+            with suppress(OSError):  # what is still held back would fail once more at the exit
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def check(self) -> None:
+        """Complain if lines are missing, but not of a reader who left (as in ``| head``)."""
+        if self._error is not None and not isinstance(self._error, BrokenPipeError):
+            raise OutputError(f"standard output: cannot write, {self._error.strerror}")
+
+
 class _TerminatedError(BaseException):
     """SIGTERM arrived; unwinds like Ctrl-C so that everything is cleaned up."""
 
@@ -880,16 +908,15 @@ def _set_up_logging(quiet: bool, verbose: bool) -> None:
     logger.setLevel(level)
 
 
-@contextmanager
-def _signals() -> Iterator[None]:
-    def terminate(*_: object) -> None:
-        raise _TerminatedError
+def _catch_signals() -> None:
+    def end(number: int, _: object) -> None:
+        # Once is enough: a second Ctrl-C would only disturb the cleaning up, which is short.
+        signal.signal(number, signal.SIG_IGN)
+        raise _TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, end)
 
 
 def _fail(error: BaseException, code: int) -> int:
@@ -902,10 +929,11 @@ def _fail(error: BaseException, code: int) -> int:
 def run_command(command: Callable[[], object]) -> int:
     """Run a command and return its exit code; every error ends as one line on stderr."""
     try:
-        with _signals():
-            command()
+        command()
         return ExitCode.OK
     except SystemExit as leave:
+        if leave.code == ExitCode.INTERRUPTED:  # Typer makes this of a KeyboardInterrupt
+            return _fail(RuntimeError(_interrupted("interrupted")), ExitCode.INTERRUPTED)
         return leave.code if isinstance(leave.code, int) else ExitCode.OK
     except BatchferError as error:
         return _fail(error, error.exit_code)
@@ -935,6 +963,7 @@ def _interrupted(how: str) -> str:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    _catch_signals()
     sys.exit(run_command(app))
 
 
