@@ -191,8 +191,8 @@ class Analyzer:
     ) -> Generator[AnalyzedBatch]:
         """Yield the batches analyzed, in their order, while later ones are decoded and computed.
 
-        Frames are decoded ahead in a thread and, where there is a GPU, brought onto it by
-        ``tf.data``. Memory is bounded: at most two sub-batches a worker are in flight, fewer of
+        ``tf.data`` decodes ahead of the networks and, where there is a GPU, brings the frames onto
+        it. Memory is bounded: at most two sub-batches a worker are in flight, fewer of
         large frames. An exception of the source or of a network reaches the caller at the batch
         where it happened.
 
@@ -224,28 +224,10 @@ class Analyzer:
     def _supply(
         self, batches: Iterator[FrameBatch], failure: list[BaseException]
     ) -> Generator[tuple[FrameBatch, Any]]:
-        """Yield batches, decoded and uploaded ahead, each with its tensor if it is on a GPU.
+        """Yield batches that ``tf.data`` has decoded ahead and, on a GPU, uploaded, with tensors.
 
         An exception of the source ends this generator and goes into ``failure``.
         """
-        if self.on_gpu:
-            yield from self._upload(batches, failure)
-            return
-        reader = ThreadPoolExecutor(1, thread_name_prefix="batchfer-decode")
-        ahead = deque(reader.submit(next, batches, None) for _ in range(2))
-        try:
-            while (batch := ahead.popleft().result()) is not None:
-                ahead.append(reader.submit(next, batches, None))
-                yield batch, None
-        except Exception as error:
-            failure.append(error)
-        finally:
-            reader.shutdown(wait=True, cancel_futures=True)
-
-    def _upload(
-        self, batches: Iterator[FrameBatch], failure: list[BaseException]
-    ) -> Generator[tuple[FrameBatch, Any]]:
-        """Yield batches whose images ``tf.data`` has decoded and brought to the device ahead."""
         import tensorflow as tf
 
         held: dict[int, FrameBatch] = {}
@@ -266,7 +248,8 @@ class Analyzer:
         with tf.device("/CPU:0"):
             dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
             dataset = dataset.prefetch(2)
-        dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
+        if self.on_gpu:
+            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
         try:
             for index, tensor in dataset:
                 yield held.pop(int(index)), tensor
