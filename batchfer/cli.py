@@ -908,6 +908,17 @@ def _set_up_logging(quiet: bool, verbose: bool) -> None:
     logger.setLevel(level)
 
 
+def _open_closed_streams() -> None:
+    """Connect standard streams that are closed with nothing, before a file gets their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one; the worker is to have it as well.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
 def _catch_signals() -> None:
     def end(number: int, _: object) -> None:
         # Once is enough: a second Ctrl-C would only disturb the cleaning up, which is short.
@@ -963,6 +974,7 @@ def _interrupted(how: str) -> str:
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
+    _open_closed_streams()
     _catch_signals()
     sys.exit(run_command(app))
 

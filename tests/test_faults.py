@@ -2,19 +2,37 @@
 
 import json
 import os
+import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from clips import make_clip
 
 from batchfer import pipeline
-from batchfer.pipeline import run_jobs
-from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
+from batchfer.errors import OutputError
+from batchfer.files import lock_output, prepare_output
+from batchfer.media import VideoReader, VideoWriter
+from batchfer.pipeline import AnnotationThread, run_jobs
+from batchfer.schema import (
+    AnalyzeOptions,
+    FrameBatch,
+    Images,
+    JobResult,
+    MediaInfo,
+    OutputOptions,
+)
+from batchfer.timeline import build_empty_table
 
 ROOT = Path(__file__).parent.parent
 CLIPS, STILLS = ROOT / "samples" / "clips", ROOT / "samples" / "stills"
@@ -285,3 +303,179 @@ def test_a_crash_among_pictures_finds_nobody_guilty_who_is_not(
     )
     assert {entry["status"] for entry in entries} <= {"ok", "skipped"}, out
     assert code == 0
+
+
+# --- the output side --------------------------------------------------------------------------
+
+
+def limit_files(n_bytes: int) -> Callable[[], None]:
+    """Let no file grow beyond a size, which to a program looks like a full disk."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+
+
+@pytest.mark.parametrize("n_bytes", [100, 3000, 30_000])
+def test_a_full_disk_ends_it_and_leaves_no_half_file(
+    n_bytes: int, toy_model: Path, tmp_path: Path
+) -> None:
+    clip, output = CLIPS / "rotated.mp4", tmp_path / "out"
+    arguments = ("video", clip, "-o", output, "--model", toy_model, "--no-report")
+    code, _, err = Command(*arguments, preexec_fn=limit_files(n_bytes)).finish()
+    assert code == 6, err
+    assert "cannot write" in err
+    assert "Traceback" not in err
+    assert not (output / clip.name).exists()
+    assert not list_strays(output)
+
+
+def test_two_runs_do_not_share_an_output(toy_model: Path, tmp_path: Path) -> None:
+    with lock_output_of(tmp_path):
+        command = Command("video", CLIPS, "-o", tmp_path, "--model", toy_model)
+        code, _, err = command.finish(30)
+    assert code == 6
+    assert "another run" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".batchfer"]
+
+
+@contextmanager
+def lock_output_of(output: Path) -> Iterator[None]:
+    prepare_output(output)
+    with lock_output(output):
+        yield
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_that_may_not_be_written(toy_model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir(mode=0o500)
+    code, _, err = Command("video", CLIPS, "-o", output, "--model", toy_model).finish()
+    assert (code, "cannot write" in err) == (6, True)
+
+
+def test_results_among_the_inputs_are_no_inputs(toy_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    for name in ("face.png", "below/face.png"):
+        shutil.copy(STILLS / "admiral.png", folder / name)
+    os.link(folder / "face.png", tmp_path / "elsewhere.png")
+    output = folder / "results"
+    for expected in ({"ok"}, {"skipped"}):
+        results = run("image", [folder, folder / "face.png"], output, toy_model, Counter())
+        told = {r.job.name: r.status for r in results if r.reason != "duplicate"}
+        assert set(told) == {"face.png", "below/face.png"}
+        assert set(told.values()) == expected
+        assert [r.reason for r in results].count("duplicate") == 1
+    assert (folder / "face.png").read_bytes() == (STILLS / "admiral.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("redirection", "expected"),
+    [(">/dev/full", 6), (">&-", 0), ("<&-", 0), ("<&- >&- 2>&-", 0), ("| true", 0)],
+)
+def test_closed_and_full_streams(
+    redirection: str, expected: int, toy_model: Path, tmp_path: Path
+) -> None:
+    shutil.copy(STILLS / "admiral.png", tmp_path / "face.png")
+    line = (
+        f"set -o pipefail; {shlex.join(COMMAND)} images {tmp_path}/face.png -o {tmp_path}/out "
+        f"--model {toy_model} --no-report --json {redirection}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=ROOT, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == expected, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    assert (tmp_path / "out" / "faces.csv").is_file()
+    assert (tmp_path / "out" / "run.jsonl").read_text().count('"ok"') == 1
+
+
+# --- threads ----------------------------------------------------------------------------------
+
+
+class BrokenWriter(VideoWriter):
+    """A writer whose disk is full from the third frame on."""
+
+    def write(self, image: Images, time_s: float) -> None:
+        if time_s >= 3:
+            raise OutputError("no space")
+        super().write(image, time_s)
+
+
+def make_batch(first: int, n_frames: int = 2) -> tuple[FrameBatch, pd.DataFrame]:
+    frames = np.arange(first, first + n_frames)
+    images = np.zeros((n_frames, 32, 32, 3), np.uint8)
+    return FrameBatch(images, frames, frames.astype(np.float64)), build_empty_table()
+
+
+def test_an_error_while_drawing_reaches_the_caller_and_blocks_nobody(tmp_path: Path) -> None:
+    info = MediaInfo(tmp_path, 32, 32)
+    with (
+        pytest.raises(OutputError, match="no space"),
+        BrokenWriter(tmp_path / "a.mp4", info) as writer,
+        AnnotationThread(writer) as drawing,
+    ):
+        for index in range(200):  # far more than the queue holds
+            drawing.put(*make_batch(2 * index))
+    assert not [t for t in threading.enumerate() if t.name == "batchfer-annotate"]
+
+
+def test_leaving_early_ends_the_drawing_thread(tmp_path: Path) -> None:
+    info = MediaInfo(tmp_path, 32, 32)
+    with (
+        pytest.raises(ZeroDivisionError),
+        VideoWriter(tmp_path / "a.mp4", info) as writer,
+        AnnotationThread(writer) as drawing,
+    ):
+        for index in range(10):
+            drawing.put(*make_batch(2 * index))
+        raise ZeroDivisionError
+    assert not [t for t in threading.enumerate() if t.name == "batchfer-annotate"]
+
+
+def test_a_reader_that_dies_ends_its_file(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_clips(tmp_path / "in")
+    convert = VideoReader._convert
+
+    def die(reader: VideoReader, picture: object, out: Images) -> None:
+        if reader.info.path.name == "0.mp4" and reader.n_decoded > 5:
+            raise RuntimeError("the decoder died")
+        convert(reader, picture, out)
+
+    monkeypatch.setattr(VideoReader, "_convert", die)
+    first, second = run("video", [folder], tmp_path / "out", toy_model, Counter())
+    assert (first.status, first.reason) == ("failed", "internal")
+    assert "the decoder died" in first.detail
+    assert second.status == "ok"
+    assert not (tmp_path / "out" / "0.mp4").exists()
+
+
+# --- the same bytes everywhere ----------------------------------------------------------------
+
+
+def test_the_bytes_do_not_depend_on_the_surroundings(
+    toy_model: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    folder = copy_clips(tmp_path / "in")
+    surroundings = {"PATH": os.environ["PATH"], "TZ": "Asia/Kathmandu", "LC_ALL": "tr_TR.UTF-8"}
+    options = ("--model", toy_model, "--no-report", "--workers", 1, "--batch-size", 3)
+    inputs = sorted(folder.iterdir(), reverse=True)
+    command = Command("video", *inputs, "-o", tmp_path / "out", *options, env=surroundings)
+    code, _, err = command.finish()
+    assert code == 0, err
+    assert read_tables(tmp_path / "out") == undisturbed
+
+
+def test_a_table_of_pictures_does_not_depend_on_company_or_workers(
+    toy_model: Path, tmp_path: Path
+) -> None:
+    for name in ("admiral.png", "two_people.webp", "rocket_no_face.jpg"):
+        shutil.copy(STILLS / name, tmp_path / name)
+    shutil.copy(STILLS / "admiral.png", tmp_path / "zebra.png")
+    together, alone = tmp_path / "together", tmp_path / "alone"
+    pictures = sorted(tmp_path.glob("*.*"))
+    run("image", pictures, together, toy_model, Counter())
+    for end in range(1, len(pictures) + 1):  # one more picture at a time
+        run("image", pictures[:end], alone, toy_model, Counter())
+    assert read_tables(alone) == read_tables(together)
