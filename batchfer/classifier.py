@@ -20,7 +20,7 @@ import numpy as np
 from batchfer.architectures import ModelCard, load_legacy_h5, read_card
 from batchfer.boxes import crop_faces
 from batchfer.errors import ModelError
-from batchfer.files import display_name, find_model, hash_file
+from batchfer.files import display_name, find_model, hash_file, hide_stderr
 from batchfer.schema import EMOTIONS, Floats, Images
 
 logger = logging.getLogger(__name__)
@@ -248,6 +248,13 @@ def load_classifier(
             picture to one finite probability per label.
     """
     path = find_model(str(model))
+    with hide_stderr():  # the first operation of a process looks for devices, aloud
+        return _load_classifier(path, labels, rescale, device)
+
+
+def _load_classifier(
+    path: Path, labels: Sequence[str] | None, rescale: float | None, device: str
+) -> Classifier:
     if path.suffix == ".h5":
         if labels is None:
             raise ModelError(f"{display_name(path)}: a .h5 model needs --labels a,b,... in order")

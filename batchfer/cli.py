@@ -485,13 +485,14 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train a model on labelled faces; write it with its card and learning curve."""
-    from batchfer.files import hide_stderr
-
     _set_up_logging(quiet, verbose)
     if precision not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"--precision takes auto, float32 or bfloat16, not {precision!r}")
-    with hide_stderr():
-        from batchfer import training
+    from batchfer.evaluation import start_keras
+
+    start_keras(devices=True)
+    from batchfer import training
+
     options = training.TrainOptions(
         data=tuple(data),
         output=output,
@@ -568,13 +569,12 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure a model on labelled faces: accuracy, F1, calibration, mistakes."""
-    from batchfer.files import hide_stderr
-
     _set_up_logging(quiet, verbose)
     if canvas is not None and not end_to_end:
         raise UsageError("--canvas goes with --end-to-end")
-    with hide_stderr():
-        from batchfer import evaluation
+    from batchfer import evaluation
+
+    evaluation.start_keras()
     options = evaluation.EvaluateOptions(
         data=tuple(data),
         output=output,

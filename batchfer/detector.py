@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from batchfer.boxes import clip_boxes, square_boxes, suppress_overlaps
 from batchfer.errors import MachineError, UsageError
+from batchfer.files import hide_stderr
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 # The first TensorFlow import of the process decides how much it writes to stderr.
@@ -75,7 +76,8 @@ def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
     if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
         raise UsageError(f"unknown device {device!r}: use auto, cpu, gpu or gpu:N")
     kind, _, number = device.partition(":")
-    gpus = tf.config.list_physical_devices("GPU")
+    with hide_stderr():
+        gpus = tf.config.list_physical_devices("GPU")
     index = int(number or 0)
     if kind == "gpu" and index >= len(gpus):
         raise MachineError(

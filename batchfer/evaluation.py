@@ -30,7 +30,13 @@ from batchfer.datasets import (
     relabel_by_majority,
 )
 from batchfer.errors import DataError, MachineError
-from batchfer.files import atomic_write, display_name, lock_output, prepare_output
+from batchfer.files import (
+    atomic_write,
+    display_name,
+    hide_stderr,
+    lock_output,
+    prepare_output,
+)
 from batchfer.media import read_image, write_image
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
 
@@ -43,6 +49,19 @@ MISSED = -1
 """The prediction of a face that the detector did not find."""
 
 # --- figures ----------------------------------------------------------------------------------
+
+
+def start_keras(devices: bool = False) -> None:
+    """Load Keras and its backend without what they write to stderr at their start.
+
+    ``devices`` looks for them as well; TensorFlow's threads cannot be configured after that.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with hide_stderr():
+        import keras
+
+        if devices:
+            keras.ops.convert_to_tensor(0.0)
 
 
 def measure(probabilities: Floats, labels: Integers) -> dict[str, Any]:
