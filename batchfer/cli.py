@@ -555,6 +555,9 @@ def evaluate(
         int | None,
         typer.Option("--canvas", min=12, help="With --end-to-end: centre pictures on X by X px."),
     ] = None,
+    record: Annotated[
+        str | None, typer.Option("--record", help="Keep the figures in the model's card, so named.")
+    ] = None,
     min_accuracy: Annotated[
         float | None, typer.Option("--min-accuracy", min=0, max=1, help="Exit with 3 below this.")
     ] = None,
@@ -586,6 +589,7 @@ def evaluate(
         against=tuple(against or ()),
         end_to_end=end_to_end,
         canvas_px=canvas,
+        record=record,
         min_face_px=min_face,
         face_threshold=face_threshold,
         strict=strict,

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfer import __version__
+from batchfer.architectures import format_card, locate_card, read_card
 from batchfer.classifier import Classifier, load_classifier
 from batchfer.datasets import (
     FaceList,
@@ -33,6 +34,7 @@ from batchfer.errors import DataError, MachineError
 from batchfer.files import (
     atomic_write,
     display_name,
+    find_model,
     hide_stderr,
     lock_output,
     prepare_output,
@@ -219,6 +221,7 @@ class EvaluateOptions:
     ``part`` is ``test`` (all of a data set without parts), ``val``, ``train``, ``all`` or a part's
     own name such as ``PublicTest``. ``votes`` replaces labels by the majority of FER+ votes.
     ``against`` names training data: figures without its near-duplicates are added.
+    ``record`` names the figures under which the summary is kept in the model's card.
     ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
     them in the middle of a grey square of that side.
     """
@@ -235,6 +238,7 @@ class EvaluateOptions:
     canvas_px: int | None = None
     min_face_px: int = 40
     face_threshold: float = 0.8
+    record: str | None = None
     strict: bool = False
     device: str = "auto"
     cache: Path | None = None
@@ -274,7 +278,26 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
             probabilities = _predict_crops(faces, classifier, progress)
         metrics = _describe(faces, probabilities, classifier, options)
         _write_results(options.output, faces, probabilities, metrics)
+        if options.record is not None:
+            record_figures(find_model(options.model), options.record, metrics)
     return metrics
+
+
+def record_figures(model: Path, name: str, metrics: Mapping[str, Any]) -> None:
+    """Keep the summary of an evaluation in the card of a model, under a name of its own.
+
+    Raises:
+        ModelError: The model has no card.
+    """
+    card = read_card(model)
+    kept = ("n", "accuracy", "macro_f1", "balanced_accuracy", "ece", "ece_before_temperature",
+            "missed_faces")  # fmt: skip
+    summary = {key: metrics[key] for key in kept}
+    if "without_near_duplicates" in metrics:
+        summary["without_near_duplicates"] = metrics["without_near_duplicates"]
+    card = replace(card, figures={**card.figures, name: summary})
+    with atomic_write(locate_card(model)) as path:
+        path.write_text(format_card(card), encoding="utf-8")
 
 
 def _choose_device(options: EvaluateOptions) -> str:

@@ -33,6 +33,7 @@ from batchfer.architectures import (
     load_base_weights,
     locate_card,
 )
+from batchfer.boxes import CROP_MARGIN, CROP_SHIFT
 from batchfer.datasets import (
     Augmentation,
     FaceSet,
@@ -93,6 +94,7 @@ class Recipe:
     ``smoothing``. From ``calm_from`` of all batches the ``calm`` augmentation replaces the strong
     one. ``per_class`` draws at most that many training faces of a class. ``patience`` ends a run
     after that many epochs without a better validation accuracy.
+    With ``flip_average`` the published model is asked twice for each face, once mirrored.
     """
 
     architecture: str
@@ -115,6 +117,7 @@ class Recipe:
     per_class: int | None = None
     validate_on_test: bool = False
     half_precision_pays: bool = False
+    flip_average: bool = False
     patience: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -149,6 +152,7 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         augmentation=STRONG,
         calm=CALM,
         calm_from=0.85,
+        flip_average=True,
         settings={"dropout": 0.3},
     ),
     ("vgg19", "finetune"): Recipe(
@@ -158,15 +162,15 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         batch_size=64,
         learning_rate=1e-4,
         schedule="cosine",
-        head_epochs=0,
         weight_decay=0.05,
         average=0.998,
         vote_share=0.3,
-        smoothing=0.1,
+        smoothing=0.03,
         augmentation=STRONG,
         calm=CALM,
         calm_from=0.85,
         half_precision_pays=True,
+        flip_average=True,
         settings={"dropout": 0.5},
     ),
     # The two recipes that the project comes from. The author of the first names no sizes: input,
@@ -234,7 +238,6 @@ class TrainOptions:
     strict: bool = False
     export_h5: bool = False
     tensorboard: bool = False
-    crop: Mapping[str, float] = field(default_factory=dict)
     cache: Path | None = None
 
 
@@ -424,9 +427,15 @@ def compute_features(fixed: Any, faces: FaceSet, progress: Progress | None) -> F
     return replace(faces, store=np.concatenate(parts), rows=np.arange(len(faces)))
 
 
-def predict(model: Any, faces: FaceSet) -> Floats:
-    """Return the network's probabilities ``(N,7)``."""
-    parts = [model.predict(images, batch_size=128, verbose=0) for images in faces.batches(2048)]
+def predict(model: Any, faces: FaceSet, flip_average: bool = False) -> Floats:
+    """Return probabilities ``(N,7)``, on request averaged with those of the mirrored faces."""
+    parts = []
+    for images in faces.batches(2048):
+        probabilities = model.predict(images, batch_size=128, verbose=0)
+        if flip_average:
+            mirrored = model.predict(images[:, :, ::-1], batch_size=128, verbose=0)
+            probabilities = (probabilities + mirrored) / 2
+        parts.append(probabilities)
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -920,7 +929,7 @@ def publish(
 ) -> Trained:
     """Calibrate a network on the validation faces and write it with its card."""
     validation = splits.validation
-    raw = predict(model, validation)
+    raw = predict(model, validation, recipe.flip_average)
     temperature = fit_temperature(raw, validation.labels)
     tempered = apply_temperature(raw, temperature)
     path = options.output / f"{options.model}.keras"
@@ -929,7 +938,8 @@ def publish(
         before = float((raw.argmax(axis=1) == validation.labels).mean())
         full = unfinished.read_bytes()
         halve_precision(unfinished)
-        halved = predict(keras.saving.load_model(unfinished, compile=False), validation)
+        small = keras.saving.load_model(unfinished, compile=False)
+        halved = predict(small, validation, recipe.flip_average)
         after = float((halved.argmax(axis=1) == validation.labels).mean())
         if abs(after - before) > HALF_TOLERANCE:
             logger.warning("half precision changes accuracy to %.4f: stored in full", after)
@@ -942,8 +952,9 @@ def publish(
         name=options.model,
         labels=EMOTIONS,
         input_size=recipe.size_px,
-        crop=options.crop,
+        crop={"margin": CROP_MARGIN, "shift_x": CROP_SHIFT[0], "shift_y": CROP_SHIFT[1]},
         temperature=temperature,
+        flip_average=recipe.flip_average,
         uncertain_below=find_uncertain_below(tempered, validation.labels),
         sha256=hash_file(path),
         architecture=recipe.architecture,
@@ -1055,10 +1066,10 @@ def format_command(options: TrainOptions) -> str:
 
 
 def halve_precision(path: Path) -> None:
-    """Rewrite the weights inside a ``.keras`` archive as half-precision numbers, in place.
+    """Rewrite the kernels inside a ``.keras`` archive as half-precision numbers, in place.
 
-    Keras reads them back into single precision. Values beyond the range of half precision would
-    become infinite, so a file that has any is left as it is.
+    Keras reads them back into single precision. Biases and normalization statistics, which are
+    small in size and wide in range, stay as they are.
     """
     import h5py
 
@@ -1074,7 +1085,7 @@ def halve_precision(path: Path) -> None:
                 copy(item, target.create_group(key))
                 continue
             values = item[()]
-            if values.dtype == np.float32:
+            if values.dtype == np.float32 and values.ndim > 1:
                 halved = values.astype(np.float16)
                 values = halved if np.isfinite(halved).all() else values
             target.create_dataset(key, data=values)

@@ -176,6 +176,8 @@ def test_evaluation_files(data: Path, toy_model: Path, tmp_path: Path) -> None:
     assert metrics["near_duplicates_of_training"] == 0
     assert metrics["without_near_duplicates"]["n"] == 21
     assert len(metrics["model"]["sha256"]) == 64
+    recorded = read_card(calibrated).figures["toys"]
+    assert recorded["accuracy"] == metrics["accuracy"] and recorded["n"] == 21
     with (out / "per_class.csv").open(newline="") as stream:
         recalls = [float(row["recall"]) for row in csv.DictReader(stream)]
     assert np.mean(recalls) == pytest.approx(metrics["balanced_accuracy"])
