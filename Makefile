@@ -9,7 +9,7 @@ DEMO    = batchfer-results
 MODEL  ?= models/mobilenetv2.keras
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-slow lint format wheel bench bench-stages clean
+.PHONY: help demo test test-slow fuzz lint format wheel bench bench-stages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,13 @@ test: lint ## lint, type check and every quick test
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+FUZZ_SECONDS ?= 90
+
+fuzz: $(VENV)/.installed-dev ## feed broken files to every reader for a few minutes (FUZZ_SECONDS each)
+	@$(PIP) atheris
+	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_media.py $(FUZZ_SECONDS) $$(date +%j)
+	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_readers.py $(FUZZ_SECONDS)
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

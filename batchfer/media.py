@@ -568,7 +568,7 @@ class VideoReader:
         self.is_truncated = claimed is not None and claimed > self._path.stat().st_size
         if self.is_truncated:
             self._mark_bad(self._clock.end_s)
-            if self.info.duration_s is not None and self.info.duration_s > self._clock.end_s:
+            if self.n_decoded and self.info.duration_s and self.info.duration_s > self._clock.end_s:
                 self._mark_gap(self._clock.end_s, self.info.duration_s)
         if self.first_bad_s is not None and self.n_decoded:
             # Now that something is known to be missing, the declared count helps to say how much.

@@ -353,6 +353,11 @@ BROKEN_VIDEO = [
     failed("sound.mp4", "no_video_stream", sound_only),
     failed("song.mp4", "no_video_stream", at_suffix(".mp3", sound_only)),
     failed("cover.mp4", "no_video_stream", cover_art),
+    failed(
+        "nothing_left.mp4",
+        "no_frames",
+        changed(clip(container_options=INDEX_FIRST), lambda data: data[: data.index(b"mdat") + 9]),
+    ),
     failed("no_frames.mp4", "no_frames", changed(clip(), blank_frames)),
     failed(
         "no_decoder.avi",
