@@ -315,7 +315,13 @@ class _Orientation:
     @classmethod
     def of_frame(cls, frame: Any) -> Self:
         """Read the display matrix of a frame, to the nearest quarter turn."""
-        side_data = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            side_data = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:
+            # PyAV cannot list what FFmpeg knows and it does not, such as EXIF; it still tells the
+            # counterclockwise turn.
+            turn = frame.rotation % 360
+            return cls(turn in (90, 270), turn in (180, 270), turn in (90, 180))
         if side_data is None:
             return cls()
         # x' = a x + c y, y' = b x + d y, in 16.16 fixed point (FFmpeg's libavutil/display.h).

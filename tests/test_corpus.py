@@ -201,6 +201,22 @@ def cover_art(path: Path) -> None:
     path.write_bytes(b"ID3\x03\0\0" + size + frame + song)
 
 
+def clip_of_photos(path: Path) -> None:
+    """Motion JPEG whose pictures carry EXIF blocks, as some cameras write them."""
+    buffer, exif = io.BytesIO(), Image.Exif()
+    exif[0x010F] = "a camera"
+    Image.fromarray(draw(1)).save(buffer, "JPEG", exif=exif)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuvj420p"
+        for index in range(4):
+            packet = av.Packet(buffer.getvalue())
+            packet.pts = packet.dts = index
+            packet.time_base, packet.stream = Fraction(1, 24), stream
+            packet.is_keyframe = True
+            container.mux(packet)
+
+
 def giant_clip(path: Path, side_px: int) -> None:
     make_clip(path, 2, codec="ffv1")
     data = path.read_bytes()
@@ -254,6 +270,7 @@ VIDEO_KINDS: dict[str, Make] = {
     "flv1.flv": clip(codec="flv"),
     "wmv2.wmv": clip(codec="wmv2"),
     "mjpeg.avi": clip(codec="mjpeg", pixel_format="yuvj420p"),
+    "photos.avi": clip_of_photos,
     "ffv1.mkv": clip(codec="ffv1", pixel_format="yuv444p"),
     "frames.gif": clip(codec="gif", pixel_format="rgb8"),
     "raw.y4m": clip(codec="wrapped_avframe", container_format="yuv4mpegpipe"),
