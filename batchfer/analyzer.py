@@ -34,8 +34,8 @@ from batchfer.tracking import Tracker, describe_faces, describe_frame
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
 
-MAX_WAITING_BYTES = 512 * 1024**2
-"""Frames that may wait for the networks, while each of these has a sub-batch to work on."""
+MAX_WAITING_BYTES = 256 * 1024**2
+"""Frames that may be with the networks or wait for them, as long as two sub-batches are."""
 
 SAME_FACE_IOU = 0.3
 """Boxes of two frames, or of one, that overlap at least so much may show the same face."""
@@ -121,7 +121,7 @@ class Analyzer:
         every = self.options.detect_every
         size = self._batch_size
         if size is None:
-            full, most_bytes = (64, 192e6) if self.on_gpu else (8, 24e6)
+            full, most_bytes = (64, 192e6) if self.on_gpu else (8, 12e6)
             fit = int(most_bytes / max(3 * width * height, 1))
             if every > 1:
                 return every * int(np.clip(2 * fit // every, 1, full // 2))
@@ -212,7 +212,7 @@ class Analyzer:
                         pending[-1].add_done_callback(item[-1].settle)
                     # One that takes long must not leave the others without work meanwhile.
                     most = MAX_WAITING_BYTES // max(item[0].images.nbytes, 1)
-                    while len(pending) > max(self.workers, min(2 * self.workers, most)):
+                    while len(pending) > max(2, min(2 * self.workers, most)):
                         yield pending.popleft().result()
                 while pending:
                     yield pending.popleft().result()
@@ -247,12 +247,16 @@ class Analyzer:
         signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((None, None, None, 3), tf.uint8))
         with tf.device("/CPU:0"):
             dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
-            dataset = dataset.prefetch(2)
+            dataset = dataset.prefetch(1)
         if self.on_gpu:
             dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
         try:
             for index, tensor in dataset:
-                yield held.pop(int(index)), tensor
+                batch = held.pop(int(index))
+                if not self.on_gpu:
+                    # The tensor's own memory, read-only, so that no frame is kept twice.
+                    batch = replace(batch, images=np.asarray(memoryview(tensor)))
+                yield batch, tensor
         finally:
             stopped.set()
 

@@ -48,9 +48,9 @@ REFINEMENT_THRESHOLD = 0.7
 LEVEL_OVERLAP = 0.5
 OVERLAP = 0.7
 
-# Bounds on memory, about 200 MB a thread: pixels of the largest pyramid level, and crops, that go
+# Bounds on memory, about 100 MB a thread: pixels of the largest pyramid level, and crops, that go
 # through a network at once. A GPU wants more work at a time.
-_PROPOSAL_PIXELS = 800_000
+_PROPOSAL_PIXELS = 300_000
 _REFINEMENT_CROPS = 256
 _OUTPUT_CROPS = 64
 _GPU_FACTOR = 16

@@ -167,7 +167,7 @@ class AnnotationThread:
         self._writer = writer
         self._painter = FacePainter()
         self._error: BaseException | None = None
-        self._queue: queue.Queue[tuple[FrameBatch, pd.DataFrame] | None] = queue.Queue(maxsize=4)
+        self._queue: queue.Queue[tuple[FrameBatch, pd.DataFrame] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._work, name="batchfer-annotate", daemon=True)
         self._thread.start()
 
