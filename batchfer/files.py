@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,9 @@ RESERVED = frozenset(
 """Names in the output folder that are taken before the first video gets its folder there."""
 
 MAX_NAME_BYTES = 255
+
+LEFTOVER_AGE_S = 3600.0
+"""Unfinished single files that nobody has written to for so long are removed by the next run."""
 
 LOCK_PATIENCE_S = 2.0
 """How long a lock is waited for: a run that was killed needs a moment until it is gone."""
@@ -368,6 +372,9 @@ def lock_output(output: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot lock, {error.strerror}") from error
     try:
+        for leftover in (output / PARTS_FOLDER).glob(".*"):  # of `atomic_write` in a killed run
+            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
+                leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()

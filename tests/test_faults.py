@@ -1,5 +1,6 @@
 """Faults: interruptions, killed processes, full disks, hangs and crashes; what is left behind."""
 
+import io
 import json
 import os
 import resource
@@ -17,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from clips import make_clip
+from clips import draw, make_clip
+from PIL import Image
 
 from batchfer import pipeline
 from batchfer.errors import OutputError
@@ -32,7 +34,7 @@ from batchfer.schema import (
     MediaInfo,
     OutputOptions,
 )
-from batchfer.timeline import build_empty_table
+from batchfer.timeline import build_empty_table, read_timeline
 
 ROOT = Path(__file__).parent.parent
 CLIPS, STILLS = ROOT / "samples" / "clips", ROOT / "samples" / "stills"
@@ -219,7 +221,8 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     code, _, err = Command(*arguments).finish()
     assert code == 0, err
     assert read_tables(output) == undisturbed
-    assert [path.name for path in (output / ".batchfer").iterdir()] == ["lock"]
+    left = [path.name for path in (output / ".batchfer").iterdir()]
+    assert {name for name in left if not name.startswith(".")} == {"lock"}
 
 
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -479,3 +482,104 @@ def test_a_table_of_pictures_does_not_depend_on_company_or_workers(
     for end in range(1, len(pictures) + 1):  # one more picture at a time
         run("image", pictures[:end], alone, toy_model, Counter())
     assert read_tables(alone) == read_tables(together)
+
+
+# --- what is done is done ---------------------------------------------------------------------
+
+
+def test_a_finished_folder_of_500_takes_seconds_and_no_tensorflow(
+    toy_model: Path, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    content = encode_png(draw(3))
+    for index in range(500):
+        (folder / f"{index:03d}.png").write_bytes(content)
+    first = run("image", [folder], output, toy_model, Counter())
+    assert {result.status for result in first} == {"ok"}
+    tables = read_tables(output)
+    code = """
+import sys
+from pathlib import Path
+from test_faults import Counter, run
+folder, output, model = map(Path, sys.argv[1:])
+results = run("image", [folder], output, model, Counter())
+assert {result.reason for result in results} == {"up_to_date"}, results
+assert "tensorflow" not in sys.modules
+"""
+    started = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-c", code, folder, output, toy_model],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])},
+        timeout=60,
+        check=True,
+    )
+    assert time.monotonic() - started < 15
+    assert read_tables(output) == tables
+
+
+def encode_png(image: Images) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_pictures_go_on_where_they_were_interrupted(toy_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index in range(300):
+        (folder / f"{index:03d}.png").write_bytes(encode_png(draw(index % 200)))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run("image", [folder], whole, toy_model, Counter())
+    with pytest.raises(KeyboardInterrupt):
+        run("image", [folder], broken, toy_model, Counter(290, KeyboardInterrupt()))
+    assert not (broken / "faces.csv").exists()
+    rest = Counter()
+    results = run("image", [folder], broken, toy_model, rest)
+    assert 0 < rest.n_units < 100, "at most the pictures since the last part are done again"
+    assert len(results) == 300
+    assert read_tables(broken) == read_tables(whole)
+
+
+def test_a_changed_input_or_option_is_done_again(toy_model: Path, tmp_path: Path) -> None:
+    folder, output = copy_clips(tmp_path / "in"), tmp_path / "out"
+    run("video", [folder], output, toy_model, Counter())
+    os.utime(folder / "1.mp4", (1, 1))
+    told = [(r.status, r.reason) for r in run("video", [folder], output, toy_model, Counter())]
+    assert sorted(told, key=str) == [("ok", None), ("skipped", "up_to_date")]
+    again = run("video", [folder], output, toy_model, Counter(), every=5)
+    assert [result.status for result in again] == ["ok", "ok"]
+
+
+# --- lost frames ------------------------------------------------------------------------------
+
+
+def test_lost_frames_are_told_and_may_be_allowed(toy_model: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "hole.mkv"
+    make_clip(clip, 96, size=(160, 120), options={"g": "12", "crf": "8", "preset": "ultrafast"})
+    data = bytearray(clip.read_bytes())
+    data[len(data) * 2 // 5 : len(data) * 3 // 5] = bytes(len(data) * 3 // 5 - len(data) * 2 // 5)
+    clip.write_bytes(data)
+    output = tmp_path / "out"
+    options = ("-o", output, "--model", toy_model, "--no-report", "--no-annotate", "--json")
+    code, out, _ = Command("video", clip, *options, "--allow-partial").finish()
+    (entry,) = map(json.loads, out.splitlines())
+    assert (code, entry["status"], entry["reason"]) == (0, "partial", "corrupt")
+    facts = json.loads((output / "hole.mkv" / "run.json").read_text())["frames"]
+    table = read_timeline(output / "hole.mkv" / "timeline.csv")
+    assert 0 < facts["decoded"] == len(table) < 96
+    assert facts["first_bad_s"] == entry["first_bad_s"] <= facts["missing_s"][0][1]
+    for start_s, end_s in facts["missing_s"]:
+        assert not table["timestamp"].between(start_s + 1e-3, end_s - 1e-3).any()
+    missing_s = sum(end_s - start_s for start_s, end_s in facts["missing_s"])
+    assert missing_s * 24 == pytest.approx(96 - len(table), abs=2)
+    code, out, _ = Command("video", clip, *options).finish()
+    assert (code, json.loads(out)["reason"]) == (0, "up_to_date")
+
+
+def test_the_limit_of_pixels_holds_for_video(toy_model: Path, tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "a.mp4", 3)
+    for limit, status in ((96 * 64 - 1, "failed"), (96 * 64, "ok")):
+        (result,) = run("video", [clip], tmp_path / "out", toy_model, Counter(), max_pixels=limit)
+        assert result.status == status
+        assert status == "ok" or result.reason == "too_large"
