@@ -123,11 +123,13 @@ def locate_card(model: Path) -> Path:
 def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
     """Return the card of a model file; ``labels`` stand in for a missing one, and override it.
 
+    A whole model in HDF5 has none: a card of its name belongs to the ``.keras`` file beside it.
+
     Raises:
         ModelError: There is neither card nor labels, or the card is broken.
     """
     path = locate_card(model)
-    if not path.is_file():
+    if model.suffix == ".h5" or not path.is_file():
         if labels is None:
             raise ModelError(
                 f"{model} has no card ({path.name} beside it); name its outputs in order with "

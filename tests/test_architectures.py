@@ -113,6 +113,8 @@ def test_a_missing_card_needs_labels(tmp_path: Path) -> None:
         read_card(tmp_path / "toy.keras")
     card = read_card(tmp_path / "toy.keras", ["Anger", *ALPHABETICAL[1:]])
     assert card.labels == ALPHABETICAL
+    locate_card(tmp_path / "toy.keras").write_text(format_card(CARD), encoding="utf-8")
+    assert read_card(tmp_path / "toy.h5", ALPHABETICAL).sha256 == ""
 
 
 @pytest.mark.parametrize(
