@@ -154,9 +154,10 @@ def test_evaluation_files(data: Path, toy_model: Path, tmp_path: Path) -> None:
     content = json.loads(format_card(card)) | {"temperature": 2.0}
     locate_card(calibrated).write_text(json.dumps(content), encoding="utf-8")
     out = tmp_path / "out"
-    metrics = evaluate(
-        EvaluateOptions((data,), out, str(calibrated), against=(data,), cache=tmp_path / "cache")
+    options = EvaluateOptions(
+        (data,), out, str(calibrated), against=(data,), cache=tmp_path / "cache", record="toys"
     )
+    metrics = evaluate(options)
     assert {path.name for path in out.iterdir()} == FILES | {".batchfer"}
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert metrics["n"] == 21
