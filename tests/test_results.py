@@ -1,0 +1,126 @@
+"""What is made again from a written timeline, and what joins the recordings of a batch."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from batchfer.cli import app, run_command
+
+ROOT = Path(__file__).parent.parent
+CLIPS = ROOT / "samples" / "clips"
+
+
+def run(*words: object) -> int:
+    return run_command(lambda: app([str(word) for word in words]))
+
+
+@pytest.fixture(scope="module")
+def batch(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of two clips with a user's participants, events and bins."""
+    folder = tmp_path_factory.mktemp("batch")
+    participants, events = folder / "participants.csv", folder / "events.csv"
+    participants.write_text("file,condition\nrotated.mp4,phone\nportrait,studio\n")
+    events.write_text("file,name,start,end\nrotated,first,0,1\nrotated,last,00:02,3\n")
+    words = ["video", CLIPS / "rotated.mp4", CLIPS / "portrait.mp4", "-o", folder / "out"]
+    words += ["--participants", participants, "--events", events, "--bin", "1s", "-q"]
+    assert run(*words, "--model", toy_model, "--device", "cpu", "--every", 3) == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def result(batch: Path, tmp_path: Path) -> Path:
+    """A result folder that a test may change."""
+    return Path(shutil.copytree(batch / "rotated.mp4", tmp_path / "rotated.mp4"))
+
+
+def test_the_recordings_of_a_batch_are_joined(batch: Path) -> None:
+    summary = pd.read_csv(batch / "summary.csv")
+    assert dict(zip(summary["file"], summary["condition"], strict=True)) == {
+        "portrait.mp4": "studio",
+        "rotated.mp4": "phone",
+    }
+    assert (summary["seconds_on_screen"] > 2.5).all()
+    page = (batch / "index.html").read_text(encoding="utf-8")
+    assert 'href="rotated.mp4/report.html"' in page
+
+
+def test_events_and_bins_are_told(batch: Path) -> None:
+    events = pd.read_csv(batch / "rotated.mp4" / "events.csv")
+    assert events["name"].tolist() == ["first", "last"]
+    assert events["seconds_on_screen"].tolist() == pytest.approx([1, 1], abs=0.15)
+    assert not (batch / "portrait.mp4" / "events.csv").exists()
+    bins = pd.read_csv(batch / "rotated.mp4" / "bins.csv")
+    assert bins["bin_start"].tolist() == [0, 1, 2]
+
+
+def test_a_slip_in_the_users_tables_costs_no_work(tmp_path: Path, toy_model: Path) -> None:
+    events = tmp_path / "events.csv"
+    events.write_text("file,name,start,end\nrotated,first,5,1\n")
+    words = ["video", CLIPS / "rotated.mp4", "-o", tmp_path / "out", "--events", events]
+    assert run(*words, "--model", toy_model) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_reports_are_redone_without_tensorflow(result: Path) -> None:
+    (result / "people.csv").write_text("face_id,name\n0,Eileen\n")
+    timeline = (result / "timeline.csv").read_bytes()
+    words = ["report", str(result), "--people", str(result / "people.csv"), "--smooth", "1"]
+    code = (
+        "import sys\n"
+        "from batchfer.cli import app, run_command\n"
+        f"assert run_command(lambda: app({words!r})) == 0\n"
+        "assert not {'tensorflow', 'keras'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+    assert pd.read_csv(result / "summary.csv")["person"].tolist() == ["Eileen"]
+    assert set(pd.read_csv(result / "segments.csv")["person"]) == {"Eileen"}
+    assert "Eileen" in (result / "report.html").read_text(encoding="utf-8")
+    assert (result / "timeline.csv").read_bytes() == timeline, "raw values stay"
+
+
+def test_a_report_without_thumbnails_shows_nobody(result: Path) -> None:
+    assert "data:image/jpeg" in (result / "report.html").read_text(encoding="utf-8")
+    assert run("report", result, "--no-thumbnails", "-q") == 0
+    assert "data:image/jpeg" not in (result / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_annotated_video_is_redone(result: Path) -> None:
+    before = (result / "annotated.mp4").read_bytes()
+    (result / "annotated.mp4").unlink()
+    assert run("annotate", result, "--blur-faces", "-q") == 0
+    hidden = (result / "annotated.mp4").read_bytes()
+    assert abs(len(hidden) / len(before) - 1) < 0.9
+    assert hidden != before
+
+
+def test_a_video_that_moved_is_named(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = (result / "run.json").read_text(encoding="utf-8")
+    (result / "run.json").write_text(facts.replace("samples/clips", "moved"), encoding="utf-8")
+    assert run("annotate", result) == 2
+    assert "--source" in capsys.readouterr().err
+    assert run("annotate", result, "--source", CLIPS / "rotated.mp4", "-q") == 0
+    assert run("report", result, "-q") == 0, "a report does without the video"
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("srt", "timeline.srt"), ("pyfeat", "timeline.pyfeat.csv"), ("eaf", "timeline.eaf")],
+)
+def test_exports_lie_beside_the_timeline(to: str, name: str, result: Path) -> None:
+    assert run("export", result, "--to", to, "-q") == 0
+    assert (result / name).stat().st_size > 50
+    (result / "timeline.parquet").unlink()
+    from_csv = result.parent / f"other{Path(name).suffix}"
+    assert run("export", result / "timeline.csv", "--to", to, "-o", from_csv, "-q") == 0
+    if to != "eaf":  # ELAN's format tells the time of day
+        assert from_csv.read_bytes() == (result / name).read_bytes()
+
+
+def test_a_broken_result_is_one_line(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (result / "run.json").write_text("{", encoding="utf-8")
+    assert run("report", result) == 2
+    assert "run.json" in capsys.readouterr().err
