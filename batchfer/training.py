@@ -816,7 +816,10 @@ def _catch_signals(run: TrainingRun) -> Iterator[None]:
         if len(received) > 1:
             raise KeyboardInterrupt
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in previous.items():
+        if handler != signal.SIG_IGN:  # a shell's background job is not to hear of Ctrl-C
+            signal.signal(number, note)
     try:
         yield
     except KeyboardInterrupt:
