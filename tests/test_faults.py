@@ -202,13 +202,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(
 ) -> None:
     folder, output = copy_clips(tmp_path / "in"), tmp_path / "out"
     arguments = ("video", folder, "-o", output, "--model", toy_model, "--no-report")
-    for text, delay_s, whole_group in (
-        ("[1/2]", 2.0, False),
-        ("/2]", 3.5, False),
-        ("/", 1.0, True),
-    ):
+    for delay_s, whole_group in ((2.0, False), (3.5, False), (1.0, True)):
         command = Command(*arguments)
-        command.wait_for(text)
+        command.wait_for("[1/")  # of two or, where the first is done already, of one
         time.sleep(delay_s)
         if whole_group:
             os.killpg(command.process.pid, signal.SIGKILL)
