@@ -25,7 +25,7 @@ VENVS = HERE / ".venvs"
 CLIPS = HERE / ".clips"
 README = HERE / "README.md"
 SETTINGS = [f"{faces}_{height}p" for faces in ("one", "five") for height in (360, 720)]
-FACENET_BATCHES = (4, 8, 16, 32)
+FACENET_BATCHES = (8, 16, 32)
 
 
 class Run(NamedTuple):
@@ -116,10 +116,10 @@ def run_rounds(
     started = time.monotonic()
     batches = {}
     for setting in SETTINGS:
-        clip = CLIPS / f"{setting}_first.mp4"
         for name, run in RUNS.items():
-            if name != "facenet":
-                programs[run.program].run(clip, run.mode)  # warm
+            mode = "8" if name == "facenet" else run.mode
+            programs[run.program].run(CLIPS / f"{setting}_warm.mp4", mode)
+        clip = CLIPS / f"{setting}_first.mp4"
         seconds = {
             size: programs["facenet-pytorch"].run(clip, str(size))["seconds"]
             for size in FACENET_BATCHES

@@ -17,6 +17,9 @@ N_FRAMES = {360: 250, 720: 150}
 N_FIRST = 60
 """Frames of the clips for slow programs."""
 
+N_WARM = 8
+"""Frames of the clips that are worked through before anything is timed."""
+
 
 def draw_one_face(n_frames: int) -> Iterator[Picture]:
     """Yield 640x360 frames of a face that moves, comes closer and tilts."""
@@ -48,6 +51,7 @@ def make_clips(folder: Path) -> None:
         for height, n_frames in N_FRAMES.items():
             paths = {folder / f"{name}_{height}p.mp4": n_frames}
             paths[folder / f"{name}_{height}p_first.mp4"] = N_FIRST
+            paths[folder / f"{name}_{height}p_warm.mp4"] = N_WARM
             if all(path.exists() for path in paths):
                 continue
             size = (height * 16 // 9, height)
