@@ -89,12 +89,14 @@ class Analyzer:
         """
         try:
             # Drawing and resizing load it later, in threads and in the midst of a file.
-            import cv2  # noqa: F401
+            import cv2
         except ImportError as error:
             raise MachineError(
                 f"OpenCV cannot be loaded ({error}); on Debian: "
                 "sudo apt-get install -y libgl1 libglib2.0-0"
             ) from error
+        # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
+        cv2.setNumThreads(0)
         # TensorFlow comes here and not before: a finished folder and `--help` do without.
         with hide_stderr():
             from batchfer.classifier import load_classifier

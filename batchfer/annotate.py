@@ -5,6 +5,9 @@ face, or for which there is no room, becomes a one-line label. Colours are `EMOT
 with the word beside them.
 """
 
+import queue
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.media import VideoReader, VideoWriter
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, Floats, Images, Timeline
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, Floats, FrameBatch, Images, Timeline
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.float32]
@@ -61,6 +64,13 @@ class DrawnFaces:
         sides = rows[["x", "y", "width", "height"]].to_numpy(np.float64)
         boxes = np.hstack([sides[:, :2], sides[:, :2] + sides[:, 2:]])
         return cls(ids, names, boxes, rows[list(EMOTIONS)].to_numpy(np.float32))
+
+    def slice(self, start: int, stop: int) -> "DrawnFaces":
+        """Return consecutive faces."""
+        part = slice(start, stop)
+        return DrawnFaces(
+            self.ids[part], self.names[part], self.boxes[part], self.probabilities[part]
+        )
 
     def select(self, places: list[int]) -> "DrawnFaces":
         """Return the faces at the given places, in their order."""
@@ -136,31 +146,114 @@ def annotate_clip(
         InputError: the clip cannot be decoded.
         OutputError: the frames cannot be written.
     """
-    painter = FacePainter()
-    faces = _FaceTrack(timeline.table)
-    for batch in reader.batches():
+    draw = draw_timeline(timeline.table, FacePainter(), blur_faces)
+    with DrawingThreads(writer) as drawing:
+        for batch in reader.batches():
+            drawing.put(batch, draw)
+        drawing.finish(reader.end_s)
+
+
+Draw = Callable[[Images, int, float], Images]
+"""Returns a picture with something drawn on it, given its frame index and its time in s."""
+
+
+def draw_timeline(table: pd.DataFrame, painter: "FacePainter", blur_faces: bool = False) -> Draw:
+    """Return what draws the rows of a timeline, sorted by frame, onto frames in their order."""
+    faces = _FaceTrack(table)
+
+    def draw(image: Images, frame: int, time_s: float) -> Images:
+        found, thin = faces.find(frame, time_s)
+        if blur_faces:
+            near = faces.find_near(time_s, HIDE_S)
+            image = hide_faces(image, np.concatenate([near, found.boxes]))
+        return painter.draw(image, found, thin)
+
+    return draw
+
+
+class DrawingThreads:
+    """Draws and encodes behind the caller, each in a thread of its own with a bounded queue.
+
+    An error of a thread is raised by the next `put` or by `finish`.
+    """
+
+    def __init__(self, writer: VideoWriter) -> None:
+        """Start the threads; ``writer`` is open and stays the caller's to close."""
+        self._writer = writer
+        self._error: BaseException | None = None
+        self._batches: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self._pictures: queue.Queue[Any] = queue.Queue(maxsize=8)
+        self._stages = [
+            (
+                threading.Thread(target=self._work, args=stage, name="batchfer-draw", daemon=True),
+                stage[0],
+            )
+            for stage in (
+                (self._batches, self._draw),
+                (self._pictures, self._writer.write_converted),
+            )
+        ]
+        for thread, _ in self._stages:
+            thread.start()
+
+    def __enter__(self) -> "DrawingThreads":
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Drop what is still queued if an exception passes; join the threads."""
+        self._error = self._error or RuntimeError("abandoned")
+        self._join()
+
+    def put(self, frames: FrameBatch, draw: Draw) -> None:
+        """Queue a batch of frames and what draws on each; waits while the queue is full."""
+        if self._error is not None:
+            raise self._error
+        self._batches.put((frames, draw))
+
+    def finish(self, end_s: float) -> None:
+        """Wait until everything is drawn; ``end_s`` is when the last frame ends."""
+        self._join()
+        if self._error is not None:
+            raise self._error
+        self._writer.end(end_s)
+
+    def _join(self) -> None:
+        for thread, items in self._stages:
+            if thread.is_alive():
+                items.put(None)
+                thread.join()
+
+    def _work(self, items: queue.Queue[Any], do: Callable[..., None]) -> None:
+        while (item := items.get()) is not None:
+            # After an error the queue is still emptied, so that `put` never waits for ever.
+            if self._error is not None:
+                continue
+            try:
+                do(*item)
+            except BaseException as error:
+                self._error = error
+
+    def _draw(self, batch: FrameBatch, draw: Draw) -> None:
         for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
-            found, thin = faces.find(int(frame), float(time_s))
-            if blur_faces:
-                near = faces.find_near(float(time_s), HIDE_S)
-                image = hide_faces(image, np.concatenate([near, found.boxes]))
-            writer.write(painter.draw(image, found, thin), float(time_s))
-    writer.end(reader.end_s)
+            picture = self._writer.convert(draw(image, int(frame), float(time_s)))
+            self._pictures.put((picture, float(time_s)))
 
 
 class _FaceTrack:
     """Finds the faces of any frame of a clip, in order, from the analyzed frames around it."""
 
     def __init__(self, table: pd.DataFrame) -> None:
-        self._table = table
-        frames = table["frame"].to_numpy(np.int64)
-        self._frames, self._starts = np.unique(frames, return_index=True)
-        self._stops = np.append(self._starts[1:], len(table))
-        self._times_s = table["timestamp"].to_numpy(np.float64)[self._starts]
-        self._read = lru_cache(maxsize=2)(self._read_rows)
+        self._frames, first_rows = np.unique(table["frame"].to_numpy(np.int64), return_index=True)
+        self._times_s = table["timestamp"].to_numpy(np.float64)[first_rows]
+        found = table[table["face_id"].notna().to_numpy(bool)]
+        self._faces = DrawnFaces.from_rows(found)
+        rows = found["frame"].to_numpy(np.int64)
+        self._starts = np.searchsorted(rows, self._frames)
+        self._stops = np.searchsorted(rows, self._frames, side="right")
 
-    def _read_rows(self, index: int) -> DrawnFaces:
-        return DrawnFaces.from_rows(self._table.iloc[self._starts[index] : self._stops[index]])
+    def _read(self, index: int) -> DrawnFaces:
+        return self._faces.slice(int(self._starts[index]), int(self._stops[index]))
 
     def find_near(self, time_s: float, seconds: float) -> npt.NDArray[np.float64]:
         """Return the boxes of all faces within ``seconds`` of a time, ``(N,4)`` px.
@@ -173,8 +266,7 @@ class _FaceTrack:
         last = int(np.searchsorted(self._times_s, time_s + seconds, side="right"))
         after = int(np.searchsorted(self._times_s, time_s))
         first, last = min(first, max(after - 1, 0)), max(last, after + 1)
-        rows = slice(self._starts[first], self._stops[min(last, len(self._stops)) - 1])
-        return DrawnFaces.from_rows(self._table.iloc[rows]).boxes
+        return self._faces.boxes[self._starts[first] : self._stops[min(last, len(self._stops)) - 1]]
 
     def find(self, frame: int, time_s: float) -> tuple[DrawnFaces, bool]:
         """Return the faces of a frame, and whether they are interpolated."""
@@ -182,7 +274,7 @@ class _FaceTrack:
         if after < len(self._frames) and self._frames[after] == frame:
             return self._read(after), False
         if after == 0 or after == len(self._frames):
-            return DrawnFaces.from_rows(self._table.iloc[:0]), True
+            return self._faces.slice(0, 0), True
         start_s, stop_s = self._times_s[after - 1], self._times_s[after]
         share = (time_s - start_s) / max(stop_s - start_s, 1e-9)
         before, following = self._read(after - 1), self._read(after)

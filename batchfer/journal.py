@@ -93,7 +93,6 @@ class Journal:
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
         self._torn = False
-        self._entries[entry["input"]] = entry
 
 
 def describe_result(result: JobResult) -> dict[str, Any]:

@@ -833,7 +833,7 @@ class VideoWriter:
         context.time_base = self._time_base
         context.sample_aspect_ratio = self._info.pixel_aspect
         context.thread_count = ENCODER_THREADS
-        context.options = {"preset": "veryfast", "crf": "20"}
+        context.options = {"preset": "superfast", "crf": "22"}
         context.flags |= av.codec.context.Flags.frame_duration.value
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
@@ -870,23 +870,30 @@ class VideoWriter:
         Raises:
             OutputError: The file cannot be written.
         """
+        self.write_converted(self.convert(image), time_s)
+
+    def convert(self, image: Images) -> Any:
+        """Return a frame ``(H,W,3)`` RGB as `write_converted` takes it; may be another thread."""
         if image.shape != (self._info.height, self._info.width, 3):
             raise ValueError(f"a frame of shape {image.shape} in a video of {self._info}")
         if self._pad[0][1] or self._pad[1][1]:
             image = np.pad(image, self._pad, mode="edge")
-        frame = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24"),
+        return self._reformatter.reformat(
+            av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(image), format="rgb24"),
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
             dst_color_range=ColorRange.MPEG,
             threads=1,
         )
-        frame.time_base = self._time_base
-        frame.pts = round(time_s / self._time_base)
+
+    def write_converted(self, picture: Any, time_s: float) -> None:
+        """Do what `write` does for a frame that `convert` returned."""
+        picture.time_base = self._time_base
+        picture.pts = round(time_s / self._time_base)
         if self._pending is not None:
-            frame.pts = max(frame.pts, self._pending.pts + 1)
-            self._encode_pending(frame.pts)
-        self._pending = frame
+            picture.pts = max(picture.pts, self._pending.pts + 1)
+            self._encode_pending(picture.pts)
+        self._pending = picture
 
     def end(self, end_s: float) -> None:
         """Say when the last frame ends, in seconds; call it after the last `write`.

@@ -11,7 +11,6 @@ import os
 import platform
 import queue
 import shutil
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +34,14 @@ from batchfer.analyzer import (
     analyze_frames,
     wants_all_frames,
 )
-from batchfer.annotate import DrawnFaces, FacePainter, draw_faces, hide_faces
+from batchfer.annotate import (
+    DrawingThreads,
+    DrawnFaces,
+    FacePainter,
+    draw_faces,
+    draw_timeline,
+    hide_faces,
+)
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.files import (
     PARTS_FOLDER,
@@ -154,65 +160,6 @@ def analyze_video(
         tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
         table = pd.concat(tables or [build_empty_table()], ignore_index=True)
         return Timeline(reader.info, assign_people(table, linker.join_people()))
-
-
-class AnnotationThread:
-    """Draws and encodes behind the analysis, in a thread of its own with a bounded queue.
-
-    An error of the thread is raised by the next `put` or by `finish`.
-    """
-
-    def __init__(self, writer: VideoWriter) -> None:
-        """Start the thread; ``writer`` is open and stays the caller's to close."""
-        self._writer = writer
-        self._painter = FacePainter()
-        self._error: BaseException | None = None
-        self._queue: queue.Queue[tuple[FrameBatch, pd.DataFrame] | None] = queue.Queue(maxsize=1)
-        self._thread = threading.Thread(target=self._work, name="batchfer-annotate", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> "AnnotationThread":
-        """Return itself."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Drop what is still queued if an exception passes; join the thread."""
-        if self._thread.is_alive():
-            self._error = self._error or RuntimeError("abandoned")
-            self._queue.put(None)
-            self._thread.join()
-
-    def finish(self, end_s: float) -> None:
-        """Wait until everything is drawn; ``end_s`` is when the last frame ends."""
-        self._queue.put(None)
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        self._writer.end(end_s)
-
-    def put(self, frames: FrameBatch, table: pd.DataFrame) -> None:
-        """Queue a batch of frames and their rows; waits while the queue is full."""
-        if self._error is not None:
-            raise self._error
-        self._queue.put((frames, table))
-
-    def _work(self) -> None:
-        while (item := self._queue.get()) is not None:
-            # After an error the queue is still emptied, so that `put` never waits for ever.
-            if self._error is not None:
-                continue
-            try:
-                self._draw(*item)
-            except BaseException as error:
-                self._error = error
-
-    def _draw(self, frames: FrameBatch, table: pd.DataFrame) -> None:
-        faces = dict(tuple(table.dropna(subset=["face_id"]).groupby("frame")))
-        for image, frame, time_s in zip(frames.images, frames.frames, frames.times_s, strict=True):
-            rows = faces.get(int(frame))
-            if rows is not None:
-                image = self._painter.draw(image, DrawnFaces.from_rows(rows))
-            self._writer.write(image, float(time_s))
 
 
 # --- batches of jobs --------------------------------------------------------------------------
@@ -393,14 +340,14 @@ def process_video(job: Job, batch: Batch) -> JobResult:
         draw = draw and not done.n_frames
         batch.progress.advance(done.n_frames)
         with ExitStack() as stack:
-            drawing = None
+            drawing, painter = None, FacePainter()
             if draw:
                 video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
-                drawing = stack.enter_context(AnnotationThread(stack.enter_context(video)))
+                drawing = stack.enter_context(DrawingThreads(stack.enter_context(video)))
             for frames, table in analyze_frames(reader, batch.analyzer, linker, done.next_frame):
                 done.add(frames, table, linker)
                 if drawing is not None:
-                    drawing.put(frames, table)
+                    drawing.put(frames, draw_timeline(table, painter))
                 batch.progress.advance(len(frames))
             if drawing is not None:
                 drawing.finish(reader.end_s)
@@ -732,11 +679,17 @@ class PictureRows:
         self._folder = output / PARTS_FOLDER / "pictures"
         parts = sorted(self._folder.glob("part-*.parquet"))
         self.is_unfinished = bool(parts)
-        self._n_parts = len(parts)
         last = [output / f"faces.{suffix}" for suffix in ("parquet", "csv")]
-        tables = [read_timeline(path) for path in [*[p for p in last if p.exists()][:1], *parts]]
-        self._tables = [table for table in tables if "input" in table]
-        self.names = {str(name) for table in self._tables for name in table["input"].unique()}
+        self._paths = [*[path for path in last if path.exists()][:1], *parts]
+        self._n_parts = len(parts)
+        self.names = {str(name) for table in self._read() for name in table["input"].unique()}
+        """The pictures that were done before this run."""
+
+    def _read(self) -> Iterator[pd.DataFrame]:
+        for path in self._paths:
+            table = read_timeline(path)
+            if "input" in table:
+                yield table
 
     def add(self, tables: Sequence[pd.DataFrame]) -> None:
         """Keep the rows of finished pictures on disk."""
@@ -748,18 +701,20 @@ class PictureRows:
         with atomic_write(path) as temporary:
             write_parquet(table, temporary)
         self._n_parts += 1
-        self._tables.append(table)
-        self.names.update(str(name) for name in table["input"].unique())
+        self._paths.append(path)
 
     def publish(self, jobs: Sequence[Job], formats: Sequence[str]) -> pd.DataFrame:
         """Write the table of these jobs, in their order, and drop the parts; return the table."""
         places = {job.name: place for place, job in enumerate(jobs)}
-        chosen: dict[str, pd.DataFrame] = {}
-        for table in self._tables:  # what was written later replaces what stood there before
-            known = table[table["input"].isin(places)]
-            chosen.update({str(name): rows for name, rows in known.groupby("input", sort=False)})
-        ordered = [chosen[name] for name in sorted(chosen, key=places.__getitem__)]
-        table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
+        tables = [build_empty_pictures_table()]
+        for age, table in enumerate(self._read()):
+            place = table["input"].map(places)
+            tables.append(table.assign(place=place, age=age)[place.notna()])
+        table = pd.concat(tables, ignore_index=True)
+        if len(tables) > 1:  # what was written later replaces what stood there before
+            table = table[table["age"] == table.groupby("place")["age"].transform("max")]
+            table = table.sort_values("place", kind="stable", ignore_index=True)
+            table = table.drop(columns=["place", "age"])
         for suffix in formats:
             with atomic_write(self._output / f"faces.{suffix}") as path:
                 (write_csv if suffix == "csv" else write_parquet)(table, path)

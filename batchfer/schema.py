@@ -215,7 +215,7 @@ class AnalyzeOptions:
     max_pixels: int = 100_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Job:
     """One input and its destination, settled before a model loads.
 
@@ -234,7 +234,7 @@ class Job:
 Status = Literal["ok", "partial", "failed", "skipped"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobResult:
     """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts."""
 

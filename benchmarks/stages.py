@@ -98,7 +98,8 @@ def count_classifier(classifier: Any) -> float:
     )
 
     size = classifier.card.input_size
-    network = convert_variables_to_constants_v2(classifier.network)
+    owner = classifier.network  # keeps its variables alive
+    network = convert_variables_to_constants_v2(owner)
     return count_operations(lambda faces: network(faces), (1, size, size, 3), dtype="uint8")
 
 

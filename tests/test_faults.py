@@ -16,16 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from clips import draw, make_clip
 from PIL import Image
 
 from batchfer import pipeline
+from batchfer.annotate import DrawingThreads
 from batchfer.errors import OutputError
 from batchfer.files import lock_output, prepare_output
 from batchfer.media import VideoReader, VideoWriter
-from batchfer.pipeline import AnnotationThread, run_jobs
+from batchfer.pipeline import run_jobs
 from batchfer.schema import (
     AnalyzeOptions,
     FrameBatch,
@@ -34,7 +34,7 @@ from batchfer.schema import (
     MediaInfo,
     OutputOptions,
 )
-from batchfer.timeline import build_empty_table, read_timeline
+from batchfer.timeline import read_timeline
 
 ROOT = Path(__file__).parent.parent
 CLIPS, STILLS = ROOT / "samples" / "clips", ROOT / "samples" / "stills"
@@ -397,16 +397,20 @@ def test_closed_and_full_streams(
 class BrokenWriter(VideoWriter):
     """A writer whose disk is full from the third frame on."""
 
-    def write(self, image: Images, time_s: float) -> None:
+    def write_converted(self, picture: object, time_s: float) -> None:
         if time_s >= 3:
             raise OutputError("no space")
-        super().write(image, time_s)
+        super().write_converted(picture, time_s)
 
 
-def make_batch(first: int, n_frames: int = 2) -> tuple[FrameBatch, pd.DataFrame]:
+def make_batch(first: int, n_frames: int = 2) -> FrameBatch:
     frames = np.arange(first, first + n_frames)
     images = np.zeros((n_frames, 32, 32, 3), np.uint8)
-    return FrameBatch(images, frames, frames.astype(np.float64)), build_empty_table()
+    return FrameBatch(images, frames, frames.astype(np.float64))
+
+
+def keep(image: Images, frame: int, time_s: float) -> Images:
+    return image
 
 
 def test_an_error_while_drawing_reaches_the_caller_and_blocks_nobody(tmp_path: Path) -> None:
@@ -414,11 +418,11 @@ def test_an_error_while_drawing_reaches_the_caller_and_blocks_nobody(tmp_path: P
     with (
         pytest.raises(OutputError, match="no space"),
         BrokenWriter(tmp_path / "a.mp4", info) as writer,
-        AnnotationThread(writer) as drawing,
+        DrawingThreads(writer) as drawing,
     ):
         for index in range(200):  # far more than the queue holds
-            drawing.put(*make_batch(2 * index))
-    assert not [t for t in threading.enumerate() if t.name == "batchfer-annotate"]
+            drawing.put(make_batch(2 * index), keep)
+    assert not [t for t in threading.enumerate() if t.name == "batchfer-draw"]
 
 
 def test_leaving_early_ends_the_drawing_thread(tmp_path: Path) -> None:
@@ -426,12 +430,12 @@ def test_leaving_early_ends_the_drawing_thread(tmp_path: Path) -> None:
     with (
         pytest.raises(ZeroDivisionError),
         VideoWriter(tmp_path / "a.mp4", info) as writer,
-        AnnotationThread(writer) as drawing,
+        DrawingThreads(writer) as drawing,
     ):
         for index in range(10):
-            drawing.put(*make_batch(2 * index))
+            drawing.put(make_batch(2 * index), keep)
         raise ZeroDivisionError
-    assert not [t for t in threading.enumerate() if t.name == "batchfer-annotate"]
+    assert not [t for t in threading.enumerate() if t.name == "batchfer-draw"]
 
 
 def test_a_reader_that_dies_ends_its_file(
