@@ -688,6 +688,10 @@ class TrainingBatches:
         self, faces: FaceSet, batch_size: int, seed: int, augmentation: Augmentation
     ) -> None:
         """Keep the faces; nothing is drawn yet."""
+        import cv2
+
+        # Pictures are too small for OpenCV's threads, which would spin beside the training.
+        cv2.setNumThreads(0)
         self.faces = faces
         self.batch_size = min(batch_size, len(faces))
         self.seed = seed
