@@ -142,7 +142,9 @@ class Analyzer:
         """
         images = frames.images if tensor is None else tensor
         signatures = [describe_frame(image) for image in frames.images]
-        if neighbours is None:
+        if frames.are_stills:
+            detections = self.detector.detect_in_stills(images)
+        elif neighbours is None:
             detections = self.detector.detect(images)
         else:
             every = self.options.detect_every
@@ -176,7 +178,9 @@ class Analyzer:
         crops = np.zeros((len(detections), size, size, 3), np.uint8)
         for index in np.unique(detections.image_index):
             rows = detections.image_index == index
-            crops[rows] = self.classifier.crop(frames.images[index], detections.boxes[rows])
+            crops[rows] = self.classifier.crop(
+                frames.images[index], detections.boxes[rows], detections.landmarks[rows]
+            )
         probabilities = self.classifier.predict(crops)
         below = self.options.min_confidence
         if below is None:

@@ -52,6 +52,8 @@ class ModelCard:
     ``labels`` name the outputs in order, each one of `EMOTIONS`. ``input_size`` is the side of the
     input in px, ``channels`` 3 or 1. ``crop`` holds ``margin``, the crop's side in units of the
     face box's longer side, and ``shift_x``, ``shift_y``, the move of its centre in the same unit.
+    ``landmarks`` are five pairs x, y: where eyes, nose and corners of the mouth lie in a crop, in
+    units of its side, for a model of upright faces; without them crops are cut by the box alone.
     Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
     before if ``flip_average``; below ``uncertain_below`` a prediction was wrong more often than
     right on validation data. The rest is for people: where the weights come from, how they can be
@@ -63,6 +65,7 @@ class ModelCard:
     input_size: int
     channels: int = 3
     crop: Mapping[str, float] = field(default_factory=_full_face)
+    landmarks: Sequence[Sequence[float]] = ()
     temperature: float = 1.0
     flip_average: bool = False
     uncertain_below: float = 0.0
@@ -98,6 +101,15 @@ class ModelCard:
         numbers = [*self.crop.values(), self.temperature, self.uncertain_below]
         if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
             raise ModelError(f"{self.name}: crop, temperature and uncertain_below are numbers")
+        try:
+            points = tuple((float(x), float(y)) for x, y in self.landmarks)
+        except (TypeError, ValueError):
+            points = ((math.nan, math.nan),)
+        if len(points) not in (0, 5) or not all(
+            math.isfinite(n) for point in points for n in point
+        ):
+            raise ModelError(f"{self.name}: landmarks are five pairs of numbers")
+        object.__setattr__(self, "landmarks", points)
         if self.crop["margin"] <= 0 or self.temperature <= 0:
             raise ModelError(f"{self.name}: crop margin and temperature are above 0")
 

@@ -4,6 +4,7 @@ Boxes are ``(N, 4)`` arrays of ``x1 y1 x2 y2`` in pixels, x to the right and y d
 right and lower edge are exclusive, so that a box covers ``(x2 - x1) * (y2 - y1)`` pixels.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +25,17 @@ the box's. Pictures that tight bias the boxes, so the distance from eyes to mout
 too, which holds still: the side is 2.60 of it in FER2013 and 2.42 in RAF-DB, the box's longer
 side 2.95 in ordinary scenes (nine people), which makes 0.88 and 0.82.
 """
+
+FACE_POINTS = ((0.27, 0.34), (0.73, 0.34), (0.5, 0.577), (0.3, 0.788), (0.7, 0.788))
+"""Where eyes, nose and corners of the mouth lie in an aligned crop, in units of its side.
+
+The medians that our detector finds in validation pictures of RAF-DB (aligned) and FER2013, halfway
+between the two, symmetric, and a tenth further from the middle: of 0.9 to 1.2 times that was as
+good as any on validation faces that were placed on a larger canvas.
+"""
+
+ALIGNED_SIDES = (0.6, 1.7)
+"""A crop by landmarks has a side within these, in units of the box's longer side, or they err."""
 
 Array = npt.NDArray[Any]
 Overlap = Literal["union", "min"]
@@ -128,6 +140,64 @@ def resize_crop(image: Images, size_px: int) -> Images:
     shrinks = min(image.shape[:2]) > size_px
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
+
+
+def fit_similarity(points: Array, target: Array) -> npt.NDArray[np.float64]:
+    """Return the rotation, scale and shift that bring points nearest to others, ``(2,3)``.
+
+    Least squares in closed form, over complex numbers. Both are ``(K,2)`` x, y.
+    """
+    points, target = np.asarray(points, np.float64), np.asarray(target, np.float64)
+    centre, middle = points.mean(axis=0), target.mean(axis=0)
+    have, want = (points - centre) @ (1, 1j), (target - middle) @ (1, 1j)
+    turn = np.vdot(have, want) / max(np.vdot(have, have).real, 1e-6)
+    matrix = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
+    return np.column_stack([matrix, middle - matrix @ centre])
+
+
+def align_faces(
+    image: Images,
+    boxes: Array,
+    landmarks: Array,
+    size_px: int,
+    points: Sequence[Sequence[float]] = FACE_POINTS,
+) -> Images:
+    """Return a square crop for each face, turned upright by its landmarks, ``(N,size,size,3)``.
+
+    The crop that brings the landmarks nearest to ``points``. Where that is far larger or smaller
+    than the face box, the landmarks cannot be right and `crop_faces` crops by the box.
+
+    Args:
+        image: one frame ``(H, W, 3)`` RGB.
+        boxes: ``(N, 4)`` px of that frame.
+        landmarks: ``(N, 5, 2)`` px of that frame, in the order of `LANDMARKS`.
+        size_px: side of the result.
+        points: ``(5, 2)``, where the landmarks shall lie, in units of the crop's side.
+    """
+    import cv2
+
+    crops = np.empty((len(boxes), size_px, size_px, 3), np.uint8)
+    for row, (box, face) in enumerate(zip(boxes, landmarks, strict=True)):
+        matrix = fit_similarity(face, np.asarray(points))
+        side = 1 / max(float(np.hypot(*matrix[:, 0])), 1e-9)
+        longer = max(box[2] - box[0], box[3] - box[1])
+        if not ALIGNED_SIDES[0] * longer <= side <= ALIGNED_SIDES[1] * longer:
+            crops[row] = crop_faces(image, box[None], size_px)[0]
+            continue
+        # Turned at the size that it has, then shrunk by area, or a large face would be aliased.
+        large_px = size_px * max(1, round(side / size_px))
+        # In OpenCV whole numbers are the middles of pixels.
+        matrix = matrix * large_px
+        matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
+        turned = cv2.warpAffine(
+            image,
+            matrix,
+            (large_px, large_px),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        crops[row] = resize_crop(np.asarray(turned, np.uint8), size_px)
+    return crops
 
 
 def crop_faces(

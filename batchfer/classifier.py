@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from batchfer.architectures import ModelCard, load_legacy_h5, read_card
-from batchfer.boxes import crop_faces
+from batchfer.boxes import align_faces, crop_faces
 from batchfer.errors import ModelError
 from batchfer.files import display_name, find_model, hash_file, hide_stderr
 from batchfer.schema import EMOTIONS, Floats, Images
@@ -174,17 +174,19 @@ class Classifier:
     network: Any
     device: str
 
-    def crop(self, image: Images, boxes: Floats) -> Images:
+    def crop(self, image: Images, boxes: Floats, landmarks: Floats) -> Images:
         """Return the square crops ``(N,S,S,3)`` that this model was trained to see.
 
         Args:
             image: One upright frame ``(H,W,3)``.
             boxes: ``(N,4)`` as ``x1 y1 x2 y2`` in px.
+            landmarks: ``(N,5,2)`` x, y in px, by which faces are turned upright if the card says
+                where they shall lie.
         """
-        crop = self.card.crop
-        return crop_faces(
-            image, boxes, self.card.input_size, crop["margin"], (crop["shift_x"], crop["shift_y"])
-        )
+        size_px, crop = self.card.input_size, self.card.crop
+        if self.card.landmarks:
+            return align_faces(image, boxes, landmarks, size_px, self.card.landmarks)
+        return crop_faces(image, boxes, size_px, crop["margin"], (crop["shift_x"], crop["shift_y"]))
 
     def predict(self, crops: Images) -> Floats:
         """Return probabilities ``(N,7)`` in the order of `EMOTIONS`, each row summing to 1.

@@ -346,13 +346,13 @@ def _predict_end_to_end(
             image = np.repeat(picture[:, :, None], 3, axis=2)
         if options.canvas_px:
             image = place_on_canvas(image, options.canvas_px)
-        found = detector.detect(image[None])
+        found = detector.detect_in_stills(image[None])
         if not len(found):
             return np.full(len(EMOTIONS), np.nan, np.float32)
         sides = found.boxes[:, 2:] - found.boxes[:, :2]
-        largest = int(sides.prod(axis=1).argmax())
+        one = [int(sides.prod(axis=1).argmax())]
         row_of_one: Floats = classifier.predict(
-            classifier.crop(image, found.boxes[largest : largest + 1])
+            classifier.crop(image, found.boxes[one], found.landmarks[one])
         )[0]
         return row_of_one
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.boxes import fit_similarity
 from batchfer.errors import UsageError
 from batchfer.files import display_name
 from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images, Integers, Times
@@ -98,19 +99,11 @@ def describe_people(images: Images, faces: FaceDetections) -> Floats:
     import cv2
 
     target = _FACE_POINTS * _FACE_SIDE_PX
-    middle = target.mean(0)
     descriptors = np.zeros((len(faces), _GREY_SIDE**2 + 2 * _COLOR_SIDE**2), np.float32)
     for row, (index, landmarks) in enumerate(zip(faces.image_index, faces.landmarks, strict=True)):
-        points = landmarks.astype(np.float64)
-        centre = points.mean(0)
-        # The best rotation and scale, in closed form: least squares over complex numbers.
-        have, want = (points - centre) @ (1, 1j), (target - middle) @ (1, 1j)
-        turn = np.vdot(have, want) / max(np.vdot(have, have).real, 1e-6)
-        matrix = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
-        shift = middle - matrix @ centre
         face = cv2.warpAffine(
             images[index],
-            np.column_stack([matrix, shift]),
+            fit_similarity(landmarks, target),
             (_FACE_SIDE_PX, _FACE_SIDE_PX),
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,

@@ -116,6 +116,11 @@ class FrameBatch:
         """Return the number of frames B."""
         return len(self.images)
 
+    @property
+    def are_stills(self) -> bool:
+        """Whether these are single pictures, which have no times, and not frames of a clip."""
+        return bool(np.isnan(self.times_s).all())
+
 
 @dataclass(frozen=True)
 class FaceDetections:

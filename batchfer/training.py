@@ -33,7 +33,7 @@ from batchfer.architectures import (
     load_base_weights,
     locate_card,
 )
-from batchfer.boxes import CROP_MARGIN, CROP_SHIFT
+from batchfer.boxes import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.datasets import (
     Augmentation,
     FaceSet,
@@ -956,6 +956,7 @@ def publish(
         labels=EMOTIONS,
         input_size=recipe.size_px,
         crop={"margin": CROP_MARGIN, "shift_x": CROP_SHIFT[0], "shift_y": CROP_SHIFT[1]},
+        landmarks=FACE_POINTS,
         temperature=temperature,
         flip_average=recipe.flip_average,
         uncertain_below=find_uncertain_below(tempered, validation.labels),

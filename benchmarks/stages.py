@@ -128,7 +128,11 @@ def measure_clip(clip: Path, analyzer: Analyzer, sustained: float) -> list[tuple
     found = [analyzer.analyze_batch(batch) for batch in batches]
     crops = np.concatenate(
         [
-            classifier.crop(batch.images[index], faces.detections.boxes[row : row + 1])
+            classifier.crop(
+                batch.images[index],
+                faces.detections.boxes[[row]],
+                faces.detections.landmarks[[row]],
+            )
             for batch, faces in zip(batches, found, strict=True)
             for row, index in enumerate(faces.detections.image_index)
         ]

@@ -4,6 +4,8 @@ from mtcnn.utils.bboxes import smart_nms_from_bboxes
 
 from batchfer import boxes as boxes_module
 from batchfer.boxes import (
+    FACE_POINTS,
+    align_faces,
     clip_boxes,
     crop_faces,
     measure_iou,
@@ -112,3 +114,38 @@ def test_beyond_the_border_its_pixels_are_repeated() -> None:
 )
 def test_strange_boxes_still_give_a_crop(box: list[int]) -> None:
     assert crop_faces(gradient(100, 100), np.array([box]), 24).shape == (1, 24, 24, 3)
+
+
+def test_faces_are_turned_upright_by_their_landmarks() -> None:
+    upright = np.array(FACE_POINTS) * 80
+    angle = np.deg2rad(25)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    landmarks = (upright - 40) @ turn.T * 1.5 + [130, 120]
+    picture = np.zeros((260, 280, 3), np.uint8)
+    for x, y in landmarks.round().astype(int):
+        picture[y - 3 : y + 4, x - 3 : x + 4] = 255
+    (crop,) = align_faces(picture, np.array([[70, 60, 190, 180]]), landmarks[None], 80)
+    for x, y in upright.round().astype(int):
+        assert crop[y - 1 : y + 1, x - 1 : x + 1].min() > 200
+    assert crop.mean() < 40
+
+
+def test_a_large_face_is_shrunk_by_area() -> None:
+    board = np.zeros((640, 640, 3), np.uint8)
+    board[::2, ::2] = board[1::2, 1::2] = 200
+    box = np.array([[0, 0, 640, 640]])
+    (crop,) = align_faces(board, box, np.array(FACE_POINTS)[None] * 640, 40)
+    assert (np.abs(crop.astype(int) - 100) <= 1).all()
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01, 5.0])
+def test_landmarks_that_cannot_be_right_leave_the_box(scale: float) -> None:
+    picture, box = gradient(200, 250), np.array([[40, 50, 100, 110]])
+    landmarks = np.array(FACE_POINTS)[None] * 60 * scale + [40, 50]
+    crops = align_faces(picture, box, landmarks, 48)
+    np.testing.assert_array_equal(crops, crop_faces(picture, box, 48))
+
+
+def test_no_face_gives_no_aligned_crop() -> None:
+    crops = align_faces(gradient(20, 20), NO_BOXES, np.zeros((0, 5, 2)), 48)
+    assert crops.shape == (0, 48, 48, 3)

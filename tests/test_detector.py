@@ -220,6 +220,35 @@ def test_refine_scores_what_is_no_face_low(detector: Detector) -> None:
     assert len(detector.refine(MOVING, np.zeros(0, np.int64), np.zeros((0, 4), np.float32))) == 0
 
 
+def cut_tightly(side: float, grey: int) -> np.ndarray:
+    """A picture of the middle of a face on an empty canvas; 1 is as tall as its box."""
+    half = int(58.5 * side)
+    face = PORTRAIT[115 - half : 115 + half, 144 - half : 144 + half]
+    canvas = np.full((300, 300, 3), grey, np.uint8)
+    canvas[100:200, 100:200] = cv2.resize(face, (100, 100), interpolation=cv2.INTER_AREA)
+    return canvas
+
+
+def test_a_still_without_a_face_is_looked_at_closely() -> None:
+    detector = Detector(min_face_px=40)
+    stills = np.stack([cut_tightly(0.6, 255), cut_tightly(0.8, 128), cut_tightly(0.5, 0)])
+    plain, closely = detector.detect(stills), detector.detect_in_stills(stills)
+    assert plain.image_index.tolist() == [1]
+    assert closely.image_index.tolist() == [0, 1, 2]
+    assert (closely.scores > 0.8).all()
+    assert_same(of_frame(closely, 1), of_frame(plain, 1))
+    middles = (closely.boxes[:, :2] + closely.boxes[:, 2:]) / 2
+    np.testing.assert_allclose(middles, 150, atol=15)
+
+
+def test_a_close_look_makes_no_faces_up(detector: Detector) -> None:
+    for picture in (data.coins(), data.page(), data.text(), data.moon(), data.brick()):
+        colored = np.repeat(picture[:, :, None], 3, axis=2)
+        assert len(detector.detect_in_stills(colored[None])) == 0
+    assert len(detector.detect_in_stills(np.zeros((0, 90, 160, 3), np.uint8))) == 0
+    assert len(detector.detect_in_stills(np.zeros((2, 11, 11, 3), np.uint8))) == 0
+
+
 def test_the_default_crop_frames_a_face_like_the_training_pictures(detector: Detector) -> None:
     """In FER2013 and RAF-DB, eyes lie at 0.33 to 0.39 of the height and mouths at 0.75 to 0.77."""
     faces = detector.detect(PORTRAIT[None])
