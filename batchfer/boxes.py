@@ -40,7 +40,7 @@ ALIGNED_SIDES = (0.6, 1.7)
 Array = npt.NDArray[Any]
 Overlap = Literal["union", "min"]
 
-_SUPPRESSION_ROWS = 256
+_SUPPRESSION_ROWS = 64
 
 
 def measure_iou(boxes: Array, others: Array) -> npt.NDArray[np.float64]:

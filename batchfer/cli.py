@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -287,28 +287,21 @@ def _run(
     from batchfer.supervisor import supervise
 
     started = time.monotonic()
-    results = []
+    summary = BatchSummary()
     stdout = _Stdout()
     with ProgressBars(quiet) as progress:
         for result in supervise(kind, inputs, output, options, outputs, machine, progress):
-            results.append(result)
+            summary.add(result)
             if as_json:
                 stdout.write(json.dumps(describe_result(result), default=str))
     if not quiet:
-        for line in format_summary(results, output, time.monotonic() - started):
+        for line in summary.format(output, time.monotonic() - started):
             if as_json:
                 typer.echo(line, err=True)
             else:
                 stdout.write(line)
     stdout.check()
-    raise typer.Exit(choose_exit_code(results, allow_partial))
-
-
-def choose_exit_code(results: Iterable["JobResult"], allow_partial: bool = False) -> ExitCode:
-    """Return whether everything that was asked for is there."""
-    fine = {"ok", "skipped", "partial"} if allow_partial else {"ok", "skipped"}
-    done = all(result.status in fine for result in results)
-    return ExitCode.OK if done else ExitCode.INCOMPLETE
+    raise typer.Exit(summary.choose_exit_code(allow_partial))
 
 
 @app.command(epilog="Example:  batchfer plan recordings/ --every 2")
@@ -808,21 +801,27 @@ class ProgressBars:
             typer.echo(line, err=True)
 
 
-def format_summary(
-    results: Iterable["JobResult"], output: Path, seconds: float, limit: int = 40
-) -> Iterator[str]:
-    """Yield the closing table: a row per input (all that failed, at most ``limit`` others)."""
-    results = list(results)
-    header = ("file", "status", "frames", "faces", "people", "emotion", "fps")
-    rows: list[tuple[str, ...]] = []
-    hidden = 0
-    for result in results:
-        if result.status in ("ok", "skipped") and len(rows) >= limit:
-            hidden += 1
-            continue
+class BatchSummary:
+    """The closing table, gathered result by result, so that a long batch keeps little of each."""
+
+    def __init__(self, limit: int = 40) -> None:
+        """Start empty; ``limit`` rows at most are shown of what is fine, and all of the rest."""
+        self._limit = limit
+        self._rows: list[tuple[str, ...]] = []
+        self._problems: list[str] = []
+        self._counts = dict.fromkeys(("ok", "partial", "failed", "skipped"), 0)
+
+    def add(self, result: "JobResult") -> None:
+        """Count an outcome, and note it where it is shown."""
+        self._counts[result.status] += 1
+        is_fine = result.status in ("ok", "skipped")
+        if not is_fine:
+            self._problems.append(f"  {result.job.name}: {result.detail or result.reason}")
+        elif len(self._rows) >= self._limit:
+            return
         fps = f"{result.n_frames / result.seconds:.1f}" if result.seconds > 0 else ""
         name = result.job.name
-        rows.append(
+        self._rows.append(
             (
                 name if len(name) <= 44 else "…" + name[-43:],
                 result.status if result.reason is None else f"{result.status}: {result.reason}",
@@ -831,26 +830,32 @@ def format_summary(
                 fps,
             )
         )
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    yield ""
-    for row in [header, *rows]:
-        cells = [
-            cell.rjust(width) if 2 <= column <= 4 or column == 6 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        yield "  ".join(cells).rstrip()
-    if hidden:
-        yield f"... and {hidden} more that are fine"
-    yield ""
-    counts = {
-        status: sum(result.status == status for result in results)
-        for status in ("ok", "partial", "failed", "skipped")
-    }
-    told = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-    yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {output}"
-    for result in results:
-        if result.status in ("failed", "partial"):
-            yield f"  {result.job.name}: {result.detail or result.reason}"
+
+    def choose_exit_code(self, allow_partial: bool = False) -> ExitCode:
+        """Return whether everything that was asked for is there."""
+        counts = self._counts
+        is_done = not counts["failed"] and (allow_partial or not counts["partial"])
+        return ExitCode.OK if is_done else ExitCode.INCOMPLETE
+
+    def format(self, output: Path, seconds: float) -> Iterator[str]:
+        """Yield the table, a row per input, the totals, and what went wrong."""
+        header = ("file", "status", "frames", "faces", "people", "emotion", "fps")
+        rows = [header, *self._rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+        yield ""
+        for row in rows:
+            cells = [
+                cell.rjust(width) if 2 <= column <= 4 or column == 6 else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            yield "  ".join(cells).rstrip()
+        hidden = sum(self._counts.values()) - len(self._rows)
+        if hidden:
+            yield f"... and {hidden} more that are fine"
+        yield ""
+        told = ", ".join(f"{n} {status}" for status, n in self._counts.items() if n)
+        yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {output}"
+        yield from self._problems
 
 
 def format_plan(plan: "Plan") -> Iterator[str]:

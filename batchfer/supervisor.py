@@ -68,12 +68,12 @@ def supervise(
     """
     level = logging.getLogger("batchfer").getEffectiveLevel()
     task = Task(kind, inputs, output, options, outputs, machine, level)
-    told: set[tuple[Path, str]] = set()
+    told: set[int] = set()  # hashes, since a batch may be long
     while True:
         worker = Worker(task)
         try:
             for result in worker.results(progress):
-                key = (result.job.source, result.job.name)
+                key = hash((result.job.source, result.job.name))
                 if key not in told:  # a new worker calls "up to date" what the one before it did
                     told.add(key)
                     yield result

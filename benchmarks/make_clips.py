@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "samples"))
 from make_samples import Picture, cut_out, load_pictures, paste, portrait, write_clip
 
 RATE = 25
-N_FRAMES = {360: 250, 720: 150}
+N_FRAMES = {360: 450, 720: 150}
 """Frames of the whole clips, by height in px."""
 
 N_FIRST = 60

@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from compare import CLIPS, describe_machine, say, spell, write_section
 from make_clips import make_clips
 
 from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
-from batchfer.annotate import DrawnFaces, FacePainter
-from batchfer.media import VideoReader, VideoWriter
+from batchfer.annotate import FacePainter, draw_timeline
+from batchfer.media import VideoReader, VideoWriter, write_image
 from batchfer.schema import AnalyzeOptions
 
 REPEATS = 5
@@ -91,19 +91,20 @@ def count_proposal(detector: Any, height: int, width: int) -> float:
     return sum(count_operations(detector._proposal, (1, *size, 3)) for size in sizes.tolist())
 
 
-def count_classifier(classifier: Any) -> float:
+def count_classifier(path: Path, card: Any) -> float:
     """Return the GFLOP of one face."""
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
+    import keras
+
+    model = keras.saving.load_model(path, compile=False)
+    once = count_operations(
+        lambda faces: model(faces, training=False), (1, card.input_size, card.input_size, 3)
     )
-
-    size = classifier.card.input_size
-    owner = classifier.network  # keeps its variables alive
-    network = convert_variables_to_constants_v2(owner)
-    return count_operations(lambda faces: network(faces), (1, size, size, 3), dtype="uint8")
+    return once * (2 if card.flip_average else 1)
 
 
-def measure_clip(clip: Path, analyzer: Analyzer, sustained: float) -> list[tuple[str, ...]]:
+def measure_clip(
+    clip: Path, analyzer: Analyzer, per_face: float, sustained: float
+) -> list[tuple[str, ...]]:
     """Return the rows of one clip: stage, rate, limit, share."""
     workers, detector, classifier = analyzer.workers, analyzer.detector, analyzer.classifier
     with VideoReader(clip) as reader:
@@ -158,10 +159,9 @@ def measure_clip(clip: Path, analyzer: Analyzer, sustained: float) -> list[tuple
     def draw() -> int:
         painter = FacePainter()
         for batch, table in zip(batches, tables, strict=True):
-            faces = dict(tuple(table.dropna(subset=["face_id"]).groupby("frame")))
-            for image, frame in zip(batch.images, batch.frames, strict=True):
-                if int(frame) in faces:
-                    painter.draw(image, DrawnFaces.from_rows(faces[int(frame)]))
+            draw_faces = draw_timeline(table, painter)
+            for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
+                draw_faces(image, int(frame), float(time_s))
         return n_frames
 
     def encode() -> int:
@@ -181,7 +181,6 @@ def measure_clip(clip: Path, analyzer: Analyzer, sustained: float) -> list[tuple
             return sum(len(frames) for frames, _ in analyze_frames(reader, analyzer, linker))
 
     proposal = count_proposal(detector, info.height, info.width)
-    per_face = count_classifier(classifier)
     floor = sustained / (proposal + per_face * len(crops) / n_frames)
     name = f"{info.height}p, {len(crops) / n_frames:.0f} faces a frame"
     rows = [
@@ -227,17 +226,43 @@ def measure_start(model: Path, clip: Path) -> list[float]:
     return seconds
 
 
-def measure_command(model: Path, clip: Path, *options: str) -> float:
-    """Return the peak memory of the whole command on a clip, in MB."""
+class Command(NamedTuple):
+    """What a whole command took: peak memory, time, and cores that were busy on average."""
+
+    peak_mb: float
+    seconds: float
+    cores: float
+
+
+def measure_command(model: Path, *arguments: str) -> Command:
+    """Run ``batchfer`` with its defaults."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "batchfer", "video", str(clip), "-o", folder, "-q"]
-        command += ["--model", str(model), *options]
+        command = [sys.executable, "-m", "batchfer", *arguments, "-o", folder, "-q"]
+        command += ["--model", str(model)]
+        started = time.perf_counter()
         process = subprocess.Popen(command)
         _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             raise SystemExit(f"{' '.join(command)} ends in {process.returncode}")
-        return usage.ru_maxrss * 1024 / 1e6
+        cores = (usage.ru_utime + usage.ru_stime) / seconds
+        return Command(usage.ru_maxrss * 1024 / 1e6, seconds, cores)
+
+
+def make_photos(folder: Path, source: Path, n_photos: int = 1000) -> Path:
+    """Write small photos of ten sizes, from 160x120 to 320x240, each with a face or five."""
+    import cv2
+
+    folder.mkdir(exist_ok=True)
+    with VideoReader(source) as reader:
+        (frames,) = reader.batches(n_photos)
+    for number in range(n_photos):
+        width = 160 + number * 7 % 10 * 18
+        image = frames.images[number % len(frames)][:, 80:560]
+        small = cv2.resize(image, (width, width * 3 // 4), interpolation=cv2.INTER_AREA)
+        write_image(folder / f"{number:04d}.jpg", np.asarray(small, np.uint8))
+    return folder
 
 
 def make_4k(path: Path, source: Path, n_frames: int = 40) -> Path:
@@ -314,19 +339,21 @@ def main() -> None:
     analyzer = Analyzer(AnalyzeOptions(model=str(model), min_face_px=20))
     sustained = measure_arithmetic(analyzer.workers)
     say(f"{sustained:.0f} GFLOP/s")
+    per_face = count_classifier(model, analyzer.classifier.card)
     lines = []
     for name in ("one_360p", "five_360p", "one_720p", "five_720p"):
-        lines += measure_clip(CLIPS / f"{name}.mp4", analyzer, sustained)
+        lines += measure_clip(CLIPS / f"{name}.mp4", analyzer, per_face, sustained)
     start_s = measure_start(model, CLIPS / "one_360p.mp4")
     clip_4k = make_4k(CLIPS / "one_4k.mp4", CLIPS / "one_720p.mp4")
+    clip_720p, keys = str(CLIPS / "one_720p.mp4"), ("--detect-every", "5")
     peaks = {
-        "720p": measure_command(model, CLIPS / "one_720p.mp4"),
-        "720p, `--detect-every 5`": measure_command(
-            model, CLIPS / "one_720p.mp4", "--detect-every", "5"
-        ),
-        "4K": measure_command(model, clip_4k),
-        "4K, `--detect-every 5`": measure_command(model, clip_4k, "--detect-every", "5"),
+        "720p": measure_command(model, "video", clip_720p),
+        "720p, `--detect-every 5`": measure_command(model, "video", clip_720p, *keys),
+        "4K": measure_command(model, "video", str(clip_4k)),
+        "4K, `--detect-every 5`": measure_command(model, "video", str(clip_4k), *keys),
     }
+    photos = make_photos(CLIPS / "photos", CLIPS / "one_360p.mp4")
+    folder = measure_command(model, "images", str(photos), "--no-annotate", "--no-report")
     text = [
         f"{describe_machine()}. {REPEATS} repeats in one process; the median, and the range in",
         f"brackets. Minimum face 20, model `{model.stem}`. Load average when it began:",
@@ -338,8 +365,11 @@ def main() -> None:
         "",
         f"From the start of the process to the first frames with faces: {spell(start_s, 1)} s.",
         "Peak memory of `batchfer video` with its defaults: "
-        + ", ".join(f"{name} {peak:.0f} MB" for name, peak in peaks.items())
+        + ", ".join(f"{name} {peak.peak_mb:.0f} MB" for name, peak in peaks.items())
         + ".",
+        f"`batchfer images` on 1,000 small photos of ten sizes, tables only: "
+        f"{folder.seconds:.1f} s with the start of the program,",
+        f"{folder.cores:.1f} cores busy on average.",
     ]
     write_section("stages", "\n".join(text) + "\n")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from batchfer.cli import ProgressBars, app, format_summary, parse_time, run_command
+from batchfer.cli import BatchSummary, ProgressBars, app, parse_time, run_command
 from batchfer.errors import ExitCode, Reason, UsageError
 from batchfer.schema import Job, JobResult
 
@@ -122,9 +122,13 @@ def test_the_closing_table_names_what_failed() -> None:
         job = Job(Path(name), name, Path("out") / name)
         return JobResult(job, status, reason, detail, 10, 9, 1, "happy", 2.0)  # type: ignore[arg-type]
 
-    results = [result(f"clip{n}.mp4", "ok") for n in range(60)]
-    results.append(result("torn.mp4", "failed", Reason.CORRUPT, "half of it is missing"))
-    lines = list(format_summary(results, Path("out"), 12.0))
+    summary = BatchSummary()
+    assert summary.choose_exit_code() == ExitCode.OK
+    for number in range(60):
+        summary.add(result(f"clip{number}.mp4", "ok"))
+    summary.add(result("torn.mp4", "failed", Reason.CORRUPT, "half of it is missing"))
+    assert summary.choose_exit_code(allow_partial=True) == ExitCode.INCOMPLETE
+    lines = list(summary.format(Path("out"), 12.0))
     text = "\n".join(lines)
     assert "failed: corrupt" in text
     assert "and 20 more" in text
