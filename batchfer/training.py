@@ -568,7 +568,8 @@ class TrainingRun:
         if self.options.resume:
             self.restore()
         with _catch_signals(self):
-            while self.epoch < recipe.epochs and not self.is_finished():
+            # Once at least, so that there are weights to keep however short the time is.
+            while self.epoch < recipe.epochs and not (self.history and self.is_finished()):
                 self.train_epoch()
                 self.validate_epoch()
 
