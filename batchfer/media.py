@@ -833,7 +833,8 @@ class VideoWriter:
         context.time_base = self._time_base
         context.sample_aspect_ratio = self._info.pixel_aspect
         context.thread_count = ENCODER_THREADS
-        context.options = {"preset": "superfast", "crf": "23", "x264-params": "b-adapt=0"}
+        # Without frames out of order the last packet is the last picture, and ends when it should.
+        context.options = {"preset": "superfast", "crf": "23", "x264-params": "bframes=0"}
         context.flags |= av.codec.context.Flags.frame_duration.value
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
