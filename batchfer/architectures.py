@@ -174,7 +174,11 @@ def _assemble(name: str, base: Any, before: Any, after: Sequence[Any], n_classes
     for layer in after:
         features = layer(features)
     # Half precision in the layers before is fine; probabilities are made in full.
-    logits = keras.layers.Dense(n_classes, dtype="float32", name="logits")(features)
+    # With zeros here the first steps teach the head alone; random numbers on features as large as
+    # VGG19's send gradients back that undo what the base has learnt.
+    logits = keras.layers.Dense(
+        n_classes, kernel_initializer="zeros", dtype="float32", name="logits"
+    )(features)
     outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(inputs, outputs, name=name)
 
@@ -237,19 +241,67 @@ def build_vgg19(
     """Return VGG19 (Simonyan & Zisserman 2015), globally average-pooled, for fine-tuning.
 
     The release expects blue, green, red; `load_base_weights` turns its first kernels around
-    instead, so that the network takes RGB like every other.
+    instead, so that the network takes RGB like every other. A batch normalization follows each
+    convolution, which the release has none of: it changes nothing at first, `fit_normalization`
+    sets it to the data, and `classifier.fold_batch_norm` takes it away again.
     """
     import keras
 
-    base = keras.applications.VGG19(
+    release = keras.applications.VGG19(
         input_shape=(size_px, size_px, 3), include_top=False, weights=weights
     )
+    base = _normalize_convolutions(release)
     if weights is not None:
-        _reverse_input_channels(base)
+        _take_kernels(base, release)
     layers = keras.layers
     before = layers.Rescaling(1.0, offset=[-mean for mean in IMAGENET_RGB_MEAN], name="scale")
     after = [layers.GlobalAveragePooling2D(name="pool"), layers.Dropout(dropout, name="dropout")]
     return _assemble("vgg19", base, before, after, n_classes)
+
+
+def _normalize_convolutions(release: Any) -> Any:
+    """Return a chain of convolutions and poolings with a normalization before each ReLU."""
+    import keras
+
+    layers = keras.layers
+    identity = {"momentum": 0.9, "moving_variance_initializer": keras.initializers.Constant(0.999)}
+    features = inputs = keras.Input(release.input_shape[1:])
+    for layer in release.layers[1:]:
+        if not isinstance(layer, layers.Conv2D):
+            features = type(layer).from_config(layer.get_config())(features)
+            continue
+        config = {**layer.get_config(), "activation": "linear"}
+        features = layers.Conv2D.from_config(config)(features)
+        features = layers.BatchNormalization(name=f"{layer.name}_bn", **identity)(features)
+        features = layers.ReLU(name=f"{layer.name}_relu")(features)
+    return keras.Model(inputs, features)
+
+
+def _take_kernels(base: Any, release: Any) -> None:
+    """Copy the kernels of the release into its normalized twin, turned from BGR to RGB."""
+    for layer in release.layers:
+        if layer.weights:
+            base.get_layer(layer.name).set_weights(layer.get_weights())
+    _reverse_input_channels(base)
+
+
+def fit_normalization(model: Any, pictures: npt.NDArray[np.uint8]) -> None:
+    """Set the normalizations of a network to the statistics of pictures ``(N,S,S,3)``, in place.
+
+    Mean and spread are taken away and given back by each, so that the network computes the same as
+    before, and trains as a normalized one does (Mishkin & Matas 2016 start from data likewise).
+    """
+    import keras
+
+    base = model.get_layer("base")
+    inputs = model.layers[1](pictures)  # the scaling
+    for layer in base.layers:
+        if not isinstance(layer, keras.layers.BatchNormalization):
+            continue
+        before = keras.Model(base.input, layer.input)
+        values = np.asarray(before.predict(inputs, batch_size=64, verbose=0), np.float32)
+        mean, variance = values.mean(axis=(0, 1, 2)), values.var(axis=(0, 1, 2))
+        layer.set_weights([np.sqrt(variance + layer.epsilon), mean, mean, variance])
 
 
 def build_vgg19_baseline(
@@ -292,16 +344,24 @@ def load_base_weights(model: Any, weights: Path) -> None:
     if not weights.is_file():
         raise ModelError(f"base weights {weights} do not exist")
     base = model.get_layer("base")
+    if model.name == "vgg19":
+        import keras
+
+        release = keras.applications.VGG19(
+            input_shape=base.input_shape[1:], include_top=False, weights=None
+        )
+    else:
+        release = base
     try:
         with warnings.catch_warnings():
             # Keras tells of each layer that does not fit; the error below says it once.
             warnings.simplefilter("ignore", UserWarning)
-            base.load_weights(weights)
+            release.load_weights(weights)
     except (ValueError, OSError, KeyError) as error:
         detail = str(error).strip().split("\n", 1)[0]
         raise ModelError(f"base weights {weights} do not fit {model.name}: {detail}") from error
-    if model.name == "vgg19":
-        _reverse_input_channels(base)
+    if release is not base:
+        _take_kernels(base, release)
 
 
 def _reverse_input_channels(base: Any) -> None:

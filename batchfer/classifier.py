@@ -257,6 +257,21 @@ def load_classifier(
 def _load_classifier(
     path: Path, labels: Sequence[str] | None, rescale: float | None, device: str
 ) -> Classifier:
+    card, keras_model, sha256 = load_network(path, labels)
+    folded = fold_batch_norm(keras_model)
+    _check_output(path, card, folded)
+    return Classifier(card, sha256, _build_network(folded, card, rescale, device), device)
+
+
+def load_network(
+    model: str | Path, labels: Sequence[str] | None = None
+) -> tuple[ModelCard, Any, str]:
+    """Return the card, the Keras model and the SHA-256 of a model that is given by name or file.
+
+    Raises:
+        ModelError: As `load_classifier`, but for the outputs, which are not tried.
+    """
+    path = find_model(str(model))
     if path.suffix == ".h5":
         if labels is None:
             raise ModelError(f"{display_name(path)}: a .h5 model needs --labels a,b,... in order")
@@ -269,10 +284,7 @@ def _load_classifier(
     sha256 = hash_file(path)
     if card.sha256 and card.sha256 != sha256:
         raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
-    card = _check_shape(path, card, keras_model)
-    folded = fold_batch_norm(keras_model)
-    _check_output(path, card, folded)
-    return Classifier(card, sha256, _build_network(folded, card, rescale, device), device)
+    return _check_shape(path, card, keras_model), keras_model, sha256
 
 
 def _load_keras(path: Path) -> Any:

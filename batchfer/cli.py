@@ -434,6 +434,10 @@ def train(
     hard_votes: Annotated[
         bool, typer.Option("--hard-votes", help="Take the votes' majority as the label.")
     ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option("--teacher", help="A trained model whose probabilities are part of the aims."),
+    ] = None,
     validation: Annotated[
         float, typer.Option("--validation", help="Share that validates, where no part does.")
     ] = 0.06,
@@ -494,6 +498,7 @@ def train(
         base_weights=base_weights,
         votes=votes,
         hard_votes=hard_votes,
+        teacher=teacher,
         validation=validation,
         dedupe=dedupe,
         seed=seed,

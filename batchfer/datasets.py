@@ -593,10 +593,12 @@ class Augmentation:
     """How training pictures are varied; zero switches a variation off.
 
     ``rotation`` is in degrees; ``scale``, ``shift`` and ``shear`` are shares of the side, each the
-    largest to either side; ``flip`` mirrors one half. ``brightness`` moves and ``contrast`` spreads
-    the values. ``grey`` is the share of pictures turned grey, ``coarse`` the share that is shrunk
-    and enlarged as a small face would be, ``erase`` the share that loses a rectangle (Zhong et al.
-    2020). ``mixup`` is the alpha of Zhang et al. 2018.
+    largest to either side; ``flip`` mirrors one half. What a picture does not show is filled by
+    reflection, for the share ``border`` with one grey, as around a picture on a page.
+    ``brightness`` moves and ``contrast`` spreads the values. ``grey`` is the share of pictures
+    turned grey, ``coarse`` the share that is shrunk and enlarged as a small face would be,
+    ``erase`` the share that loses a rectangle (Zhong et al. 2020). ``mixup`` is the alpha of Zhang
+    et al. 2018.
     """
 
     rotation: float = 0.0
@@ -604,6 +606,7 @@ class Augmentation:
     shift: float = 0.0
     shear: float = 0.0
     flip: bool = False
+    border: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
     grey: float = 0.0
@@ -654,13 +657,16 @@ def _warp(image: Images, how: Augmentation, rng: np.random.Generator) -> Images:
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = zoom * turn @ np.array([[mirror, shear], [0.0, 1.0]])
     centre = np.full(2, (size_px - 1) / 2)
+    plain = how.border > 0 and rng.random() < how.border
+    grey = float(rng.integers(0, 256)) if plain else 0.0
     matrix = np.column_stack([linear, centre + shift - linear @ centre])
     warped = cv2.warpAffine(
         image,
         matrix,
         (size_px, size_px),
         flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REFLECT_101,
+        borderMode=cv2.BORDER_CONSTANT if plain else cv2.BORDER_REFLECT_101,
+        borderValue=(grey, grey, grey),
     )
     return np.asarray(warped, np.uint8)
 

@@ -29,11 +29,13 @@ from batchfer import __version__
 from batchfer.architectures import (
     ARCHITECTURES,
     ModelCard,
+    fit_normalization,
     format_card,
     load_base_weights,
     locate_card,
 )
 from batchfer.boxes import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
+from batchfer.classifier import load_network
 from batchfer.datasets import (
     Augmentation,
     FaceSet,
@@ -66,11 +68,12 @@ from batchfer.files import (
     lock_output,
     prepare_output,
 )
-from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.kernels import speed_up_training
+from batchfer.schema import EMOTIONS, Floats, Images, Integers
 
 logger = logging.getLogger(__name__)
 
-AVERAGE_EVERY = 10
+AVERAGE_EVERY = 20
 """Batches between two updates of the averaged weights."""
 
 HALF_TOLERANCE = 0.001
@@ -85,16 +88,18 @@ class Recipe:
 
     With ``freeze_base`` only the head is ever trained, else the head alone for ``head_epochs`` and
     then all layers. The ``cosine`` schedule rises over ``warmup`` of all batches to
-    ``learning_rate`` and falls to a hundredth of it; ``plateau`` halves it when the validation
-    loss has not fallen for three epochs, down to 1e-6. A ``weight_decay`` above 0 means AdamW,
-    with biases and normalization left out. ``average`` is the momentum by batch of the averaged
-    weights that are validated and kept; 0 keeps the weights themselves.
+    ``learning_rate`` and falls to a hundredth of it; ``plateau`` halves it when the validation loss
+    has not fallen for three epochs, down to 1e-6. ``fit_normalization`` sets the batch
+    normalizations to the training faces before the first step. A ``weight_decay`` above 0 means
+    AdamW, with biases and normalization left out. ``average`` is the momentum by batch of the
+    averaged weights that are validated and kept; 0 keeps the weights themselves.
 
-    Faces with FER+ votes aim at ``vote_share`` of them, others at labels smoothed by
-    ``smoothing``. From ``calm_from`` of all batches the ``calm`` augmentation replaces the strong
-    one. ``per_class`` draws at most that many training faces of a class. ``patience`` ends a run
-    after that many epochs without a better validation accuracy.
-    With ``flip_average`` the published model is asked twice for each face, once mirrored.
+    Faces with FER+ votes aim at ``vote_share`` of them, others at labels smoothed by ``smoothing``;
+    all aim at ``teacher_share`` of what a teacher says, where one is given. From ``calm_from`` of
+    all batches the ``calm`` augmentation replaces the strong one. ``per_class`` draws at most that
+    many training faces of a class. ``patience`` ends a run after that many epochs without a better
+    validation accuracy. With ``flip_average`` the published model is asked twice for each face,
+    once mirrored.
     """
 
     architecture: str
@@ -104,6 +109,7 @@ class Recipe:
     learning_rate: float
     schedule: Literal["constant", "plateau", "cosine"] = "constant"
     freeze_base: bool = False
+    fit_normalization: bool = False
     head_epochs: int = 0
     head_learning_rate: float = 1e-3
     warmup: float = 0.06
@@ -111,6 +117,7 @@ class Recipe:
     average: float = 0.0
     vote_share: float = 0.0
     smoothing: float = 0.0
+    teacher_share: float = 0.5
     augmentation: Augmentation = field(default_factory=Augmentation)
     calm: Augmentation = field(default_factory=Augmentation)
     calm_from: float = 1.0
@@ -148,27 +155,29 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         weight_decay=0.02,
         average=0.998,
         vote_share=0.3,
-        smoothing=0.1,
-        augmentation=STRONG,
-        calm=CALM,
-        calm_from=0.85,
+        smoothing=0.03,
+        augmentation=replace(STRONG, border=0.3),
+        calm=replace(CALM, border=0.3),
+        calm_from=0.9,
         flip_average=True,
         settings={"dropout": 0.3},
     ),
     ("vgg19", "finetune"): Recipe(
         architecture="vgg19",
         size_px=48,
-        epochs=30,
-        batch_size=64,
-        learning_rate=1e-4,
+        epochs=36,
+        batch_size=128,
+        learning_rate=3e-4,
         schedule="cosine",
+        fit_normalization=True,
+        head_epochs=1,
         weight_decay=0.05,
         average=0.998,
         vote_share=0.3,
         smoothing=0.03,
         augmentation=STRONG,
         calm=CALM,
-        calm_from=0.85,
+        calm_from=0.9,
         half_precision_pays=True,
         flip_average=True,
         settings={"dropout": 0.5},
@@ -214,8 +223,9 @@ class TrainOptions:
 
     ``base_weights`` is a ``.weights.h5`` file, ``"imagenet"`` for Keras' download, or ``"none"``
     for random ones. ``validation`` is the share of the training data that validates where a data
-    set has no validation part of its own. ``max_minutes`` ends a run in time: the cosine schedule
-    then follows whichever of batches and minutes is further.
+    set has no validation part of its own. ``teacher`` is a trained model, by name or file, whose
+    probabilities become part of the targets. ``max_minutes`` ends a run in time: the cosine
+    schedule then follows whichever of batches and minutes is further.
     """
 
     data: tuple[Path, ...]
@@ -225,6 +235,7 @@ class TrainOptions:
     base_weights: str = "imagenet"
     votes: Path | None = None
     hard_votes: bool = False
+    teacher: str | None = None
     validation: float = 0.06
     dedupe: bool = False
     seed: int = 0
@@ -320,6 +331,10 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     faces = soften_targets(
         faces, {} if options.hard_votes else votes, recipe.vote_share, recipe.smoothing
     )
+    if options.teacher is not None:
+        card, teacher, _ = load_network(options.teacher)
+        same = load_faces([one for one in kept if len(one)], card.input_size, cache)
+        faces = follow_teacher(faces, recipe.teacher_share, ask_teacher(card, teacher, same))
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)
     check_classes(training, f"the training part of {where}")
@@ -329,6 +344,21 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     repeated = find_near_duplicates(validation, training)
     logger.info("%d training faces repeat a validation face and are left out", doubles.sum())
     return Splits(training.select(~doubles), validation, int(doubles.sum()), repeated)
+
+
+def ask_teacher(card: ModelCard, teacher: Any, faces: FaceSet) -> Floats:
+    """Return the calibrated probabilities ``(N,7)`` of a trained model, in the order of `EMOTIONS`.
+
+    Faces as they come: those of augmented pictures would have to be asked for in every epoch.
+    """
+    probabilities = apply_temperature(predict(teacher, faces, card.flip_average), card.temperature)
+    return probabilities[:, [card.labels.index(emotion) for emotion in EMOTIONS]]
+
+
+def follow_teacher(faces: FaceSet, share: float, probabilities: Floats) -> FaceSet:
+    """Return the faces with a share of their targets replaced (Hinton et al. 2015)."""
+    targets = (1 - share) * faces.targets + share * probabilities
+    return replace(faces, targets=targets.astype(np.float32))
 
 
 def _choose_validation(
@@ -345,6 +375,11 @@ def _choose_validation(
 
 
 # --- the network ------------------------------------------------------------------------------
+
+
+def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:
+    """Return up to so many seeded pictures ``(N,S,S,3)`` of a set."""
+    return faces.images(np.random.default_rng(seed).permutation(len(faces))[:n_faces])
 
 
 def build_network(options: TrainOptions, recipe: Recipe) -> Any:
@@ -556,6 +591,7 @@ class TrainingRun:
         self.trained = model
         validation = self.splits.validation
         model.get_layer("base").trainable = not recipe.freeze_base
+        speed_up_training(model)
         if recipe.freeze_base and recipe.augmentation.is_none:
             fixed, self.trained = split_network(model)
             self.training = compute_features(fixed, self.training, self.progress)
@@ -837,7 +873,16 @@ def _catch_signals(run: TrainingRun) -> Iterator[None]:
 
 def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
     """Return what has to be the same for a run to be resumed."""
-    names = ("model", "recipe", "hard_votes", "validation", "dedupe", "seed", "precision")
+    names = (
+        "model",
+        "recipe",
+        "hard_votes",
+        "teacher",
+        "validation",
+        "dedupe",
+        "seed",
+        "precision",
+    )
     given = {name: getattr(options, name) for name in names}
     given["data"] = [path.name for path in options.data]
     given["recipe"] = asdict(recipe)
@@ -908,7 +953,10 @@ def train(
         try:
             run = TrainingRun(options, recipe, splits, progress)
             with spread_over_gpus():
-                run.run(build_network(options, recipe))
+                network = build_network(options, recipe)
+                if recipe.fit_normalization:
+                    fit_normalization(network, draw_sample(splits.training, options.seed))
+                run.run(network)
             keras.config.set_dtype_policy("float32")
             best = load_in_float32(run.folder / "best.keras", options, recipe)
         finally:
@@ -1015,6 +1063,11 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
         )
     if options.votes is not None:
         described.append({"name": options.votes.name, "licence": LICENCES["votes"]})
+    if options.teacher is not None:
+        card, _, sha256 = load_network(options.teacher)
+        described.append(
+            {"name": f"teacher {card.name}", "sha256": sha256, "licence": card.licence}
+        )
     return described
 
 
@@ -1052,6 +1105,8 @@ def format_command(options: TrainOptions) -> str:
         words += ["--base-weights", Path(options.base_weights).name]
     if options.votes is not None:
         words += ["--votes", options.votes.name]
+    if options.teacher is not None:
+        words += ["--teacher", Path(options.teacher).name]
     for name, value in (
         ("--validation", options.validation),
         ("--seed", options.seed),

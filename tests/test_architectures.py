@@ -13,6 +13,7 @@ from batchfer.architectures import (
     build_mobilenetv2,
     build_mobilenetv2_baseline,
     build_vgg19,
+    fit_normalization,
     format_card,
     load_base_weights,
     load_legacy_h5,
@@ -70,6 +71,20 @@ def test_vgg19_sees_the_colours_that_its_base_weights_expect(tmp_path: Path) -> 
     seen = model.get_layer("base")(model.get_layer("scale")(rgb))
     expected = released(keras.applications.vgg19.preprocess_input(rgb.copy()))
     assert np.allclose(seen, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_normalizations_set_to_pictures_leave_vgg19_as_it_was() -> None:
+    keras.utils.set_random_seed(0)
+    model = build_vgg19(32)
+    base = model.get_layer("base")
+    pictures = np.random.default_rng(1).integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
+    inputs = model.get_layer("scale")(pictures)
+    before = np.asarray(base(inputs))
+    fit_normalization(model, pictures)
+    assert np.abs(np.asarray(base(inputs)) - before).max() < 1e-4 * np.abs(before).max()
+    # In training the statistics are those of the batch: the same ones here.
+    assert np.abs(np.asarray(base(inputs, training=True)) - before).max() < 0.01 * before.max()
+    assert not np.allclose(base.get_layer("block1_conv1_bn").gamma, 1)
 
 
 def test_base_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -356,6 +356,21 @@ def test_flip_mirrors_one_half() -> None:
     assert 70 < mirrored < 130
 
 
+def test_a_border_is_plain_for_its_share_of_the_pictures() -> None:
+    image = draw_face(3, 0)
+    how = Augmentation(shift=0.4)
+    rng = np.random.default_rng(0)
+    n_plain = 0
+    for _ in range(60):
+        varied = augment(image, replace(how, border=0.5), rng)
+        edges = (varied[0], varied[-1], varied[:, 0], varied[:, -1])
+        n_plain += any(np.ptp(edge) == 0 for edge in edges)
+    assert 15 <= n_plain <= 45
+    assert not any(
+        np.ptp(augment(image, how, rng)[edge]) == 0 for edge in (0, -1) for _ in range(20)
+    )
+
+
 def test_no_augmentation_passes_pictures_unchanged() -> None:
     images = np.stack([draw_face(label, 0, 24) for label in range(7)])
     batches = TrainingBatches(make_faces(images, range(7)), 7, 0, Augmentation())

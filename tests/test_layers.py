@@ -16,7 +16,7 @@ LAYERS = [
     {"results"},
     {"analyzer", "annotate", "report", "export", "evaluation"},
     {"keyframes"},
-    {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline"},
+    {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline", "kernels"},
     {"media", "architectures", "boxes", "files", "journal"},
     {"schema", "errors"},
 ]
@@ -24,9 +24,9 @@ LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in mod
 # schema and errors share the lowest layer; the types name the reasons that the errors define.
 ALLOWED_WITHIN = {("schema", "errors")}
 ROOMS = {
-    "tensorflow": {"detector", "classifier", "datasets", "analyzer"},
+    "tensorflow": {"detector", "classifier", "datasets", "analyzer", "kernels"},
     "keras": {
-        "detector", "classifier", "datasets", "architectures", "training", "evaluation",
+        "detector", "classifier", "datasets", "architectures", "training", "evaluation", "kernels",
     },
     "mtcnn": {"detector"},
     "av": {"media"},

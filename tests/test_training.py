@@ -17,8 +17,13 @@ from conftest import shake
 from PIL import Image
 from toy_faces import draw_face, write_class_folders
 
-from batchfer.architectures import build_mobilenetv2_baseline, read_card
-from batchfer.classifier import load_classifier
+from batchfer.architectures import (
+    build_mobilenetv2_baseline,
+    format_card,
+    locate_card,
+    read_card,
+)
+from batchfer.classifier import fold_batch_norm, load_classifier
 from batchfer.datasets import Augmentation
 from batchfer.errors import DataError, ModelError, UsageError
 from batchfer.evaluation import EvaluateOptions, evaluate
@@ -278,6 +283,49 @@ def test_the_whole_network_learns_in_phases(options: TrainOptions) -> None:
     assert trained.card.recipe["average"] == 0.5
     with pytest.raises(UsageError, match="other data, recipe or seed"):
         train(replace(options, resume=True, seed=1), None, WHOLE)
+
+
+def test_a_teacher_shares_in_the_targets(
+    options: TrainOptions, toy_model: Path, tmp_path: Path
+) -> None:
+    plain = prepare_data(options, WHOLE).training
+    taught = prepare_data(replace(options, teacher=str(toy_model)), WHOLE).training
+    classifier = load_classifier(toy_model)
+    said = 2 * taught.targets - plain.targets
+    expected = classifier.predict(taught.images(np.arange(len(taught))))
+    assert np.abs(said - expected).max() < 1e-4
+    assert np.ptp(expected, axis=0).max() > 0.01
+    # The other order of labels in a card is the teacher's own.
+    other = tmp_path / "other.keras"
+    other.write_bytes(toy_model.read_bytes())
+    card = replace(read_card(toy_model), labels=tuple(reversed(EMOTIONS)))
+    locate_card(other).write_text(format_card(card))
+    turned = prepare_data(replace(options, teacher=str(other)), WHOLE).training
+    assert np.abs(2 * turned.targets - plain.targets - expected[:, ::-1]).max() < 1e-4
+    once = replace(WHOLE, epochs=1, head_epochs=0)
+    card = train(replace(options, teacher=str(toy_model)), None, once).card
+    assert f"--teacher {toy_model.name}" in card.command
+    assert card.training_data[-1]["sha256"] == hash_file(toy_model)
+
+
+def test_vgg19_is_trained_with_normalizations(options: TrainOptions, tmp_path: Path) -> None:
+    recipe = replace(
+        RECIPES["vgg19", "finetune"],
+        size_px=32,
+        epochs=2,
+        batch_size=16,
+        augmentation=Augmentation(),
+    )
+    trained = train(replace(options, model="vgg19", precision="float32"), None, recipe)
+    network = keras.saving.load_model(trained.model, compile=False)
+    gamma = network.get_layer("base").get_layer("block3_conv2_bn").gamma
+    assert np.ptp(np.asarray(gamma)) > 0.01
+    folded = fold_batch_norm(network)
+    assert not [layer for layer in folded.get_layer("base").layers if layer.name.endswith("_bn")
+                and layer.weights]  # fmt: skip
+    faces = prepare_data(options, recipe).validation.images(np.arange(8))
+    mine = np.asarray(folded.predict(faces, verbose=0))
+    assert np.abs(mine - network.predict(faces, verbose=0)).max() < 1e-4
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(options: TrainOptions) -> None:
