@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +75,23 @@ class Journal:
         mark = mark_input(source)
         return entry if mark and mark.items() <= entry.items() else None
 
-    def append(self, result: JobResult, mark: Mapping[str, int], settings: str) -> None:
-        """Write one finished input and flush it to disk.
+    def append(
+        self, finished: Iterable[tuple[JobResult, Mapping[str, int]]], settings: str
+    ) -> None:
+        """Write finished inputs and flush them to disk, once for all of them.
 
         Args:
-            result: The outcome.
-            mark: The input's `mark_input`.
+            finished: Outcomes, each with its input's `mark_input`.
             settings: The run's `hash_settings`.
         """
-        entry = describe_result(result) | dict(mark) | {"settings": settings}
-        line = json.dumps(entry, ensure_ascii=True, default=str)
+        entries = [
+            describe_result(result) | dict(mark) | {"settings": settings}
+            for result, mark in finished
+        ]
+        lines = [json.dumps(entry, ensure_ascii=True, default=str) + "\n" for entry in entries]
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(("\n" if self._torn else "") + line + "\n")
+                file.write(("\n" if self._torn else "") + "".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:

@@ -68,6 +68,7 @@ from batchfer.people import (
 from batchfer.report import write_images_report
 from batchfer.results import draw_video, write_index_pages, write_results, write_tables
 from batchfer.schema import (
+    EMOTIONS,
     AnalyzeOptions,
     FrameBatch,
     Images,
@@ -293,9 +294,10 @@ class Batch:
             result = JobResult(job, "failed", Reason.INTERNAL, detail)
         return replace(result, seconds=time.monotonic() - started)
 
-    def record(self, result: JobResult) -> None:
-        """Write down an outcome whose files have their final names."""
-        self.journal.append(result, self.marks.get(result.job.name, {}), self.settings)
+    def record(self, *results: JobResult) -> None:
+        """Write down outcomes whose files have their final names."""
+        marked = [(result, self.marks.get(result.job.name, {})) for result in results]
+        self.journal.append(marked, self.settings)
 
 
 def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
@@ -646,20 +648,28 @@ def split_pictures(
     batch: AnalyzedBatch, jobs: Sequence[Job]
 ) -> Iterator[tuple[int, Images, pd.DataFrame]]:
     """Yield position, pixels and table rows of each picture of a batch; ids run left to right."""
-    for place, index in enumerate(batch.frames.frames):
-        rows = np.flatnonzero(batch.detections.image_index == place)
-        rows = rows[np.argsort(batch.detections.boxes[rows, 0], kind="stable")]
-        faces = replace(batch.detections.select(rows), image_index=np.zeros(len(rows), np.int64))
-        table = build_table(
-            np.zeros(1, np.int64),
-            np.full(1, np.nan),
-            faces,
-            np.arange(len(rows)),
-            batch.traits["probabilities"][rows],
-            {name: values[rows] for name, values in batch.qualities.items()},
-        )
-        table.insert(0, "input", pd.Series(jobs[index].name, table.index, dtype="string"))
-        yield int(index), batch.frames.images[place], table
+    n_pictures = len(batch.frames)
+    index = batch.detections.image_index
+    order = np.lexsort((batch.detections.boxes[:, 0], index))
+    counts = np.bincount(index, minlength=n_pictures)
+    ids = np.empty(len(index), np.int64)
+    ids[order] = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    # One table, cut afterwards: making a table takes long, whatever its size.
+    table = build_table(
+        np.zeros(n_pictures, np.int64),
+        np.full(n_pictures, np.nan),
+        batch.detections,
+        ids,
+        batch.traits["probabilities"],
+        batch.qualities,
+    )
+    n_rows = np.maximum(counts, 1)
+    names = np.array([jobs[position].name for position in batch.frames.frames], object)
+    table.insert(0, "input", pd.Series(np.repeat(names, n_rows), table.index, "string"))
+    ends = np.cumsum(n_rows)
+    for place, position in enumerate(batch.frames.frames):
+        rows = table.iloc[ends[place] - n_rows[place] : ends[place]]
+        yield int(position), batch.frames.images[place], rows
 
 
 class PictureRows:
@@ -775,9 +785,9 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
             index, error = unreadable.get()
             pending.append((batch.attempt(jobs[index], partial(_raise, error)), pd.DataFrame()))
         rows.add([table for result, table in pending if result.status == "ok"])
-        for result, _ in pending:
-            batch.record(result)
-            yield result
+        if pending:
+            batch.record(*[result for result, _ in pending])
+        yield from [result for result, _ in pending]
         pending.clear()
 
     last_flush_s = time.monotonic()
@@ -801,21 +811,21 @@ def finish_picture(
     job: Job, image: Images, table: pd.DataFrame, outputs: OutputOptions
 ) -> JobResult:
     """Write the annotated copy of one picture and return its outcome."""
+    faces = table[table["face_id"].notna()]
     if outputs.annotate:
         job.destination.parent.mkdir(parents=True, exist_ok=True)
-        faces = table[table["face_id"].notna()]
         if outputs.blur_faces:
             image = hide_faces(image, DrawnFaces.from_rows(faces).boxes)
         with atomic_write(job.destination) as path:
             write_image(path, draw_faces(image, faces))
-    summary = summarize(table)
+    means = faces[list(EMOTIONS)].to_numpy(np.float64).sum(axis=0)
     return JobResult(
         job,
         "ok",
         n_frames=1,
-        n_faces=summary.n_faces,
-        n_people=summary.n_faces,
-        emotion=summary.emotion,
+        n_faces=len(faces),
+        n_people=len(faces),
+        emotion=EMOTIONS[means.argmax()] if len(faces) else "",
     )
 
 
