@@ -165,7 +165,9 @@ def format_card(card: ModelCard) -> str:
 # --- networks ---------------------------------------------------------------------------------
 
 
-def _assemble(name: str, base: Any, before: Any, after: Sequence[Any], n_classes: int) -> Any:
+def _assemble(
+    name: str, base: Any, before: Any, after: Sequence[Any], n_classes: int, head: str = "zeros"
+) -> Any:
     import keras
 
     base.name = "base"
@@ -176,9 +178,9 @@ def _assemble(name: str, base: Any, before: Any, after: Sequence[Any], n_classes
     # Half precision in the layers before is fine; probabilities are made in full.
     # With zeros here the first steps teach the head alone; random numbers on features as large as
     # VGG19's send gradients back that undo what the base has learnt.
-    logits = keras.layers.Dense(
-        n_classes, kernel_initializer="zeros", dtype="float32", name="logits"
-    )(features)
+    logits = keras.layers.Dense(n_classes, kernel_initializer=head, dtype="float32", name="logits")(
+        features
+    )
     outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
     return keras.Model(inputs, outputs, name=name)
 
@@ -229,7 +231,7 @@ def build_mobilenetv2_baseline(
         layers.GlobalAveragePooling2D(name="pool"),
         layers.Dense(128, activation="relu", name="hidden"),
     ]
-    return _assemble("mobilenetv2_baseline", base, before, after, n_classes)
+    return _assemble("mobilenetv2_baseline", base, before, after, n_classes, "glorot_uniform")
 
 
 def build_vgg19(
@@ -323,7 +325,7 @@ def build_vgg19_baseline(
         layers.Dropout(0.5, name="dropout"),
     ]
     before = layers.Rescaling(1 / 255, name="scale")
-    return _assemble("vgg19_baseline", base, before, after, n_classes)
+    return _assemble("vgg19_baseline", base, before, after, n_classes, "glorot_uniform")
 
 
 ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
