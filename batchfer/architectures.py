@@ -175,13 +175,11 @@ def _assemble(
     features = base(before(inputs))
     for layer in after:
         features = layer(features)
-    # Half precision in the layers before is fine; probabilities are made in full.
-    # With zeros here the first steps teach the head alone; random numbers on features as large as
-    # VGG19's send gradients back that undo what the base has learnt.
-    logits = keras.layers.Dense(n_classes, kernel_initializer=head, dtype="float32", name="logits")(
-        features
-    )
-    outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(logits)
+    # Half precision in the layers before is fine; probabilities are made in full. A head of zeros
+    # lets the first steps teach the head alone: random numbers on features as large as VGG19's send
+    # gradients back that undo what the base has learnt.
+    logits = keras.layers.Dense(n_classes, kernel_initializer=head, dtype="float32", name="logits")
+    outputs = keras.layers.Softmax(dtype="float32", name="probabilities")(logits(features))
     return keras.Model(inputs, outputs, name=name)
 
 

@@ -1,6 +1,7 @@
 """What several test modules use: a toy model, and a guard against errors that pass unseen."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ import numpy as np
 import pytest
 
 from batchfer.schema import EMOTIONS
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell that started the tests in the background has them ignore the Ctrl-C that they send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
