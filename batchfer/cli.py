@@ -434,9 +434,11 @@ def train(
     hard_votes: Annotated[
         bool, typer.Option("--hard-votes", help="Take the votes' majority as the label.")
     ] = False,
-    teacher: Annotated[
-        str | None,
-        typer.Option("--teacher", help="A trained model whose probabilities are part of the aims."),
+    teachers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--teacher", help="A trained model that shares in the targets; may be given again."
+        ),
     ] = None,
     validation: Annotated[
         float, typer.Option("--validation", help="Share that validates, where no part does.")
@@ -498,7 +500,7 @@ def train(
         base_weights=base_weights,
         votes=votes,
         hard_votes=hard_votes,
-        teacher=teacher,
+        teachers=tuple(teachers or ()),
         validation=validation,
         dedupe=dedupe,
         seed=seed,

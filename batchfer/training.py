@@ -95,7 +95,7 @@ class Recipe:
     averaged weights that are validated and kept; 0 keeps the weights themselves.
 
     Faces with FER+ votes aim at ``vote_share`` of them, others at labels smoothed by ``smoothing``;
-    all aim at ``teacher_share`` of what a teacher says, where one is given. From ``calm_from`` of
+    all aim at ``teacher_share`` of what teachers say, where there are any. From ``calm_from`` of
     all batches the ``calm`` augmentation replaces the strong one. ``per_class`` draws at most that
     many training faces of a class. ``patience`` ends a run after that many epochs without a better
     validation accuracy. With ``flip_average`` the published model is asked twice for each face,
@@ -223,8 +223,8 @@ class TrainOptions:
 
     ``base_weights`` is a ``.weights.h5`` file, ``"imagenet"`` for Keras' download, or ``"none"``
     for random ones. ``validation`` is the share of the training data that validates where a data
-    set has no validation part of its own. ``teacher`` is a trained model, by name or file, whose
-    probabilities become part of the targets. ``max_minutes`` ends a run in time: the cosine
+    set has no validation part of its own. ``teachers`` are trained models, by name or file, whose
+    mean probabilities become part of the targets. ``max_minutes`` ends a run in time: the cosine
     schedule then follows whichever of batches and minutes is further.
     """
 
@@ -235,7 +235,7 @@ class TrainOptions:
     base_weights: str = "imagenet"
     votes: Path | None = None
     hard_votes: bool = False
-    teacher: str | None = None
+    teachers: tuple[str, ...] = ()
     validation: float = 0.06
     dedupe: bool = False
     seed: int = 0
@@ -331,10 +331,13 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     faces = soften_targets(
         faces, {} if options.hard_votes else votes, recipe.vote_share, recipe.smoothing
     )
-    if options.teacher is not None:
-        card, teacher, _ = load_network(options.teacher)
-        same = load_faces([one for one in kept if len(one)], card.input_size, cache)
-        faces = follow_teacher(faces, recipe.teacher_share, ask_teacher(card, teacher, same))
+    if options.teachers:
+        said = []
+        for name in options.teachers:
+            card, teacher, _ = load_network(name)
+            same = load_faces([one for one in kept if len(one)], card.input_size, cache)
+            said.append(ask_teacher(card, teacher, same))
+        faces = follow_teachers(faces, recipe.teacher_share, said)
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)
     check_classes(training, f"the training part of {where}")
@@ -355,9 +358,12 @@ def ask_teacher(card: ModelCard, teacher: Any, faces: FaceSet) -> Floats:
     return probabilities[:, [card.labels.index(emotion) for emotion in EMOTIONS]]
 
 
-def follow_teacher(faces: FaceSet, share: float, probabilities: Floats) -> FaceSet:
-    """Return the faces with a share of their targets replaced (Hinton et al. 2015)."""
-    targets = (1 - share) * faces.targets + share * probabilities
+def follow_teachers(faces: FaceSet, share: float, said: Sequence[Floats]) -> FaceSet:
+    """Return the faces with a share of their targets taught (Hinton et al. 2015).
+
+    ``said`` are the probabilities ``(N,7)`` of each teacher; their mean counts.
+    """
+    targets = (1 - share) * faces.targets + share * np.mean(said, axis=0)
     return replace(faces, targets=targets.astype(np.float32))
 
 
@@ -877,7 +883,7 @@ def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
         "model",
         "recipe",
         "hard_votes",
-        "teacher",
+        "teachers",
         "validation",
         "dedupe",
         "seed",
@@ -1063,8 +1069,8 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
         )
     if options.votes is not None:
         described.append({"name": options.votes.name, "licence": LICENCES["votes"]})
-    if options.teacher is not None:
-        card, _, sha256 = load_network(options.teacher)
+    for teacher in options.teachers:
+        card, _, sha256 = load_network(teacher)
         described.append(
             {"name": f"teacher {card.name}", "sha256": sha256, "licence": card.licence}
         )
@@ -1105,8 +1111,8 @@ def format_command(options: TrainOptions) -> str:
         words += ["--base-weights", Path(options.base_weights).name]
     if options.votes is not None:
         words += ["--votes", options.votes.name]
-    if options.teacher is not None:
-        words += ["--teacher", Path(options.teacher).name]
+    for teacher in options.teachers:
+        words += ["--teacher", Path(teacher).name]
     for name, value in (
         ("--validation", options.validation),
         ("--seed", options.seed),

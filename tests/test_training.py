@@ -289,7 +289,7 @@ def test_a_teacher_shares_in_the_targets(
     options: TrainOptions, toy_model: Path, tmp_path: Path
 ) -> None:
     plain = prepare_data(options, WHOLE).training
-    taught = prepare_data(replace(options, teacher=str(toy_model)), WHOLE).training
+    taught = prepare_data(replace(options, teachers=(str(toy_model),)), WHOLE).training
     classifier = load_classifier(toy_model)
     said = 2 * taught.targets - plain.targets
     expected = classifier.predict(taught.images(np.arange(len(taught))))
@@ -300,10 +300,12 @@ def test_a_teacher_shares_in_the_targets(
     other.write_bytes(toy_model.read_bytes())
     card = replace(read_card(toy_model), labels=tuple(reversed(EMOTIONS)))
     locate_card(other).write_text(format_card(card))
-    turned = prepare_data(replace(options, teacher=str(other)), WHOLE).training
+    turned = prepare_data(replace(options, teachers=(str(other),)), WHOLE).training
     assert np.abs(2 * turned.targets - plain.targets - expected[:, ::-1]).max() < 1e-4
+    both = prepare_data(replace(options, teachers=(str(toy_model), str(other))), WHOLE).training
+    assert np.abs(2 * both.targets - taught.targets - turned.targets).max() < 1e-6
     once = replace(WHOLE, epochs=1, head_epochs=0)
-    card = train(replace(options, teacher=str(toy_model)), None, once).card
+    card = train(replace(options, teachers=(str(toy_model),)), None, once).card
     assert f"--teacher {toy_model.name}" in card.command
     assert card.training_data[-1]["sha256"] == hash_file(toy_model)
 
