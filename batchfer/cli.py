@@ -425,7 +425,9 @@ def train(
     base_weights: Annotated[
         str,
         typer.Option(
-            "--base-weights", help="A .weights.h5 file; imagenet downloads, none is none."
+            "--base-weights",
+            help="A .weights.h5 file, or a trained .keras to go on from; imagenet downloads, none "
+            "is none.",
         ),
     ] = "imagenet",
     votes: Annotated[

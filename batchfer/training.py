@@ -221,11 +221,12 @@ LICENCES: Mapping[str, str] = {
 class TrainOptions:
     """What a run is given. None leaves a value to the recipe.
 
-    ``base_weights`` is a ``.weights.h5`` file, ``"imagenet"`` for Keras' download, or ``"none"``
-    for random ones. ``validation`` is the share of the training data that validates where a data
-    set has no validation part of its own. ``teachers`` are trained models, by name or file, whose
-    mean probabilities become part of the targets. ``max_minutes`` ends a run in time: the cosine
-    schedule then follows whichever of batches and minutes is further.
+    ``base_weights`` is a ``.weights.h5`` file, a whole trained ``.keras`` model, ``"imagenet"`` for
+    Keras' download, or ``"none"`` for random ones. ``validation`` is the share of the training data
+    that validates where a data set has no validation part of its own. ``teachers`` are trained
+    models, by name or file, whose mean probabilities become part of the targets. ``max_minutes``
+    ends a run in time: the cosine schedule then follows whichever of batches and minutes is
+    further.
     """
 
     data: tuple[Path, ...]
@@ -352,9 +353,9 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
 def ask_teacher(card: ModelCard, teacher: Any, faces: FaceSet) -> Floats:
     """Return the calibrated probabilities ``(N,7)`` of a trained model, in the order of `EMOTIONS`.
 
-    Faces as they come: those of augmented pictures would have to be asked for in every epoch.
+    Once a face, as it comes: augmented ones would have to be asked for in every epoch.
     """
-    probabilities = apply_temperature(predict(teacher, faces, card.flip_average), card.temperature)
+    probabilities = apply_temperature(predict(teacher, faces), card.temperature)
     return probabilities[:, [card.labels.index(emotion) for emotion in EMOTIONS]]
 
 
@@ -407,9 +408,20 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
             "the ImageNet weights cannot be downloaded; give them with --base-weights FILE "
             f"({str(error).splitlines()[0][:120]})"
         ) from error
-    if options.base_weights not in ("imagenet", "none"):
+    if goes_on(options):
+        card, trained, _ = load_network(options.base_weights)
+        shapes, others = ([weight.shape for weight in one.weights] for one in (model, trained))
+        if shapes != others or card.labels != EMOTIONS:
+            raise ModelError(f"{options.base_weights} is no {recipe.architecture} to go on from")
+        model.set_weights(trained.get_weights())
+    elif options.base_weights not in ("imagenet", "none"):
         load_base_weights(model, Path(options.base_weights))
     return model
+
+
+def goes_on(options: TrainOptions) -> bool:
+    """Return whether the run starts from a whole trained model."""
+    return Path(options.base_weights).suffix == ".keras"
 
 
 def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
@@ -960,7 +972,7 @@ def train(
             run = TrainingRun(options, recipe, splits, progress)
             with spread_over_gpus():
                 network = build_network(options, recipe)
-                if recipe.fit_normalization:
+                if recipe.fit_normalization and not goes_on(options):
                     fit_normalization(network, draw_sample(splits.training, options.seed))
                 run.run(network)
             keras.config.set_dtype_policy("float32")

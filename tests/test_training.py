@@ -310,6 +310,21 @@ def test_a_teacher_shares_in_the_targets(
     assert card.training_data[-1]["sha256"] == hash_file(toy_model)
 
 
+def test_a_run_goes_on_from_a_trained_model(
+    options: TrainOptions, toy_model: Path, data: Path
+) -> None:
+    still = replace(WHOLE, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, average=0.0)
+    trained = train(replace(options, base_weights=str(toy_model)), None, still)
+    before, after = weights_of(toy_model), weights_of(trained.model)
+    assert np.abs(before[-2] - after[-2]).max() < 1e-3 < np.ptp(before[-2])
+    assert trained.card.base_weights["sha256"] == hash_file(toy_model)
+    assert f"--base-weights {toy_model.name}" in trained.card.command
+    wider = replace(still, settings={**SMALL, "width": 0.5})
+    other = replace(options, base_weights=str(toy_model), output=options.output / "other")
+    with pytest.raises(ModelError, match="no mobilenetv2 to go on from"):
+        train(other, None, wider)
+
+
 def test_vgg19_is_trained_with_normalizations(options: TrainOptions, tmp_path: Path) -> None:
     recipe = replace(
         RECIPES["vgg19", "finetune"],
