@@ -503,6 +503,25 @@ def soften_targets(
     return replace(faces, targets=targets)
 
 
+def keep_frequencies(faces: FaceSet) -> FaceSet:
+    """Return the faces with targets whose mean is the frequency of the labels, in each data set.
+
+    Votes and teachers prefer some classes (FER+ sees neutral faces where FER2013 sees fear), and a
+    network would learn that with what it is to learn. Columns and rows of the targets are scaled in
+    turn until both fit (Sinkhorn 1967).
+    """
+    targets = faces.targets.astype(np.float64)
+    for source in np.unique(faces.sources):
+        rows = faces.sources == source
+        counts = np.bincount(faces.labels[rows], minlength=len(EMOTIONS))
+        own = targets[rows]
+        for _ in range(50):
+            own *= counts / np.maximum(own.sum(axis=0), 1e-9)
+            own /= np.maximum(own.sum(axis=1, keepdims=True), 1e-9)
+        targets[rows] = own
+    return replace(faces, targets=targets.astype(np.float32))
+
+
 def relabel_by_majority(faces: FaceSet, votes: Mapping[str, Floats]) -> FaceSet:
     """Return the faces with the label that most FER+ annotators chose, where there are votes."""
     labels = faces.labels.copy()

@@ -43,6 +43,7 @@ from batchfer.datasets import (
     check_classes,
     draw_per_class,
     find_near_duplicates,
+    keep_frequencies,
     list_faces,
     load_faces,
     locate_cache,
@@ -339,6 +340,8 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
             same = load_faces([one for one in kept if len(one)], card.input_size, cache)
             said.append(ask_teacher(card, teacher, same))
         faces = follow_teachers(faces, recipe.teacher_share, said)
+    if options.teachers or votes:
+        faces = keep_frequencies(faces)
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)
     check_classes(training, f"the training part of {where}")

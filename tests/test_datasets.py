@@ -17,6 +17,7 @@ from batchfer.datasets import (
     check_classes,
     draw_per_class,
     find_near_duplicates,
+    keep_frequencies,
     list_faces,
     load_faces,
     read_votes,
@@ -354,6 +355,21 @@ def test_flip_mirrors_one_half() -> None:
         assert is_mirrored or np.array_equal(varied, image)
         mirrored += is_mirrored
     assert 70 < mirrored < 130
+
+
+def test_soft_targets_keep_the_frequencies_of_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(7, 400, p=[0.1, 0.05, 0.15, 0.3, 0.1, 0.1, 0.2])
+    faces = make_faces(np.zeros((400, 8, 8, 3), np.uint8), labels)
+    faces = replace(faces, sources=np.repeat(["one", "other"], 200))
+    doubtful = 0.6 * np.eye(7)[labels] + 0.4 * np.eye(7)[6]  # all that is not sure is neutral
+    kept = keep_frequencies(replace(faces, targets=doubtful.astype(np.float32))).targets
+    assert np.abs(kept.sum(axis=1) - 1).max() < 1e-5
+    for rows in (slice(0, 200), slice(200, 400)):
+        frequencies = np.eye(7)[labels[rows]].mean(axis=0)
+        assert np.abs(kept[rows].mean(axis=0) - frequencies).max() < 0.005
+    unsure = kept[labels != 6, 6]
+    assert 0 < unsure.max() < 0.4
 
 
 def test_a_border_is_plain_for_its_share_of_the_pictures() -> None:
