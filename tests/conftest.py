@@ -49,7 +49,7 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shake(model, np.random.default_rng(0))
     logits = model.get_layer("logits")
     shapes = [weight.shape for weight in logits.get_weights()]
-    logits.set_weights([np.random.default_rng(1).normal(0, 0.15, shape) for shape in shapes])
+    logits.set_weights([np.random.default_rng(1).normal(0, 0.04, shape) for shape in shapes])
     path = tmp_path_factory.mktemp("models") / "toy.keras"
     model.save(path)
     locate_card(path).write_text(format_card(ModelCard("toy", EMOTIONS, 32)))
