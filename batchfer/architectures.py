@@ -286,7 +286,7 @@ def _take_kernels(base: Any, release: Any) -> None:
 
 
 def fit_normalization(model: Any, pictures: npt.NDArray[np.uint8]) -> None:
-    """Set the normalizations of a network to the statistics of pictures ``(N,S,S,3)``, in place.
+    """Set the normalizations of a VGG19 to the statistics of pictures ``(N,S,S,3)``, in place.
 
     Mean and spread are taken away and given back by each, so that the network computes the same as
     before, and trains as a normalized one does (Mishkin & Matas 2016 start from data likewise).
@@ -294,12 +294,12 @@ def fit_normalization(model: Any, pictures: npt.NDArray[np.uint8]) -> None:
     import keras
 
     base = model.get_layer("base")
-    inputs = model.layers[1](pictures)  # the scaling
-    for layer in base.layers:
+    features = model.get_layer("scale")(pictures)
+    for layer in base.layers[1:]:
         if not isinstance(layer, keras.layers.BatchNormalization):
+            features = layer(features)
             continue
-        before = keras.Model(base.input, layer.input)
-        values = np.asarray(before.predict(inputs, batch_size=64, verbose=0), np.float32)
+        values = keras.ops.convert_to_numpy(features).astype(np.float32)
         mean, variance = values.mean(axis=(0, 1, 2)), values.var(axis=(0, 1, 2))
         layer.set_weights([np.sqrt(variance + layer.epsilon), mean, mean, variance])
 

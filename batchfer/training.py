@@ -33,6 +33,7 @@ from batchfer.architectures import (
     format_card,
     load_base_weights,
     locate_card,
+    read_card,
 )
 from batchfer.boxes import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.classifier import load_network
@@ -65,6 +66,7 @@ from batchfer.files import (
     PARTS_FOLDER,
     atomic_write,
     display_name,
+    find_model,
     hash_file,
     lock_output,
     prepare_output,
@@ -325,7 +327,8 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
         raise DataError(f"{where}: no training picture")
     if recipe.per_class is not None:
         kept = draw_per_class(kept, recipe.per_class, options.seed)
-    faces = load_faces([one for one in kept if len(one)], recipe.size_px, cache, options.strict)
+    kept = [one for one in kept if len(one)]
+    faces = load_faces(kept, recipe.size_px, cache, options.strict)
     votes = read_votes(options.votes) if options.votes else {}
     if options.hard_votes:
         faces = relabel_by_majority(faces, votes)
@@ -337,7 +340,7 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
         said = []
         for name in options.teachers:
             card, teacher, _ = load_network(name)
-            same = load_faces([one for one in kept if len(one)], card.input_size, cache)
+            same = load_faces(kept, card.input_size, cache)
             said.append(ask_teacher(card, teacher, same))
         faces = follow_teachers(faces, recipe.teacher_share, said)
     if options.teachers or votes:
@@ -975,7 +978,7 @@ def train(
             run = TrainingRun(options, recipe, splits, progress)
             with spread_over_gpus():
                 network = build_network(options, recipe)
-                if recipe.fit_normalization and not goes_on(options):
+                if recipe.fit_normalization and not (goes_on(options) or options.resume):
                     fit_normalization(network, draw_sample(splits.training, options.seed))
                 run.run(network)
             keras.config.set_dtype_policy("float32")
@@ -1085,9 +1088,10 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
     if options.votes is not None:
         described.append({"name": options.votes.name, "licence": LICENCES["votes"]})
     for teacher in options.teachers:
-        card, _, sha256 = load_network(teacher)
+        model = find_model(teacher)
+        card = read_card(model)
         described.append(
-            {"name": f"teacher {card.name}", "sha256": sha256, "licence": card.licence}
+            {"name": f"teacher {card.name}", "sha256": hash_file(model), "licence": card.licence}
         )
     return described
 

@@ -316,9 +316,7 @@ def test_a_teacher_shares_in_the_targets(
     assert card.training_data[-1]["sha256"] == hash_file(toy_model)
 
 
-def test_a_run_goes_on_from_a_trained_model(
-    options: TrainOptions, toy_model: Path, data: Path
-) -> None:
+def test_a_run_goes_on_from_a_trained_model(options: TrainOptions, toy_model: Path) -> None:
     still = replace(WHOLE, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, average=0.0)
     trained = train(replace(options, base_weights=str(toy_model)), None, still)
     before, after = weights_of(toy_model), weights_of(trained.model)
@@ -331,7 +329,7 @@ def test_a_run_goes_on_from_a_trained_model(
         train(other, None, wider)
 
 
-def test_vgg19_is_trained_with_normalizations(options: TrainOptions, tmp_path: Path) -> None:
+def test_vgg19_is_trained_with_normalizations(options: TrainOptions) -> None:
     recipe = replace(
         RECIPES["vgg19", "finetune"],
         size_px=32,
