@@ -254,6 +254,11 @@ class Analyzer:
         with tf.device("/CPU:0"):
             dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
             dataset = dataset.prefetch(1)
+        # Nothing is left to be tuned, and the tuner, which wakes ever more rarely, at times keeps a
+        # dataset that has ended from going until it wakes next: up to a minute a clip.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        dataset = dataset.with_options(options)
         if self.on_gpu:
             dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
         try:

@@ -777,6 +777,9 @@ class TrainingBatches:
         options = tf.data.Options()
         # Several devices share each batch; there is no file to shard by.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+        # Nothing is left to be tuned, and the tuner at times holds up the end of an epoch until it
+        # wakes next, up to a minute later.
+        options.autotune.enabled = False
         return dataset.with_options(options)
 
     def _feed_python(self, first: int, end: int) -> Any:
