@@ -29,7 +29,7 @@ from batchfer.schema import (
     Images,
 )
 from batchfer.timeline import build_table
-from batchfer.tracking import Tracker, describe_faces, describe_frame
+from batchfer.tracking import Tracker, describe_faces, describe_frames
 
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
@@ -123,7 +123,7 @@ class Analyzer:
         every = self.options.detect_every
         size = self._batch_size
         if size is None:
-            full, most_bytes = (64, 192e6) if self.on_gpu else (8, 12e6)
+            full, most_bytes = (64, 192e6) if self.on_gpu else (16, 12e6)
             fit = int(most_bytes / max(3 * width * height, 1))
             if every > 1:
                 return every * int(np.clip(2 * fit // every, 1, full // 2))
@@ -141,7 +141,7 @@ class Analyzer:
             neighbours: The batches around, if only key frames are searched for faces.
         """
         images = frames.images if tensor is None else tensor
-        signatures = [describe_frame(image) for image in frames.images]
+        signatures = describe_frames(frames.images)
         if frames.are_stills:
             detections = self.detector.detect_in_stills(images)
         elif neighbours is None:
@@ -152,7 +152,7 @@ class Analyzer:
                 self.detector, every, frames, signatures, neighbours, images
             )
         return AnalyzedBatch(
-            frames, detections, np.stack(signatures), self._describe_faces(frames, detections)
+            frames, detections, signatures, self._describe_faces(frames, detections)
         )
 
     def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:

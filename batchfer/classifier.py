@@ -258,7 +258,7 @@ def _load_classifier(
     path: Path, labels: Sequence[str] | None, rescale: float | None, device: str
 ) -> Classifier:
     card, keras_model, sha256 = load_network(path, labels)
-    folded = fold_batch_norm(keras_model)
+    folded = fold_layers(keras_model)
     _check_output(path, card, folded)
     return Classifier(card, sha256, _build_network(folded, card, rescale, device), device)
 
@@ -351,12 +351,13 @@ def _build_network(model: Any, card: ModelCard, rescale: float | None, device: s
         return network.get_concrete_function()
 
 
-def fold_batch_norm(model: Any) -> Any:
-    """Return the model with each batch normalization folded into the convolution before it.
+def fold_layers(model: Any) -> Any:
+    """Return the model with what belongs to a convolution folded into it.
 
-    Inference only: a frozen normalization is an affine map per channel, so that
-    ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is a convolution with other weights
-    (Jacob et al. 2018, section 3.2). Layers that do not fit the pattern are kept as they are.
+    Inference only. The batch normalization after it: frozen, it is an affine map per channel, so
+    that ``gamma * (w * x - mean) / sqrt(var + eps) + beta`` is a convolution with other weights
+    (Jacob et al. 2018, section 3.2). And the zeros around its input, where they are those that a
+    convolution with padding adds itself. Layers that do not fit are kept as they are.
     """
     import keras
 
@@ -370,8 +371,15 @@ def fold_batch_norm(model: Any) -> Any:
         plain = type(before) in (layers.Conv2D, layers.DepthwiseConv2D)
         if plain and len(before._outbound_nodes) == 1 and before.activation.__name__ == "linear":
             folds[before.name] = layer
-    folded = {layer.name for layer in folds.values()}
-    if len({layer.name for layer in everything}) < len(everything) or not folds:
+    padded = {
+        after.name: layer.name
+        for layer in everything
+        if isinstance(layer, layers.ZeroPadding2D) and len(layer._outbound_nodes) == 1
+        for after in [layer._outbound_nodes[0].operation]
+        if type(after) in (layers.Conv2D, layers.DepthwiseConv2D) and _pads_same(layer, after)
+    }
+    folded = {*(layer.name for layer in folds.values()), *padded.values()}
+    if len({layer.name for layer in everything}) < len(everything) or not folded:
         return model
 
     def rebuild(layer: Any) -> Any:
@@ -380,6 +388,8 @@ def fold_batch_norm(model: Any) -> Any:
         config = layer.get_config()
         if layer.name in folds:
             config["use_bias"] = True
+        if layer.name in padded:
+            config["padding"] = "same"
         return type(layer).from_config(config)
 
     def call(layer: Any, *inputs: Any, **_: Any) -> Any:
@@ -395,6 +405,18 @@ def fold_batch_norm(model: Any) -> Any:
         elif layer.name not in folded:
             twins[layer.name].set_weights(layer.get_weights())
     return clone
+
+
+def _pads_same(padding: Any, convolution: Any) -> bool:
+    """Return True if padding "same" of a convolution adds the zeros of the layer before it."""
+    if convolution.padding != "valid" or set(convolution.dilation_rate) != {1}:
+        return False
+    sizes = zip(padding.input.shape[1:3], convolution.kernel_size, convolution.strides, strict=True)
+    wanted = []
+    for size, kernel, stride in sizes:
+        more = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        wanted.append((more // 2, more - more // 2))
+    return tuple(tuple(sides) for sides in padding.padding) == tuple(wanted)
 
 
 def _flatten(model: Any) -> list[Any]:

@@ -138,12 +138,14 @@ class Detector:
         self._dtype = tf.float32 if self._on_gpu else tf.uint8
         frames = tf.TensorSpec((None, None, None, 3), self._dtype)
         crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
-        # Every size and count is free, so that each graph is traced once whatever comes.
-        self._run_proposal = tf.function(
-            self._trace_proposal, input_signature=(frames, tf.TensorSpec((None, 2), tf.int32))
-        )
-        self._run_refinement = tf.function(self._trace_refinement, input_signature=crops)
-        self._run_output = tf.function(self._trace_output, input_signature=crops)
+        # Every size and count is free, so that each graph is traced once whatever comes; and it is
+        # traced here, not by all threads at once when the first frames come.
+        with tf.device(self.device):
+            self._run_proposal = tf.function(self._trace_proposal).get_concrete_function(
+                frames, tf.TensorSpec((None, 2), tf.int32)
+            )
+            self._run_refinement = tf.function(self._trace_refinement).get_concrete_function(*crops)
+            self._run_output = tf.function(self._trace_output).get_concrete_function(*crops)
 
     def detect(self, images: Images) -> FaceDetections:
         """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8, array or tensor.

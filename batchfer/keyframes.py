@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
-from batchfer.tracking import describe_frame, measure_difference
+from batchfer.tracking import describe_frames, measure_difference
 
 if TYPE_CHECKING:
     from batchfer.detector import Detector
@@ -73,7 +73,7 @@ def detect_between(
     detector: "Detector",
     every: int,
     frames: FrameBatch,
-    signatures: Sequence[Floats],
+    signatures: Floats,
     neighbours: Neighbours,
     tensor: Any,
 ) -> FaceDetections:
@@ -85,16 +85,15 @@ def detect_between(
         detector: Finds faces; its threshold tells which faces between key frames are lost.
         every: Distance of key frames.
         frames: The frames.
-        signatures: ``(D,)`` of each frame, by `batchfer.tracking.describe_frame`.
+        signatures: ``(N,D)`` of the frames, by `batchfer.tracking.describe_frames`.
         neighbours: The batches around.
         tensor: The images once more, where the detector takes them from.
     """
     images, times_s = list(frames.images), list(frames.times_s)
-    signatures = list(signatures)
     if neighbours.after is not None:
         images.append(neighbours.after.images[0])
         times_s.append(neighbours.after.times_s[0])
-        signatures.append(describe_frame(images[-1]))
+        signatures = np.concatenate([signatures, describe_frames(images[-1:])])
     end = len(images) - 1
     keys = sorted({*range(0, end, every), end})
     faces = _detect(detector, images, keys if neighbours.first is None else keys[1:])
@@ -139,7 +138,7 @@ def detect_between(
     )
 
 
-def find_cuts(times_s: Sequence[float], signatures: Sequence[Floats]) -> npt.NDArray[np.bool_]:
+def find_cuts(times_s: Sequence[float], signatures: Floats) -> npt.NDArray[np.bool_]:
     """Return for each frame but the last whether a cut may lie between it and the next.
 
     Sees every cut that `batchfer.tracking.CutDetector` sees but for those next to frames without

@@ -98,25 +98,38 @@ def describe_people(images: Images, faces: FaceDetections) -> Floats:
     """
     import cv2
 
-    target = _FACE_POINTS * _FACE_SIDE_PX
-    descriptors = np.zeros((len(faces), _GREY_SIDE**2 + 2 * _COLOR_SIDE**2), np.float32)
+    n_faces, side = len(faces), _FACE_SIDE_PX
+    if not n_faces:
+        return np.zeros((0, _GREY_SIDE**2 + 2 * _COLOR_SIDE**2), np.float32)
+    target = _FACE_POINTS * side
+    # One below the other, so that a few calls serve them all.
+    column = np.empty((n_faces * side, side, 3), np.uint8)
     for row, (index, landmarks) in enumerate(zip(faces.image_index, faces.landmarks, strict=True)):
-        face = cv2.warpAffine(
+        cv2.warpAffine(
             images[index],
             fit_similarity(landmarks, target),
-            (_FACE_SIDE_PX, _FACE_SIDE_PX),
+            (side, side),
+            column[row * side : (row + 1) * side],
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        lab = cv2.cvtColor(face, cv2.COLOR_RGB2LAB).astype(np.float32)
-        grey = cv2.resize(lab[..., 0], (_GREY_SIDE, _GREY_SIDE), interpolation=cv2.INTER_AREA)
-        grey -= grey.mean()
-        descriptors[row, : grey.size] = grey.ravel() / (np.linalg.norm(grey) + 1e-6)
-        side = _FACE_SIDE_PX // 4
-        skin = np.median(lab[side : 3 * side, side : 3 * side, 1:].reshape(-1, 2), axis=0)
-        colors = cv2.resize(lab[..., 1:], (_COLOR_SIDE,) * 2, interpolation=cv2.INTER_AREA) - skin
-        descriptors[row, grey.size :] = colors.ravel() * (_COLOR_WEIGHT / _COLOR_SIDE)
-    return descriptors
+
+    def shrink(channel: Any, to: int) -> Floats:
+        cells = cv2.resize(channel, (to, n_faces * to), interpolation=cv2.INTER_AREA)
+        return np.asarray(cells, np.float32).reshape(n_faces, to * to)
+
+    light, *colors = cv2.split(cv2.cvtColor(column, cv2.COLOR_RGB2LAB).astype(np.float32))
+    grey = shrink(light, _GREY_SIDE)
+    grey -= grey.mean(axis=1, keepdims=True)
+    grey /= np.linalg.norm(grey, axis=1, keepdims=True) + 1e-6
+    middle = slice(side // 4, 3 * side // 4)
+    relative = [
+        shrink(color, _COLOR_SIDE) - np.median(skin.reshape(n_faces, -1), axis=1, keepdims=True)
+        for color in colors
+        for skin in [color.reshape(n_faces, side, side)[:, middle, middle]]
+    ]
+    cells = np.stack(relative, axis=-1).reshape(n_faces, -1) * (_COLOR_WEIGHT / _COLOR_SIDE)
+    return np.concatenate([grey, cells], axis=1, dtype=np.float32)
 
 
 _JOIN_BELOW = 0.75

@@ -10,12 +10,11 @@ for every frame rate, sampling step, and resolution.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import sliding_window_view
 from scipy.optimize import linear_sum_assignment
 
 from batchfer.boxes import measure_iou
@@ -69,31 +68,34 @@ _SHIFT = 3
 _HISTOGRAM_BINS = (6, 8, 8)
 
 
-def describe_frame(image: Images) -> Floats:
-    """Return the signature ``(D,)`` of a frame ``(H,W,3)`` RGB that `CutDetector` compares.
+def describe_frames(images: Images | Sequence[Images]) -> Floats:
+    """Return the signature of each frame ``(H,W,3)`` RGB that `CutDetector` compares, ``(N,D)``.
 
     Square-root brightness on a 24x24 grid, and the square root of a colour histogram of its cells.
     """
     import cv2
 
-    # A stride first: averaging every pixel of a 4K frame would cost as much as a network.
-    stride = max(1, min(image.shape[:2]) // (4 * _FRAME_CELLS))
-    small = cv2.resize(
-        np.ascontiguousarray(image[::stride, ::stride]),
-        (_FRAME_CELLS, _FRAME_CELLS),
-        interpolation=cv2.INTER_AREA,
-    )
-    cells: Floats = np.asarray(small, np.float32) / np.float32(255)
-    light = np.sqrt(cells.mean(axis=-1))
-    relative = (light - light.mean()) / (light.std() + np.float32(0.05)) / 4
-    channels = (relative, *np.moveaxis(_measure_chroma(cells) / np.float32(0.6), -1, 0))
+    small = np.empty((len(images), _FRAME_CELLS, _FRAME_CELLS, 3), np.uint8)
+    for cells, image in zip(small, images, strict=True):
+        # Few pixels of a cell tell its colour: all those of a 4K frame would cost as much as a
+        # network.
+        some = cv2.resize(image, (8 * _FRAME_CELLS,) * 2, interpolation=cv2.INTER_NEAREST)
+        cv2.resize(some, (_FRAME_CELLS,) * 2, cells, interpolation=cv2.INTER_AREA)
+    colours = small.astype(np.float32) / np.float32(255)
+    light = np.sqrt(colours.mean(axis=-1))
+    contrast = light.std(axis=(1, 2), keepdims=True) + np.float32(0.05)
+    relative = (light - light.mean(axis=(1, 2), keepdims=True)) / contrast / 4
+    channels = (relative, *np.moveaxis(_measure_chroma(colours) / np.float32(0.6), -1, 0))
     bins = [
-        np.clip((values + 0.5) * n, 0, n - 1).astype(np.intp).ravel()
+        np.clip((values + 0.5) * n, 0, n - 1).astype(np.intp)
         for values, n in zip(channels, _HISTOGRAM_BINS, strict=True)
     ]
-    place = np.ravel_multi_index(bins, _HISTOGRAM_BINS)
-    histogram = np.bincount(place, minlength=int(np.prod(_HISTOGRAM_BINS))) / place.size
-    return np.concatenate([light.ravel(), np.sqrt(histogram)]).astype(np.float32)
+    n_bins = int(np.prod(_HISTOGRAM_BINS))
+    places = np.ravel_multi_index(bins, _HISTOGRAM_BINS)
+    places += np.arange(len(images))[:, None, None] * n_bins
+    counts = np.bincount(places.ravel(), minlength=len(images) * n_bins)
+    histograms = np.sqrt(counts.reshape(len(images), n_bins) / _FRAME_CELLS**2)
+    return np.concatenate([light.reshape(len(images), -1), histograms], axis=1, dtype=np.float32)
 
 
 class CutDetector:
@@ -148,17 +150,23 @@ class CutDetector:
 
 def measure_difference(before: Floats, after: Floats) -> float:
     """Return how much two frames differ by their signatures, from 0 to about 2."""
+    import cv2
+
     n_cells = _FRAME_CELLS**2
     colours = 1.0 - float(before[n_cells:] @ after[n_cells:])
     picture = before[:n_cells].reshape(_FRAME_CELLS, _FRAME_CELLS)
     inner = slice(_SHIFT, _FRAME_CELLS - _SHIFT)
-    centre = after[:n_cells].reshape(_FRAME_CELLS, _FRAME_CELLS)[inner, inner].ravel()
-    windows = sliding_window_view(picture, (inner.stop - inner.start,) * 2)
-    shifted = windows.reshape(-1, len(centre))
-    shifted = shifted - shifted.mean(axis=1, keepdims=True)
+    centre = after[:n_cells].reshape(_FRAME_CELLS, _FRAME_CELLS)[inner, inner]
     centre = centre - centre.mean()
-    scales = np.sqrt((shifted**2).sum(axis=1) * (centre**2).sum())
-    return 1.0 - float((shifted @ centre / (scales + 1e-3)).max()) + colours
+    # The correlation with each window of the picture. OpenCV's own normalization of it would take
+    # a window without contrast for a perfect fit.
+    side, valid = len(centre), slice(len(centre) // 2, _FRAME_CELLS + 1 - len(centre) // 2)
+    products = cv2.matchTemplate(picture, centre, cv2.TM_CCORR)
+    sums = cv2.boxFilter(picture, -1, (side, side), normalize=False)[valid, valid]
+    squares = cv2.sqrBoxFilter(picture, -1, (side, side), normalize=False)[valid, valid]
+    contrasts = np.maximum(squares - sums**2 / centre.size, 0)
+    scales = np.sqrt(contrasts * float(np.vdot(centre, centre)))
+    return 1.0 - float((products / (scales + 1e-3)).max()) + colours
 
 
 # --- tracks ---------------------------------------------------------------------------------------
@@ -222,7 +230,7 @@ class Tracker:
             boxes: ``(N,4)`` px.
             landmarks: ``(N,5,2)`` px.
             appearances: ``(N,D)`` of `describe_faces`; None links by position alone.
-            signature: ``(D,)`` of `describe_frame`; None if there is no cut before this frame.
+            signature: ``(D,)`` of `describe_frames`; None if there is no cut before this frame.
         """
         step_s = max(time_s - self._time_s, 0.0)
         self._time_s = time_s
@@ -247,6 +255,8 @@ class Tracker:
         ids[faces] = self._ids[tracks]
         self._move(time_s, tracks, points[faces], looks[faces], _find_alone(boxes)[faces])
         new = np.flatnonzero(ids < 0)
+        if not len(new):
+            return ids
         new = new[np.lexsort((boxes[new, 1], boxes[new, 0]))]
         ids[new] = self._n_ids + np.arange(len(new))
         self._n_ids += len(new)
@@ -258,6 +268,8 @@ class Tracker:
         return ids
 
     def _keep(self, mask: npt.NDArray[np.bool_]) -> None:
+        if mask.all():
+            return
         self._ids, self._points, self._speeds = (
             self._ids[mask],
             self._points[mask],
@@ -272,7 +284,7 @@ class Tracker:
         elapsed_s = np.maximum(time_s - self._seen_s, 0.0)
         # Nobody keeps a speed for long: the prediction slows down and comes to rest.
         coast_s = _COAST_S * (1 - np.exp(-elapsed_s / _COAST_S))
-        shifts = np.nan_to_num(self._speeds) * coast_s[:, None]
+        shifts = np.where(np.isnan(self._speeds), 0.0, self._speeds) * coast_s[:, None]
         sizes, new_sizes = _measure_size(self._points), _measure_size(points)
         pair_sizes = np.sqrt(sizes[:, None] * new_sizes)
         predicted = self._points + shifts[:, None]
@@ -324,6 +336,8 @@ def _measure_size(points: Times) -> Times:
 
 
 def _find_alone(boxes: Floats) -> npt.NDArray[np.bool_]:
+    if len(boxes) < 2:
+        return np.ones(len(boxes), np.bool_)
     overlaps = measure_iou(boxes, boxes)
     np.fill_diagonal(overlaps, 0.0)
     return np.asarray(overlaps.max(axis=1, initial=0.0) < 0.1)

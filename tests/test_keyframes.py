@@ -17,7 +17,7 @@ from batchfer.analyzer import AnalyzedBatch, Analyzer
 from batchfer.boxes import measure_iou
 from batchfer.keyframes import Neighbours, find_cuts, match_faces
 from batchfer.schema import AnalyzeOptions, FaceDetections, FrameBatch, Images
-from batchfer.tracking import describe_frame
+from batchfer.tracking import describe_frames
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 PORTRAIT = cv2.resize(np.ascontiguousarray(data.astronaut()[20:220, 120:320]), (150, 150))
@@ -221,5 +221,5 @@ def test_faces_are_matched_while_they_stay_near() -> None:
 
 def test_cuts_are_found_between_the_frames_where_they_are() -> None:
     pictures = [cuts_between_places(frame) for frame in range(0, 62)]
-    cuts = find_cuts(np.arange(62) / RATE, [describe_frame(picture) for picture in pictures])
+    cuts = find_cuts(np.arange(62) / RATE, describe_frames(pictures))
     assert np.flatnonzero(cuts).tolist() == [12, 30, 43]

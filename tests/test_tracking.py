@@ -12,7 +12,7 @@ from batchfer.tracking import (
     CutDetector,
     Tracker,
     describe_faces,
-    describe_frame,
+    describe_frames,
 )
 
 SHAPE = np.array([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
@@ -200,7 +200,7 @@ def crop(image: npt.NDArray[np.uint8], x: float, y: float, scale: float) -> npt.
 
 def find_cuts(frames: list[npt.NDArray[np.uint8]], step_s: float = STEP_S) -> list[int]:
     detector = CutDetector()
-    signatures = [describe_frame(frame) for frame in frames]
+    signatures = describe_frames(frames)
     return [i for i, s in enumerate(signatures) if detector.update(i * step_s, s)]
 
 
@@ -251,7 +251,7 @@ def test_frames_a_second_apart_are_not_all_cuts() -> None:
 
 def test_a_cut_ends_tracks() -> None:
     tracker = Tracker()
-    shots = [describe_frame(crop(SCENES[name], 0, 0, 2)) for name in ("portrait", "rocket")]
+    shots = describe_frames([crop(SCENES[name], 0, 0, 2) for name in ("portrait", "rocket")])
     looks = make_looks([0, 1])
     first, second = make_faces([(100, 100)]), make_faces([(110, 100)])
     for frame in range(5):
@@ -262,7 +262,7 @@ def test_a_cut_ends_tracks() -> None:
 
 def test_a_slide_that_changes_beside_a_speaker_ends_no_track() -> None:
     tracker = Tracker()
-    shots = [describe_frame(crop(SCENES[name], 0, 0, 2)) for name in ("portrait", "rocket")]
+    shots = describe_frames([crop(SCENES[name], 0, 0, 2) for name in ("portrait", "rocket")])
     faces = make_faces([(100, 100)])
     for frame in range(10):
         looks = make_looks([0], noise=0.1, seed=frame)
@@ -271,11 +271,11 @@ def test_a_slide_that_changes_beside_a_speaker_ends_no_track() -> None:
 
 def test_signatures_are_small_and_quick() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (2160, 3840, 3), np.uint8)
-    describe_frame(frame)
+    describe_frames([frame])[0]
     started = time.perf_counter()
     for _ in range(10):
-        signature = describe_frame(frame)
+        signature = describe_frames([frame])[0]
     assert (time.perf_counter() - started) / 10 < 0.02
     assert signature.nbytes < 8192
     for shape in ((1, 1, 3), (7, 200, 3), (240, 320, 3)):
-        assert describe_frame(np.zeros(shape, np.uint8)).shape == signature.shape
+        assert describe_frames([np.zeros(shape, np.uint8)])[0].shape == signature.shape

@@ -23,7 +23,7 @@ from batchfer.architectures import (
     locate_card,
     read_card,
 )
-from batchfer.classifier import fold_batch_norm, load_classifier, load_network
+from batchfer.classifier import fold_layers, load_classifier, load_network
 from batchfer.datasets import Augmentation, keep_frequencies
 from batchfer.errors import DataError, ModelError, UsageError
 from batchfer.evaluation import EvaluateOptions, evaluate
@@ -341,7 +341,7 @@ def test_vgg19_is_trained_with_normalizations(options: TrainOptions) -> None:
     network = keras.saving.load_model(trained.model, compile=False)
     gamma = network.get_layer("base").get_layer("block3_conv2_bn").gamma
     assert np.ptp(np.asarray(gamma)) > 0.01
-    folded = fold_batch_norm(network)
+    folded = fold_layers(network)
     assert not [layer for layer in folded.get_layer("base").layers if layer.name.endswith("_bn")
                 and layer.weights]  # fmt: skip
     faces = prepare_data(options, recipe).validation.images(np.arange(8))
