@@ -70,6 +70,7 @@ from batchfer.results import draw_video, write_index_pages, write_results, write
 from batchfer.schema import (
     EMOTIONS,
     AnalyzeOptions,
+    Floats,
     FrameBatch,
     Images,
     Job,
@@ -574,8 +575,8 @@ def analyze_images(
     tables = {}
     with closing(analyzer.stream(read_pictures(jobs, analyzer, refuse))) as analyzed:
         for batch in analyzed:
-            for index, _, table in split_pictures(batch, jobs):
-                tables[index] = table
+            for picture in split_pictures(batch, jobs):
+                tables[picture.position] = picture.rows
     ordered = [tables[index] for index in sorted(tables)]
     table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
     folder = os.path.commonpath([job.source.absolute().parent for job in jobs] or [Path.cwd()])
@@ -644,23 +645,33 @@ def read_pictures(
             yield gather(shape)
 
 
-def split_pictures(
-    batch: AnalyzedBatch, jobs: Sequence[Job]
-) -> Iterator[tuple[int, Images, pd.DataFrame]]:
-    """Yield position, pixels and table rows of each picture of a batch; ids run left to right."""
+@dataclass(frozen=True)
+class Picture:
+    """One analyzed picture: its position among the jobs, pixels, rows and probabilities."""
+
+    position: int
+    image: Images
+    rows: pd.DataFrame
+    probabilities: Floats
+
+
+def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Picture]:
+    """Yield each picture of a batch; ids run left to right."""
     n_pictures = len(batch.frames)
     index = batch.detections.image_index
     order = np.lexsort((batch.detections.boxes[:, 0], index))
     counts = np.bincount(index, minlength=n_pictures)
+    starts = np.cumsum(counts) - counts
     ids = np.empty(len(index), np.int64)
-    ids[order] = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    ids[order] = np.arange(len(index)) - np.repeat(starts, counts)
+    probabilities = batch.traits["probabilities"]
     # One table, cut afterwards: making a table takes long, whatever its size.
     table = build_table(
         np.zeros(n_pictures, np.int64),
         np.full(n_pictures, np.nan),
         batch.detections,
         ids,
-        batch.traits["probabilities"],
+        probabilities,
         batch.qualities,
     )
     n_rows = np.maximum(counts, 1)
@@ -668,8 +679,12 @@ def split_pictures(
     table.insert(0, "input", pd.Series(np.repeat(names, n_rows), table.index, "string"))
     ends = np.cumsum(n_rows)
     for place, position in enumerate(batch.frames.frames):
-        rows = table.iloc[ends[place] - n_rows[place] : ends[place]]
-        yield int(position), batch.frames.images[place], rows
+        yield Picture(
+            int(position),
+            batch.frames.images[place],
+            table.iloc[ends[place] - n_rows[place] : ends[place]],
+            probabilities[starts[place] : starts[place] + counts[place]],
+        )
 
 
 class PictureRows:
@@ -772,10 +787,11 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     unreadable: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
     pending: list[tuple[JobResult, pd.DataFrame]] = []
 
-    def finish(picture: tuple[int, Images, pd.DataFrame]) -> tuple[JobResult, pd.DataFrame]:
-        index, image, table = picture
-        work = partial(finish_picture, jobs[index], image, table, batch.outputs)
-        return batch.attempt(jobs[index], work), table
+    def finish(picture: Picture) -> tuple[JobResult, pd.DataFrame]:
+        job = jobs[picture.position]
+        return batch.attempt(
+            job, partial(finish_picture, job, picture, batch.outputs)
+        ), picture.rows
 
     def refuse(index: int, error: Exception) -> None:
         unreadable.put((index, error))
@@ -807,25 +823,25 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     yield from flush()
 
 
-def finish_picture(
-    job: Job, image: Images, table: pd.DataFrame, outputs: OutputOptions
-) -> JobResult:
+def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobResult:
     """Write the annotated copy of one picture and return its outcome."""
-    faces = table[table["face_id"].notna()]
+    n_faces = len(picture.probabilities)
     if outputs.annotate:
+        faces = picture.rows if n_faces else picture.rows[:0]
+        image = picture.image
         job.destination.parent.mkdir(parents=True, exist_ok=True)
         if outputs.blur_faces:
             image = hide_faces(image, DrawnFaces.from_rows(faces).boxes)
         with atomic_write(job.destination) as path:
             write_image(path, draw_faces(image, faces))
-    means = faces[list(EMOTIONS)].to_numpy(np.float64).sum(axis=0)
+    means = picture.probabilities.sum(axis=0, dtype=np.float64)
     return JobResult(
         job,
         "ok",
         n_frames=1,
-        n_faces=len(faces),
-        n_people=len(faces),
-        emotion=EMOTIONS[means.argmax()] if len(faces) else "",
+        n_faces=n_faces,
+        n_people=n_faces,
+        emotion=EMOTIONS[means.argmax()] if n_faces else "",
     )
 
 
