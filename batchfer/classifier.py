@@ -402,21 +402,28 @@ def fold_layers(model: Any) -> Any:
     for layer in everything:
         if layer.name in folds:
             twins[layer.name].set_weights(_fold_weights(layer, folds[layer.name]))
-        elif layer.name not in folded:
+        elif layer.weights and layer.name not in folded:
             twins[layer.name].set_weights(layer.get_weights())
     return clone
 
 
 def _pads_same(padding: Any, convolution: Any) -> bool:
     """Return True if padding "same" of a convolution adds the zeros of the layer before it."""
-    if convolution.padding != "valid" or set(convolution.dilation_rate) != {1}:
+    sides = padding.input.shape[1:3]
+    if (
+        convolution.padding != "valid"
+        or convolution.data_format != "channels_last"
+        or set(convolution.dilation_rate) != {1}
+        or None in sides
+    ):
         return False
-    sizes = zip(padding.input.shape[1:3], convolution.kernel_size, convolution.strides, strict=True)
     wanted = []
-    for size, kernel, stride in sizes:
+    for size, kernel, stride in zip(
+        sides, convolution.kernel_size, convolution.strides, strict=True
+    ):
         more = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         wanted.append((more // 2, more - more // 2))
-    return tuple(tuple(sides) for sides in padding.padding) == tuple(wanted)
+    return [tuple(zeros) for zeros in padding.padding] == wanted
 
 
 def _flatten(model: Any) -> list[Any]:

@@ -67,6 +67,31 @@ def test_folding_leaves_no_normalization_and_the_same_answer(toy_model: Path) ->
     assert "Conv2D" in kinds
 
 
+@pytest.mark.parametrize(
+    ("side", "padding", "kernel", "stride", "folds"),
+    [
+        (8, ((0, 1), (0, 1)), 3, 2, True),
+        (9, ((1, 1), (1, 1)), 3, 2, True),
+        (8, ((1, 1), (1, 1)), 3, 2, False),
+        (8, ((1, 1), (1, 1)), 3, 1, True),
+        (None, ((0, 1), (0, 1)), 3, 2, False),
+    ],
+)
+def test_padding_is_folded_where_the_convolution_pads_alike(
+    side: int | None, padding: tuple, kernel: int, stride: int, folds: bool
+) -> None:
+    layers = keras.layers
+    inputs = keras.Input((side, side, 3))
+    padded = layers.ZeroPadding2D(padding)(inputs)
+    outputs = layers.Conv2D(4, kernel, stride, bias_initializer="ones")(padded)
+    model = keras.Model(inputs, outputs)
+    folded = fold_layers(model)
+    kinds = {type(layer).__name__ for layer in folded.layers}
+    assert ("ZeroPadding2D" not in kinds) == folds
+    pixels = np.random.default_rng(3).uniform(0, 255, (2, side or 8, side or 8, 3))
+    np.testing.assert_allclose(folded(pixels), model(pixels), rtol=1e-5, atol=1e-4)
+
+
 def test_a_face_gets_the_same_bits_alone_and_in_company(
     toy_model: Path, tmp_path: Path, crops: Images
 ) -> None:
