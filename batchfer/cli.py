@@ -436,6 +436,9 @@ def train(
     hard_votes: Annotated[
         bool, typer.Option("--hard-votes", help="Take the votes' majority as the label.")
     ] = False,
+    even: Annotated[
+        bool, typer.Option("--even", help="Draw each data set equally often, whatever its size.")
+    ] = False,
     teachers: Annotated[
         list[str] | None,
         typer.Option(
@@ -502,6 +505,7 @@ def train(
         base_weights=base_weights,
         votes=votes,
         hard_votes=hard_votes,
+        even=even,
         teachers=tuple(teachers or ()),
         validation=validation,
         dedupe=dedupe,

@@ -706,11 +706,18 @@ def _erase(image: Images, rng: np.random.Generator) -> Images:
 class TrainingBatches:
     """Shuffled, augmented batches, each a function of the seed, the epoch and its index.
 
+    With ``even`` each data set is drawn equally often: an epoch keeps its length, shows the faces
+    of a small one several times and leaves some of a large one to the next epochs.
     ``augmentation`` may be replaced between epochs.
     """
 
     def __init__(
-        self, faces: FaceSet, batch_size: int, seed: int, augmentation: Augmentation
+        self,
+        faces: FaceSet,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation,
+        even: bool = False,
     ) -> None:
         """Keep the faces; nothing is drawn yet."""
         import cv2
@@ -721,6 +728,7 @@ class TrainingBatches:
         self.batch_size = min(batch_size, len(faces))
         self.seed = seed
         self.augmentation = augmentation
+        self.even = even
         self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def __len__(self) -> int:
@@ -728,7 +736,17 @@ class TrainingBatches:
         return len(self.faces) // self.batch_size
 
     def _shuffle(self, epoch: int) -> npt.NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.faces))
+        rng = np.random.default_rng((self.seed, epoch))
+        if not self.even:
+            return rng.permutation(len(self.faces))
+        sources = self.faces.sources
+        sets = [np.flatnonzero(sources == source) for source in np.unique(sources)]
+        share = -(-len(self.faces) // len(sets))
+        drawn = [
+            np.concatenate([rng.permutation(rows) for _ in range(-(-share // len(rows)))])[:share]
+            for rows in sets
+        ]
+        return rng.permutation(np.concatenate(drawn))[: len(self.faces)]
 
     def batch(self, number: int) -> tuple[Images, Floats]:
         """Return pictures ``(B,S,S,3)`` and targets ``(B,7)`` of a batch, counted over epochs."""

@@ -226,10 +226,10 @@ class TrainOptions:
 
     ``base_weights`` is a ``.weights.h5`` file, a whole trained ``.keras`` model, ``"imagenet"`` for
     Keras' download, or ``"none"`` for random ones. ``validation`` is the share of the training data
-    that validates where a data set has no validation part of its own. ``teachers`` are trained
-    models, by name or file, whose mean probabilities become part of the targets. ``max_minutes``
-    ends a run in time: the cosine schedule then follows whichever of batches and minutes is
-    further.
+    that validates where a data set has no validation part of its own. With ``even`` each data set
+    is drawn equally often, whatever its size. ``teachers`` are trained models, by name or file,
+    whose mean probabilities become part of the targets. ``max_minutes`` ends a run in time: the
+    cosine schedule then follows whichever of batches and minutes is further.
     """
 
     data: tuple[Path, ...]
@@ -239,6 +239,7 @@ class TrainOptions:
     base_weights: str = "imagenet"
     votes: Path | None = None
     hard_votes: bool = False
+    even: bool = False
     teachers: tuple[str, ...] = ()
     validation: float = 0.06
     dedupe: bool = False
@@ -622,7 +623,11 @@ class TrainingRun:
             validation = compute_features(fixed, validation, self.progress)
         self.validation = validation
         self.batches = TrainingBatches(
-            self.training, recipe.batch_size, self.options.seed, recipe.augmentation
+            self.training,
+            recipe.batch_size,
+            self.options.seed,
+            recipe.augmentation,
+            self.options.even,
         )
         self.compiled_for = ""
         if self.options.resume:
@@ -901,6 +906,7 @@ def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
         "model",
         "recipe",
         "hard_votes",
+        "even",
         "teachers",
         "validation",
         "dedupe",
@@ -1143,7 +1149,8 @@ def format_command(options: TrainOptions) -> str:
     ):
         if value is not None:
             words += [name, f"{value:g}"]
-    words += ["--dedupe"] * options.dedupe + ["--hard-votes"] * options.hard_votes
+    for name in ("dedupe", "hard_votes", "even"):
+        words += [f"--{name.replace('_', '-')}"] * getattr(options, name)
     if options.precision != "auto":
         words += ["--precision", options.precision]
     words += ["-o", options.output.name]

@@ -419,11 +419,30 @@ def test_an_epoch_shows_each_face_once() -> None:
         assert sorted(np.concatenate(shown).tolist()) == list(range(20))
 
 
+def test_data_sets_of_any_size_can_be_drawn_equally_often() -> None:
+    images = np.stack([np.full((24, 24, 3), value, np.uint8) for value in range(20)])
+    faces = make_faces(images, [0] * 20)
+    sources = np.where(np.arange(20) < 16, "large", "small")
+    batches = TrainingBatches(replace(faces, sources=sources), 5, 0, Augmentation(), even=True)
+    assert len(batches) == 4
+    epochs = [
+        np.concatenate([batches.batch(4 * epoch + i)[0][:, 0, 0, 0] for i in range(4)]).tolist()
+        for epoch in range(2)
+    ]
+    for shown in epochs:
+        counts = np.bincount(shown, minlength=20)
+        assert counts[:16].sum() == 10 and counts[:16].max() == 1
+        assert counts[16:].sum() == 10 and set(counts[16:].tolist()) <= {2, 3}
+    assert epochs[0] != epochs[1]
+
+
 def test_tf_data_feeds_the_same_batches() -> None:
     images = np.stack([draw_face(label % 7, label, 24) for label in range(20)])
     batches = TrainingBatches(make_faces(images, np.arange(20) % 7), 4, 5, EVERYTHING)
-    fed = list(batches.feed(3, 9).as_numpy_iterator())
+    feed = batches.feed(3, 9)
+    fed = list(feed.as_numpy_iterator())
     assert len(fed) == 6
+    assert not feed.options().autotune.enabled, "the tuner holds up the end of epochs"
     for number, (pictures, targets) in enumerate(fed, 3):
         expected = batches.batch(number)
         assert (pictures == expected[0]).all() and (targets == expected[1]).all()
