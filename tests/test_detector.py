@@ -164,6 +164,7 @@ def test_every_frame_size_is_served(detector: Detector) -> None:
     for side in range(150, 180, 3):
         frame = cv2.resize(PORTRAIT, (side, side + 7), interpolation=cv2.INTER_AREA)
         assert len(detector.detect(frame[None])) == 1, side
+    assert isinstance(detector._run_proposal, tf.types.experimental.ConcreteFunction), "one graph"
 
 
 @pytest.mark.parametrize("size", [(25, 90), (90, 150), (13, 13)])
