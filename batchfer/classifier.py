@@ -363,12 +363,13 @@ def fold_layers(model: Any) -> Any:
 
     layers = keras.layers
     everything = _flatten(model)
+    convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     folds: dict[str, Any] = {}
     for layer in everything:
         if not isinstance(layer, layers.BatchNormalization) or layer.axis not in (-1, 3):
             continue
         before = layer.input._keras_history.operation
-        plain = type(before) in (layers.Conv2D, layers.DepthwiseConv2D)
+        plain = type(before) in convolutions
         if plain and len(before._outbound_nodes) == 1 and before.activation.__name__ == "linear":
             folds[before.name] = layer
     padded = {
@@ -376,7 +377,7 @@ def fold_layers(model: Any) -> Any:
         for layer in everything
         if isinstance(layer, layers.ZeroPadding2D) and len(layer._outbound_nodes) == 1
         for after in [layer._outbound_nodes[0].operation]
-        if type(after) in (layers.Conv2D, layers.DepthwiseConv2D) and _pads_same(layer, after)
+        if type(after) in convolutions and _pads_same(layer, after)
     }
     folded = {*(layer.name for layer in folds.values()), *padded.values()}
     if len({layer.name for layer in everything}) < len(everything) or not folded:

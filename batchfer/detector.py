@@ -130,17 +130,16 @@ class Detector:
         self._on_gpu = "GPU" in self.device.upper()
         self._at_once = _GPU_FACTOR if self._on_gpu else 1
         self._most_frames = sys.maxsize
-        with tf.device(self.device):
-            self._proposal = _ProposalNetwork(StagePNet().model)
-            self._refinement = _RefinementNetwork(StageRNet().model)
-            self._output = _OutputNetwork(StageONet().model)
         # A GPU has no kernel that cuts crops from uint8.
         self._dtype = tf.float32 if self._on_gpu else tf.uint8
         frames = tf.TensorSpec((None, None, None, 3), self._dtype)
         crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
-        # Every size and count is free, so that each graph is traced once whatever comes; and it is
-        # traced here, not by all threads at once when the first frames come.
         with tf.device(self.device):
+            self._proposal = _ProposalNetwork(StagePNet().model)
+            self._refinement = _RefinementNetwork(StageRNet().model)
+            self._output = _OutputNetwork(StageONet().model)
+            # Every size and count is free, so that each graph is traced once whatever comes; and it
+            # is traced here, not by all threads at once when the first frames come.
             self._run_proposal = tf.function(self._trace_proposal).get_concrete_function(
                 frames, tf.TensorSpec((None, 2), tf.int32)
             )

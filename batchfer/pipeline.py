@@ -789,9 +789,8 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
 
     def finish(picture: Picture) -> tuple[JobResult, pd.DataFrame]:
         job = jobs[picture.position]
-        return batch.attempt(
-            job, partial(finish_picture, job, picture, batch.outputs)
-        ), picture.rows
+        work = partial(finish_picture, job, picture, batch.outputs)
+        return batch.attempt(job, work), picture.rows
 
     def refuse(index: int, error: Exception) -> None:
         unreadable.put((index, error))
