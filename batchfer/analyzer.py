@@ -45,9 +45,10 @@ SAME_FACE_IOU = 0.3
 class AnalyzedBatch:
     """A sub-batch after the networks; everything here is independent of other frames.
 
-    ``signatures (B,D)`` tell cuts between the frames. ``traits`` belong to the N rows of
-    ``detections``: ``probabilities (N,7)``, ``appearances (N,D)`` to follow a face from frame to
-    frame, ``identities (N,D)`` to know a person again, and the `QUALITY_COLUMNS`, each ``(N,)``.
+    ``traits`` belong to the N rows of ``detections``: ``probabilities (N,7)``, the
+    `QUALITY_COLUMNS`, each ``(N,)``, and, in clips alone, ``appearances (N,D)`` to follow a face
+    from frame to frame and ``identities (N,D)`` to know a person again. ``signatures (B,D)`` tell
+    cuts between the frames of a clip; those of pictures are empty.
     """
 
     frames: FrameBatch
@@ -141,7 +142,9 @@ class Analyzer:
             neighbours: The batches around, if only key frames are searched for faces.
         """
         images = frames.images if tensor is None else tensor
-        signatures = describe_frames(frames.images)
+        signatures = np.zeros((len(frames), 0), np.float32)
+        if not frames.are_stills:
+            signatures = describe_frames(frames.images)
         if frames.are_stills:
             detections = self.detector.detect_in_stills(images)
         elif neighbours is None:
@@ -185,11 +188,14 @@ class Analyzer:
         below = self.options.min_confidence
         if below is None:
             below = self.classifier.card.uncertain_below
+        quality = measure_quality(crops, detections.landmarks, probabilities, below)
+        if frames.are_stills:
+            return {"probabilities": probabilities, **quality}
         return {
             "probabilities": probabilities,
             "appearances": describe_faces(crops),
             "identities": describe_people(frames.images, detections),
-            **measure_quality(crops, detections.landmarks, probabilities, below),
+            **quality,
         }
 
     def stream(

@@ -11,7 +11,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -327,11 +327,15 @@ def _build_network(model: Any, card: ModelCard, rescale: float | None, device: s
     size = card.input_size
     order = [card.labels.index(emotion) for emotion in EMOTIONS]
 
+    # No Python here depends on a tensor: rewriting it would take time and leave files in the
+    # temporary folder. As a function of its own the model is traced once, not once a pass.
+    trace = partial(tf.function, autograph=False)
+
+    @trace
     def run(pixels: Any) -> Any:
         probabilities = model(pixels, training=False)
         return tf.cast(probabilities, tf.float32)
 
-    @tf.function(input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)])  # type: ignore[untyped-decorator]
     def network(crops: Any) -> Any:
         pixels = tf.cast(crops, tf.float32)
         if card.channels == 1:
@@ -348,7 +352,7 @@ def _build_network(model: Any, card: ModelCard, rescale: float | None, device: s
         return tf.gather(tf.nn.softmax(logits)[:n_faces], order, axis=1)
 
     with tf.device(device):
-        return network.get_concrete_function()
+        return trace(network).get_concrete_function(tf.TensorSpec((None, size, size, 3), tf.uint8))
 
 
 def fold_layers(model: Any) -> Any:

@@ -783,6 +783,7 @@ class TrainingBatches:
         def draw(number: Any) -> Any:
             return self.batch(int(number))
 
+        @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def as_tensors(number: Any) -> tuple[Any, Any]:
             store, targets = self.faces.store, self.faces.targets
             images, aims = tf.numpy_function(draw, [number], (store.dtype, targets.dtype))

@@ -140,11 +140,11 @@ class Detector:
             self._output = _OutputNetwork(StageONet().model)
             # Every size and count is free, so that each graph is traced once whatever comes; and it
             # is traced here, not by all threads at once when the first frames come.
-            self._run_proposal = tf.function(self._trace_proposal).get_concrete_function(
-                frames, tf.TensorSpec((None, 2), tf.int32)
+            self._run_proposal = _trace(
+                self._trace_proposal, frames, tf.TensorSpec((None, 2), tf.int32)
             )
-            self._run_refinement = tf.function(self._trace_refinement).get_concrete_function(*crops)
-            self._run_output = tf.function(self._trace_output).get_concrete_function(*crops)
+            self._run_refinement = _trace(self._trace_refinement, *crops)
+            self._run_output = _trace(self._trace_output, *crops)
 
     def detect(self, images: Images) -> FaceDetections:
         """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8, array or tensor.
@@ -329,6 +329,15 @@ class Detector:
 
     def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
         return self._output(_crop(frames, boxes, index, OUTPUT_SIZE_PX))
+
+
+def _trace(function: Callable[..., Any], *specs: Any) -> Any:
+    """Return the graph of a function of tensors like these.
+
+    No Python in it depends on a tensor; TensorFlow would rewrite it all the same, which takes time
+    and leaves files in the temporary folder.
+    """
+    return tf.function(function, autograph=False).get_concrete_function(*specs)
 
 
 @cache

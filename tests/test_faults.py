@@ -265,6 +265,19 @@ def test_a_crash_ends_one_file(toy_model: Path, tmp_path: Path) -> None:
     assert not (output / "1.mp4").exists()
 
 
+def test_the_temporary_folder_is_left_as_it_was(toy_model: Path, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    folder = copy_clips(tmp_path / "in", 1)
+    shutil.copy(STILLS / "admiral.png", folder / "face.png")
+    for kind in ("video", "images"):
+        arguments = (kind, folder, "-o", tmp_path / kind, "--model", toy_model)
+        command = Command(*arguments, env={**os.environ, "TMPDIR": str(temporary)})
+        code, _, err = command.finish()
+        assert code == 0, err
+    assert not list(temporary.iterdir())
+
+
 def test_a_hang_ends_with_its_time(toy_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
