@@ -445,6 +445,14 @@ def train(
             "--teacher", help="A trained model that shares in the targets; may be given again."
         ),
     ] = None,
+    teacher_share: Annotated[
+        float | None,
+        typer.Option(
+            "--teacher-share",
+            help="Share of the targets that teachers say, up to 1.",
+            show_default="the recipe's",
+        ),
+    ] = None,
     validation: Annotated[
         float, typer.Option("--validation", help="Share that validates, where no part does.")
     ] = 0.06,
@@ -507,6 +515,7 @@ def train(
         hard_votes=hard_votes,
         even=even,
         teachers=tuple(teachers or ()),
+        teacher_share=teacher_share,
         validation=validation,
         dedupe=dedupe,
         seed=seed,

@@ -30,10 +30,12 @@ from batchfer.evaluation import EvaluateOptions, evaluate
 from batchfer.files import hash_file
 from batchfer.schema import EMOTIONS
 from batchfer.training import (
+    BASE_SHARES,
     RECIPES,
     Recipe,
     TrainOptions,
     ask_teacher,
+    average_with_base,
     cosine_rate,
     find_recipe,
     follow_teachers,
@@ -306,6 +308,11 @@ def test_a_teacher_shares_in_the_targets(
     assert np.abs(targets - faces.targets / 2 - (said + turned) / 4).max() < 1e-6
     two = (str(toy_model), str(other))
     taught = prepare_data(replace(options, teachers=two), WHOLE).training
+    with pytest.raises(UsageError, match="needs a --teacher"):
+        find_recipe(replace(options, teacher_share=0.7))
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
+        find_recipe(replace(options, teachers=two, teacher_share=1.5))
+    assert find_recipe(replace(options, teachers=two, teacher_share=0.7)).teacher_share == 0.7
     assert (
         np.abs(taught.targets - keep_frequencies(replace(faces, targets=targets)).targets).max()
         < 0.05
@@ -327,6 +334,32 @@ def test_a_run_goes_on_from_a_trained_model(options: TrainOptions, toy_model: Pa
     other = replace(options, base_weights=str(toy_model), output=options.output / "other")
     with pytest.raises(ModelError, match="no mobilenetv2 to go on from"):
         train(other, None, wider)
+
+
+def test_a_run_that_leads_astray_is_drawn_back_to_its_base(
+    options: TrainOptions, toy_model: Path
+) -> None:
+    given = replace(options, base_weights=str(toy_model))
+    recipe = replace(WHOLE, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, average=0.0)
+    validation = prepare_data(given, recipe).validation
+    network = load_network(toy_model)[1]
+    base = network.get_weights()
+    truth = load_classifier(toy_model).predict(validation.images(np.arange(len(validation))))
+    validation = replace(validation, labels=truth.argmax(axis=1))
+    # Turned emotions: the head says the opposite, and only most of the way back says the truth.
+    astray = [*base[:-2], -0.5 * base[-2], -0.5 * base[-1]]
+    network.set_weights(astray)
+    share = average_with_base(network, given, recipe, validation)
+    assert share == BASE_SHARES[-1]
+    mean = [(1 - share) * one + share * two for one, two in zip(astray, base, strict=True)]
+    assert all(
+        np.allclose(one, two, atol=1e-6)
+        for one, two in zip(network.get_weights(), mean, strict=True)
+    )
+    # A run from other weights has nothing to be drawn back to.
+    assert average_with_base(network, options, recipe, validation) == 0
+    trained = train(given, None, recipe)
+    assert trained.card.base_weights["share_of_final_weights"] in (0, *BASE_SHARES)
 
 
 def test_vgg19_is_trained_with_normalizations(options: TrainOptions) -> None:
