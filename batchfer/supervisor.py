@@ -6,6 +6,7 @@ started again: after a crash, or when a file takes longer than it may, the file 
 rest goes on in a new worker; on Ctrl-C the worker is killed, at once and in whatever state.
 """
 
+import ctypes
 import logging
 import os
 import pickle
@@ -30,6 +31,10 @@ from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
 logger = logging.getLogger(__name__)
 
 Fault = tuple[Reason, str]
+
+# By the numbers of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, which comes to
+# frames of up to 32 MiB; glibc takes no more.
+_KEPT_MEMORY = {-1: 2**30, -2: 2**26, -3: 2**25}
 
 
 @dataclass(frozen=True)
@@ -244,8 +249,22 @@ class Messenger(logging.Handler):
         self.send("end_file", ())
 
 
+def keep_memory() -> None:
+    """Let the C library keep the memory of frames that are done with for the frames to come.
+
+    glibc gives memory at the end of a heap back and has it faulted in anew, page by page: 600 a
+    frame of 360p, 2,000 one of 720p, a twentieth of all processor time. The heaps of the threads
+    may keep 64 MiB each here; measured, it is 150 MB more in all, and no more with time. Other C
+    libraries do as they do.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for parameter, n_bytes in _KEPT_MEMORY.items():
+            mallopt(parameter, n_bytes)
+
+
 def work() -> None:
     """Do the task that comes on stdin; the life of a worker."""
+    keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the parent as well
     messenger = Messenger()
     logging.getLogger().addHandler(messenger)

@@ -33,7 +33,9 @@ def load_batchfer(model: str) -> Run:
     from batchfer.detector import Detector
     from batchfer.media import VideoReader
     from batchfer.schema import AnalyzeOptions
+    from batchfer.supervisor import keep_memory
 
+    keep_memory()  # as the worker process of the command does
     analyzers: dict[tuple[int, int], Analyzer] = {}
 
     def get_analyzer(min_face_px: int, detect_every: int) -> Analyzer:

@@ -26,6 +26,7 @@ from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
 from batchfer.annotate import FacePainter, draw_timeline
 from batchfer.media import VideoReader, VideoWriter, write_image
 from batchfer.schema import AnalyzeOptions
+from batchfer.supervisor import keep_memory
 
 REPEATS = 5
 
@@ -326,6 +327,7 @@ def main() -> None:
     parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--growth", type=int, metavar="FRAMES", help="only the slope of memory")
     arguments = parser.parse_args()
+    keep_memory()  # as the worker process of the command does
     if arguments.start:
         report_start(str(arguments.model), arguments.clip)
         return

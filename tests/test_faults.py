@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import platform
 import resource
 import shlex
 import shutil
@@ -402,6 +403,34 @@ def test_closed_and_full_streams(
     assert "Exception ignored" not in done.stderr
     assert (tmp_path / "out" / "faces.csv").is_file()
     assert (tmp_path / "out" / "run.jsonl").read_text().count('"ok"') == 1
+
+
+# --- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_memory_of_frames_that_are_done_with_is_kept() -> None:
+    code = """
+import resource, threading
+from batchfer.supervisor import keep_memory
+{call}
+def decode():
+    for _ in range(50):
+        [bytearray(2**21) for _ in range(8)]
+thread = threading.Thread(target=decode)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def count_faults(call: str) -> int:
+        command = [sys.executable, "-c", code.format(call=call)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        return int(done.stdout)
+
+    # Kept, the pages of the first frames are those of all others.
+    assert 8 * count_faults("keep_memory()") < count_faults("")
 
 
 # --- threads ----------------------------------------------------------------------------------
