@@ -1,12 +1,14 @@
 """The networks at work: sub-batches of frames side by side, then faces linked in order."""
 
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,9 @@ LOOK_AGAIN_S = 0.25
 
 MAX_WAITING_BYTES = 256 * 1024**2
 """Frames that may be with the networks or wait for them, as long as two sub-batches are."""
+
+NICE = 10
+"""How much less urgent the threads of TensorFlow's operations are than those that run Python."""
 
 SAME_FACE_IOU = 0.3
 """Boxes of two frames, or of one, that overlap at least so much may show the same face."""
@@ -114,6 +119,7 @@ class Analyzer:
             self.classifier = load_classifier(
                 self.options.model, self.options.labels, self.options.rescale, self.tf_device
             )
+        _let_python_first()
 
     def batch_size(self, width: int, height: int) -> int:
         """Return the number of frames of a sub-batch for frames of this size in px.
@@ -276,6 +282,21 @@ class Analyzer:
                 yield batch, tensor
         finally:
             stopped.set()
+
+
+def _let_python_first() -> None:
+    """Make the threads of TensorFlow's operations nicer than those that run Python.
+
+    One of the latter that loses its core while it holds the interpreter's lock keeps all others
+    waiting. Linux alone has a niceness for each thread.
+    """
+    if sys.platform != "linux":
+        return
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + NICE, 19)
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            if (thread / "comm").read_text().startswith("tf_Compute"):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
 
 
 class FaceLinker:

@@ -1,7 +1,9 @@
 """Whole runs on the samples: what is written, what is skipped, and what one bad file does."""
 
 import json
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pandas as pd
 import pytest
 
 from batchfer import analyze_images, analyze_video
-from batchfer.analyzer import Analyzer
+from batchfer.analyzer import NICE, Analyzer
 from batchfer.errors import InputError, ModelError, NothingToDoError, OutputError, UsageError
 from batchfer.journal import hash_settings
 from batchfer.pipeline import run_jobs
@@ -270,6 +272,18 @@ def test_the_numbers_do_not_depend_on_how_work_is_spread(
         analyze_video(clip, analyzer=analyzer).table,
         check_exact=True,
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_operations_give_way_to_python(analyzer: Analyzer) -> None:
+    analyzer.detector.detect(np.zeros((1, 64, 64, 3), np.uint8))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    nice = [
+        os.getpriority(os.PRIO_PROCESS, int(thread.name)) - own
+        for thread in Path("/proc/self/task").iterdir()
+        if (thread / "comm").read_text().startswith("tf_Compute")
+    ]
+    assert nice and set(nice) == {min(NICE, 19 - own)}
 
 
 def test_an_error_of_the_source_reaches_the_caller(analyzer: Analyzer) -> None:
