@@ -254,8 +254,8 @@ def keep_memory() -> None:
 
     glibc gives memory at the end of a heap back and has it faulted in anew, page by page: 600 a
     frame of 360p, 2,000 one of 720p, a twentieth of all processor time. The heaps of the threads
-    may keep 64 MiB each here; measured, it is 150 MB more at the peak of a clip. Other C libraries do
-    as they do.
+    may keep 64 MiB each here; measured, it is 150 MB more at the peak of a clip. Other C libraries
+    do as they do.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         for parameter, n_bytes in _KEPT_MEMORY.items():
