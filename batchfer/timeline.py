@@ -30,7 +30,7 @@ from batchfer.schema import (
     Times,
 )
 
-ROW_GROUP_ROWS = 65_536
+ROW_GROUP_ROWS = 8_192
 """Rows are written in groups of this many, whatever the parts that they come in."""
 
 _DEFUSED = r"'*[=+\-@\t\r]"

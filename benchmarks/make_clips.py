@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "samples"))
 from make_samples import Picture, cut_out, load_pictures, paste, portrait, write_clip
 
 RATE = 25
-N_FRAMES = {360: 450, 720: 150}
-"""Frames of the whole clips, by height in px."""
+N_FRAMES = {"one": {360: 450, 720: 150}, "five": {360: 225, 720: 75}}
+"""Frames of the whole clips, by faces and height in px."""
 
 N_FIRST = 60
 """Frames of the clips for slow programs."""
@@ -48,7 +48,7 @@ def make_clips(folder: Path) -> None:
     """Write the clips that are missing: ``one_360p.mp4``, ``one_360p_first.mp4``, and so on."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, draw in (("one", draw_one_face), ("five", draw_five_faces)):
-        for height, n_frames in N_FRAMES.items():
+        for height, n_frames in N_FRAMES[name].items():
             paths = {folder / f"{name}_{height}p.mp4": n_frames}
             paths[folder / f"{name}_{height}p_first.mp4"] = N_FIRST
             paths[folder / f"{name}_{height}p_warm.mp4"] = N_WARM

@@ -284,11 +284,10 @@ def make_4k(path: Path, source: Path, n_frames: int = 40) -> Path:
     return path
 
 
-def measure_growth(model: Path, n_frames: int) -> float:
-    """Return by how much memory grows, in KiB a 1,000 frames, over the last half of many frames.
+def measure_growth(model: Path, n_frames: int) -> list[tuple[int, float]]:
+    """Return the resident memory in KiB after each twentieth of many frames.
 
-    The frames of a small clip go through the chain again and again with ever later times; memory
-    is read at each fifth of the second half, and a line laid through the readings.
+    The frames of a small clip go through the chain again and again with ever later times.
     """
     from batchfer.timeline import TableWriter
 
@@ -298,7 +297,8 @@ def measure_growth(model: Path, n_frames: int) -> float:
     small = clip.images[:, ::2, ::2]
 
     def source() -> Any:
-        for start in range(0, n_frames, 20):
+        # Some more than are asked for: what the end of a clip takes is no growth.
+        for start in range(0, n_frames + 1000, 20):
             place = start % (len(small) - 19)
             frames = np.arange(start, start + 20)
             images = np.ascontiguousarray(small[place : place + 20])
@@ -313,10 +313,10 @@ def measure_growth(model: Path, n_frames: int) -> float:
         for batch in analyzer.stream(source()):
             w.append(linker.link(batch))
             done = int(batch.frames.frames[-1]) + 1
-            if done > n_frames / 2 and done % max(n_frames // 10, 20) == 0:
+            if done <= n_frames and done % max(n_frames // 20, 20) == 0:
                 pages = int(Path("/proc/self/statm").read_text().split()[1])
-                readings.append((done / 1000, pages * page))
-    return float(np.polyfit(*np.array(readings).T, 1)[0])
+                readings.append((done, pages * page))
+    return readings
 
 
 def main() -> None:
@@ -325,7 +325,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a .keras file with its card")
     parser.add_argument("--clip", help=argparse.SUPPRESS)
     parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--growth", type=int, metavar="FRAMES", help="only the slope of memory")
+    parser.add_argument("--growth", type=int, metavar="FRAMES", help="only how memory grows")
     arguments = parser.parse_args()
     keep_memory()  # as the worker process of the command does
     if arguments.start:
@@ -334,8 +334,13 @@ def main() -> None:
     make_clips(CLIPS)
     model = arguments.model.resolve()
     if arguments.growth:
-        slope = measure_growth(model, arguments.growth)
-        print(f"{slope:.1f} KiB a 1,000 frames over the last half of {arguments.growth} frames")
+        readings = measure_growth(model, arguments.growth)
+        for done, kib in readings:
+            print(f"{done:,} frames: {kib / 1024:.0f} MiB")
+        for after in (0, arguments.growth // 3):
+            frames, memory = np.array([reading for reading in readings if reading[0] > after]).T
+            slope = np.polyfit(frames / 1000, memory, 1)[0]
+            print(f"after {after:,} frames: {slope:.1f} KiB a 1,000 frames")
         return
     loads = os.getloadavg()
     # First, since the kernel counts the memory of this process to what a command has used.

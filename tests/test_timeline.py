@@ -13,6 +13,7 @@ from batchfer.errors import InputError, OutputError, Reason
 from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, FaceDetections
 from batchfer.timeline import (
     ROW_GROUP_ROWS,
+    TableWriter,
     TimelineWriter,
     build_empty_table,
     build_table,
@@ -163,13 +164,26 @@ def test_joined_parts_equal_the_whole(suffix: str, tmp_path: Path) -> None:
 def test_row_groups_have_a_fixed_size_and_no_pandas_metadata(tmp_path: Path) -> None:
     from pyarrow import parquet
 
-    table = make_table(60_000)
+    table = make_table(7_000)
     assert len(table) > ROW_GROUP_ROWS
     write_parquet(table, tmp_path / "a.parquet")
     with parquet.ParquetFile(tmp_path / "a.parquet") as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         assert file.metadata.metadata is None
     assert sizes == [ROW_GROUP_ROWS, len(table) - ROW_GROUP_ROWS]
+
+
+def test_rows_do_not_pile_up_in_memory(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    table = make_table(80_000)
+    before, most = pa.total_allocated_bytes(), 0
+    with TableWriter({"csv": tmp_path / "a.csv", "parquet": tmp_path / "a.parquet"}) as writer:
+        for start in range(0, len(table), 200):
+            writer.append(table.iloc[start : start + 200])
+            most = max(most, pa.total_allocated_bytes() - before)
+    # All rows together take several times as much.
+    assert most < 2_000_000
 
 
 def test_bytes_do_not_depend_on_locale_or_time_zone(tmp_path: Path) -> None:
