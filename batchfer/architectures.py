@@ -56,8 +56,9 @@ class ModelCard:
     units of its side, for a model of upright faces; without them crops are cut by the box alone.
     Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
     before if ``flip_average``; below ``uncertain_below`` a prediction was wrong more often than
-    right on validation data. The rest is for people: where the weights come from, how they can be
-    made again, and what they reach.
+    right on validation data. ``runs`` are the training runs behind the model, by which they can be
+    repeated (`batchfer.recipes.PastRun`). The rest is for people: where the weights come from, how
+    they can be made again, and what they reach.
     """
 
     name: str
@@ -73,6 +74,7 @@ class ModelCard:
     architecture: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
+    runs: Sequence[Mapping[str, Any]] = ()
     base_weights: Mapping[str, Any] = field(default_factory=dict)
     training_data: Sequence[Mapping[str, Any]] = ()
     licence: str = ""
@@ -91,6 +93,7 @@ class ModelCard:
             )
         object.__setattr__(self, "labels", tuple(known))
         object.__setattr__(self, "training_data", tuple(self.training_data))
+        object.__setattr__(self, "runs", tuple(self.runs))
         if not isinstance(self.input_size, int) or not 8 <= self.input_size <= 4096:
             raise ModelError(f"{self.name}: input size {self.input_size} is not 8 to 4096 px")
         if self.channels not in (1, 3):

@@ -439,6 +439,14 @@ def train(
     even: Annotated[
         bool, typer.Option("--even", help="Draw each data set equally often, whatever its size.")
     ] = False,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like",
+            metavar="MODEL",
+            help="Make a model again by all the runs in its card; --base-weights may be a folder.",
+        ),
+    ] = None,
     teachers: Annotated[
         list[str] | None,
         typer.Option(
@@ -503,9 +511,9 @@ def train(
     from batchfer.evaluation import start_keras
 
     start_keras(devices=True)
-    from batchfer import training
+    from batchfer import recipes, training
 
-    options = training.TrainOptions(
+    options = recipes.TrainOptions(
         data=tuple(data),
         output=output,
         model=model,
@@ -532,11 +540,16 @@ def train(
         cache=cache,
     )
     if dry_run:
-        for line in training.describe_run(options):
+        lines = training.describe_repeat(like, options) if like else training.describe_run(options)
+        for line in lines:
             typer.echo(line)
         return
     with ProgressBars(quiet) as progress:
-        trained = training.train(options, progress)
+        trained = (
+            training.repeat_runs(like, options, progress)
+            if like
+            else training.train(options, progress)
+        )
     if not quiet:
         accuracy = trained.card.figures["validation"]["accuracy"]
         typer.echo(f"{trained.model}: {100 * accuracy:.1f} % of the validation faces named right")

@@ -1,4 +1,4 @@
-"""Training: recipes, the run with its checkpoints, and the model and card that come out.
+"""Training: the run with its checkpoints, and the model and card that come out.
 
 Works on any Keras 3 backend. A run is a loop over epochs of ``fit``; after each one the state is
 written, the averaged weights are validated, and the best ones so far are kept.
@@ -17,9 +17,9 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import keras
 import numpy as np
@@ -38,7 +38,6 @@ from batchfer.architectures import (
 from batchfer.boxes import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.classifier import load_network
 from batchfer.datasets import (
-    Augmentation,
     FaceSet,
     TrainingBatches,
     check_classes,
@@ -72,6 +71,14 @@ from batchfer.files import (
     prepare_output,
 )
 from batchfer.kernels import speed_up_training
+from batchfer.recipes import (
+    PastRun,
+    Recipe,
+    TrainOptions,
+    find_recipe,
+    format_recipe,
+    read_runs,
+)
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
 
 logger = logging.getLogger(__name__)
@@ -85,134 +92,8 @@ HALF_TOLERANCE = 0.001
 BASE_SHARES = (0.25, 0.5, 0.75)
 """Shares of the base's weights that a run which goes on from a trained model tries in the end."""
 
-# --- recipes ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained: one readable declaration.
-
-    With ``freeze_base`` only the head is ever trained, else the head alone for ``head_epochs`` and
-    then all layers. The ``cosine`` schedule rises over ``warmup`` of all batches to
-    ``learning_rate`` and falls to a hundredth of it; ``plateau`` halves it when the validation loss
-    has not fallen for three epochs, down to 1e-6. ``fit_normalization`` sets the batch
-    normalizations to the training faces before the first step. A ``weight_decay`` above 0 means
-    AdamW, with biases and normalization left out. ``average`` is the momentum by batch of the
-    averaged weights that are validated and kept; 0 keeps the weights themselves.
-
-    Faces with FER+ votes aim at ``vote_share`` of them, others at labels smoothed by ``smoothing``;
-    all aim at ``teacher_share`` of what teachers say, where there are any. From ``calm_from`` of
-    all batches the ``calm`` augmentation replaces the strong one. ``per_class`` draws at most that
-    many training faces of a class. ``patience`` ends a run after that many epochs without a better
-    validation accuracy. With ``flip_average`` the published model is asked twice for each face,
-    once mirrored.
-    """
-
-    architecture: str
-    size_px: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: Literal["constant", "plateau", "cosine"] = "constant"
-    freeze_base: bool = False
-    fit_normalization: bool = False
-    head_epochs: int = 0
-    head_learning_rate: float = 1e-3
-    warmup: float = 0.06
-    weight_decay: float = 0.0
-    average: float = 0.0
-    vote_share: float = 0.0
-    smoothing: float = 0.0
-    teacher_share: float = 0.5
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    calm: Augmentation = field(default_factory=Augmentation)
-    calm_from: float = 1.0
-    per_class: int | None = None
-    validate_on_test: bool = False
-    half_precision_pays: bool = False
-    flip_average: bool = False
-    patience: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-STRONG = Augmentation(
-    rotation=12,
-    scale=0.15,
-    shift=0.08,
-    flip=True,
-    brightness=0.12,
-    contrast=0.25,
-    grey=0.3,
-    coarse=0.15,
-    erase=0.4,
-    mixup=0.2,
-)
-CALM = replace(STRONG, rotation=6, scale=0.1, shift=0.04, coarse=0.1, erase=0.0, mixup=0.0)
-
-RECIPES: Mapping[tuple[str, str], Recipe] = {
-    ("mobilenetv2", "finetune"): Recipe(
-        architecture="mobilenetv2",
-        size_px=96,
-        epochs=24,
-        batch_size=64,
-        learning_rate=1e-3,
-        schedule="cosine",
-        head_epochs=1,
-        weight_decay=0.02,
-        average=0.998,
-        vote_share=0.3,
-        smoothing=0.03,
-        augmentation=replace(STRONG, border=0.3),
-        calm=replace(CALM, border=0.3),
-        calm_from=0.9,
-        flip_average=True,
-        settings={"dropout": 0.3},
-    ),
-    ("vgg19", "finetune"): Recipe(
-        architecture="vgg19",
-        size_px=48,
-        epochs=36,
-        batch_size=128,
-        learning_rate=3e-4,
-        schedule="cosine",
-        fit_normalization=True,
-        head_epochs=1,
-        weight_decay=0.05,
-        average=0.998,
-        vote_share=0.3,
-        smoothing=0.03,
-        augmentation=STRONG,
-        calm=CALM,
-        calm_from=0.9,
-        half_precision_pays=True,
-        flip_average=True,
-        settings={"dropout": 0.5},
-    ),
-    # The two recipes that the project comes from. The author of the first names no sizes: input,
-    # batch, shear and zoom are ours.
-    ("vgg19", "baseline"): Recipe(
-        architecture="vgg19_baseline",
-        size_px=48,
-        epochs=8,
-        batch_size=32,
-        learning_rate=1e-4,
-        freeze_base=True,
-        augmentation=Augmentation(shear=0.2, scale=0.2, flip=True),
-        half_precision_pays=True,
-    ),
-    ("mobilenetv2", "baseline"): Recipe(
-        architecture="mobilenetv2_baseline",
-        size_px=224,
-        epochs=20,
-        batch_size=32,
-        learning_rate=1e-3,
-        schedule="plateau",
-        freeze_base=True,
-        per_class=1000,
-        validate_on_test=True,
-    ),
-}
-"""The recipes by model and name. `finetune` is the default, `baseline` repeats an original one."""
+EARLIER_RUNS = "runs"
+"""The folder, in that of a model which is made again, of the runs before its last."""
 
 LICENCES: Mapping[str, str] = {
     "fer": "FER2013 (Goodfellow et al. 2013): from the Kaggle challenge, for research",
@@ -221,78 +102,6 @@ LICENCES: Mapping[str, str] = {
     "mobilenetv2": "ImageNet weights by Google: Apache-2.0",
     "vgg19": "ImageNet weights by Oxford VGG: CC BY 4.0",
 }
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a run is given. None leaves a value to the recipe.
-
-    ``base_weights`` is a ``.weights.h5`` file, a whole trained ``.keras`` model, ``"imagenet"`` for
-    Keras' download, or ``"none"`` for random ones. ``validation`` is the share of the training data
-    that validates where a data set has no validation part of its own. With ``even`` each data set
-    is drawn equally often, whatever its size. ``teachers`` are trained models, by name or file,
-    whose mean probabilities become ``teacher_share`` of the targets. ``max_minutes`` ends a run in
-    time: the cosine schedule then follows whichever of batches and minutes is further.
-    """
-
-    data: tuple[Path, ...]
-    output: Path
-    model: str = "mobilenetv2"
-    recipe: str = "finetune"
-    base_weights: str = "imagenet"
-    votes: Path | None = None
-    hard_votes: bool = False
-    even: bool = False
-    teachers: tuple[str, ...] = ()
-    teacher_share: float | None = None
-    validation: float = 0.06
-    dedupe: bool = False
-    seed: int = 0
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    patience: int | None = None
-    max_minutes: float | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    resume: bool = False
-    strict: bool = False
-    export_h5: bool = False
-    tensorboard: bool = False
-    cache: Path | None = None
-
-
-def find_recipe(options: TrainOptions) -> Recipe:
-    """Return the recipe that the options name, with the values that they override.
-
-    Raises:
-        UsageError: There is no such recipe, or a value is out of bounds.
-    """
-    recipe = RECIPES.get((options.model, options.recipe))
-    if recipe is None:
-        known = ", ".join(f"--model {model} --recipe {name}" for model, name in RECIPES)
-        raise UsageError(f"no recipe {options.recipe!r} for {options.model!r}; there are {known}")
-    for name in ("epochs", "batch_size", "learning_rate", "patience"):
-        value = getattr(options, name)
-        if value is not None:
-            if value <= 0:
-                raise UsageError(f"{name} is above 0, not {value}")
-            recipe = replace(recipe, **{name: value})
-    if options.teacher_share is not None:
-        if not options.teachers:
-            raise UsageError("a teacher's share needs a --teacher")
-        if not 0 < options.teacher_share <= 1:
-            raise UsageError(
-                f"the teachers' share is above 0 and at most 1, not {options.teacher_share}"
-            )
-        recipe = replace(recipe, teacher_share=options.teacher_share)
-    if not 0 < options.validation < 1:
-        raise UsageError(f"the validation share lies between 0 and 1, not {options.validation}")
-    return recipe
-
-
-def format_recipe(recipe: Recipe) -> str:
-    """Return the recipe as lines of ``name = value``, what ``--dry-run`` prints."""
-    return "\n".join(f"{name} = {value}" for name, value in asdict(recipe).items())
 
 
 def describe_run(options: TrainOptions) -> Iterator[str]:
@@ -1007,6 +816,105 @@ def train(
         return publish(best, options, recipe, splits, run.history, share)
 
 
+def repeat_runs(model: str, options: TrainOptions, progress: Progress | None = None) -> Trained:
+    """Make a model again by all the runs behind it, as its card tells them.
+
+    Of the options count the data sets (in the order of the card's), votes, output, cache and what
+    else is no part of a recipe. ``base_weights`` may be a folder that has the files of weights
+    which the card names; Keras' download stands in for them otherwise. Runs before the last write
+    into ``<output>/runs/<number>``. One that is done is not repeated and one that was interrupted
+    goes on, so that the same call again goes on where it ended.
+
+    Raises:
+        UsageError: Votes, data sets or weights are missing, or an option belongs to the recipe.
+        ModelError: There is no such model, or its card tells no runs.
+    """
+    runs = _plan_repeat(model, options)
+    roots = dict(zip(_name_data(runs), options.data, strict=True))
+    made: dict[str, Path] = {}
+    for number, run in enumerate(runs, start=1):
+        is_last = number == len(runs)
+        output = options.output if is_last else options.output / EARLIER_RUNS / str(number)
+        path = output / f"{run.model}.keras"
+        if not is_last and path.is_file() and locate_card(path).is_file():
+            if read_card(path).recipe != json.loads(json.dumps(asdict(run.recipe))):
+                raise UsageError(f"{display_name(output)} holds another run; give another -o")
+            made[run.sha256] = path
+            continue
+        line = f"run {number} of {len(runs)}: {run.model}"
+        logger.info(line)
+        if progress:
+            progress.message(line)
+        again = replace(
+            options,
+            data=tuple(roots[name] for name in run.data),
+            output=output,
+            model=run.model,
+            base_weights=str(made.get(run.base_weights) or _find_weights(run, options)),
+            votes=options.votes if run.votes else None,
+            hard_votes=run.hard_votes,
+            even=run.even,
+            teachers=tuple(str(made[teacher]) for teacher in run.teachers),
+            validation=run.validation,
+            dedupe=run.dedupe,
+            seed=run.seed,
+            precision=run.precision,
+            resume=(output / PARTS_FOLDER / "state.json").is_file(),
+        )
+        trained = train(again, progress, run.recipe)
+        made[run.sha256] = trained.model
+    return trained
+
+
+def describe_repeat(model: str, options: TrainOptions) -> Iterator[str]:
+    """Yield what `repeat_runs` would do, a command a run.
+
+    Raises:
+        UsageError, ModelError: As `repeat_runs`.
+    """
+    runs = _plan_repeat(model, options)
+    for number, run in enumerate(runs, start=1):
+        yield f"run {number} of {len(runs)}, {run.recipe.epochs} epochs: {run.command}"
+
+
+def _plan_repeat(model: str, options: TrainOptions) -> tuple[PastRun, ...]:
+    """Return the runs behind a model once all that they need is there."""
+    free = {"data", "output", "votes", "base_weights", "cache"}
+    free |= {"resume", "strict", "export_h5", "tensorboard"}
+    for option in fields(TrainOptions):
+        if option.name not in free and getattr(options, option.name) != option.default:
+            name = "teacher" if option.name == "teachers" else option.name.replace("_", "-")
+            raise UsageError(f"--like repeats runs as they were: leave out --{name}")
+    runs = read_runs(read_card(find_model(model)))
+    if not runs:
+        raise ModelError(f"the card of {display_name(model)} tells no runs to repeat")
+    names = _name_data(runs)
+    if len(names) != len(options.data):
+        raise UsageError(
+            f"{display_name(model)} was trained on {', '.join(names)}: give these, in this order"
+        )
+    if any(run.votes for run in runs) and options.votes is None:
+        raise UsageError(f"{display_name(model)} was trained with FER+ votes: give --votes")
+    for run in runs:
+        weights = _find_weights(run, options)
+        if Path(weights).suffix and not Path(weights).is_file():
+            raise UsageError(f"no weights {display_name(weights)}; --base-weights is their folder")
+    return runs
+
+
+def _name_data(runs: Sequence[PastRun]) -> list[str]:
+    """Return the names of all data sets, those of the last run first."""
+    return list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
+
+
+def _find_weights(run: PastRun, options: TrainOptions) -> str:
+    """Return what a run begins with that does not begin with an earlier one's model."""
+    is_file = bool(Path(run.base_weights).suffix)
+    if is_file and options.base_weights != "imagenet":
+        return str(Path(options.base_weights) / run.base_weights)
+    return "imagenet" if is_file else run.base_weights
+
+
 def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
     """Return the network of a file in single precision, however it was trained."""
     saved = keras.saving.load_model(path, compile=False)
@@ -1081,6 +989,8 @@ def publish(
         with atomic_write(options.output / f"{options.model}.h5") as unfinished:
             export_h5(model, unfinished)
     figures = _describe_validation(tempered, raw, splits)
+    sha256 = hash_file(path)
+    runs = trace_runs(options, recipe, len(history), sha256)
     card = ModelCard(
         name=options.model,
         labels=EMOTIONS,
@@ -1090,10 +1000,11 @@ def publish(
         temperature=temperature,
         flip_average=recipe.flip_average,
         uncertain_below=find_uncertain_below(tempered, validation.labels),
-        sha256=hash_file(path),
+        sha256=sha256,
         architecture=recipe.architecture,
         recipe=asdict(recipe),
-        command=format_command(options),
+        command=format_repeat(options) if len(runs) > 1 else format_command(options),
+        runs=json.loads(json.dumps([asdict(run) for run in runs])),  # as they will be read
         base_weights=_describe_base(options, base_share),
         training_data=_describe_data(splits, options),
         licence=_describe_licence(splits),
@@ -1108,6 +1019,40 @@ def publish(
     with atomic_write(locate_card(path)) as unfinished:
         unfinished.write_text(format_card(card), encoding="utf-8")
     return Trained(path, card, tuple(history))
+
+
+def trace_runs(
+    options: TrainOptions, recipe: Recipe, n_epochs: int, sha256: str
+) -> tuple[PastRun, ...]:
+    """Return the runs behind a model that was just trained, oldest first, its own last.
+
+    A run that its minutes ended is kept with the epochs that it reached, since another machine
+    reaches others. Empty if one of the models that it started from does not tell its own runs.
+    """
+    earlier: dict[str, PastRun] = {}
+    base = Path(options.base_weights)
+    teachers = [find_model(teacher) for teacher in options.teachers]
+    for source in (*teachers, *((base,) if goes_on(options) else ())):
+        earlier.update((run.sha256, run) for run in read_runs(read_card(source)))
+        if hash_file(source) not in earlier:
+            return ()
+    own = PastRun(
+        sha256=sha256,
+        model=options.model,
+        data=tuple(path.name for path in options.data),
+        recipe=recipe if options.max_minutes is None else replace(recipe, epochs=n_epochs),
+        base_weights=hash_file(base) if goes_on(options) else base.name,
+        teachers=tuple(map(hash_file, teachers)),
+        votes=options.votes is not None,
+        hard_votes=options.hard_votes,
+        even=options.even,
+        validation=options.validation,
+        dedupe=options.dedupe,
+        seed=options.seed,
+        precision=options.precision,
+        command=format_command(options),
+    )
+    return (*earlier.values(), own)
 
 
 def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, Any]:
@@ -1212,6 +1157,14 @@ def format_command(options: TrainOptions) -> str:
         words += ["--precision", options.precision]
     words += ["-o", options.output.name]
     return shlex.join(words)
+
+
+def format_repeat(options: TrainOptions) -> str:
+    """Return the command that makes a model again by all the runs behind it."""
+    words = ["batchfer", "train", *(path.name for path in options.data), "--like", options.model]
+    if options.votes is not None:
+        words += ["--votes", options.votes.name]
+    return shlex.join([*words, "-o", "again"])
 
 
 def halve_precision(path: Path) -> None:

@@ -14,7 +14,7 @@ LAYERS = [
     {"supervisor"},
     {"pipeline", "training", "plan"},
     {"results"},
-    {"analyzer", "annotate", "report", "export", "evaluation"},
+    {"analyzer", "annotate", "report", "export", "evaluation", "recipes"},
     {"keyframes"},
     {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline", "kernels"},
     {"media", "architectures", "boxes", "files", "journal"},

@@ -41,9 +41,14 @@ def test_the_default_model_reads_a_smile() -> None:
 def test_shipped_models_are_those_of_their_cards() -> None:
     import json
 
+    from batchfer.architectures import read_card
+    from batchfer.recipes import read_runs
+
     models = sorted((ROOT / "models").glob("*.keras"))
     assert find_model("mobilenetv2") in models
     for model in models:
         card = json.loads(model.with_suffix(".json").read_text(encoding="utf-8"))
         assert card["sha256"] == hash_file(model), model.name
         assert card["command"].startswith("batchfer train ")
+        assert f" --like {model.stem} " in card["command"]
+        assert read_runs(read_card(model))[-1].sha256 == card["sha256"]

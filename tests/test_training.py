@@ -28,22 +28,21 @@ from batchfer.datasets import Augmentation, keep_frequencies
 from batchfer.errors import DataError, ModelError, UsageError
 from batchfer.evaluation import EvaluateOptions, evaluate
 from batchfer.files import hash_file
+from batchfer.recipes import RECIPES, Recipe, TrainOptions, find_recipe, format_recipe, read_runs
 from batchfer.schema import EMOTIONS
 from batchfer.training import (
     BASE_SHARES,
-    RECIPES,
-    Recipe,
-    TrainOptions,
+    EARLIER_RUNS,
     ask_teacher,
     average_with_base,
     cosine_rate,
-    find_recipe,
+    describe_repeat,
     follow_teachers,
     format_command,
-    format_recipe,
     halve_precision,
     plateau_rate,
     prepare_data,
+    repeat_runs,
     train,
 )
 
@@ -320,6 +319,7 @@ def test_a_teacher_shares_in_the_targets(
     once = replace(WHOLE, epochs=1, head_epochs=0)
     card = train(replace(options, teachers=(str(toy_model),)), None, once).card
     assert f"--teacher {toy_model.name}" in card.command
+    assert card.runs == (), "how the teacher was made is not known"
     assert card.training_data[-1]["sha256"] == hash_file(toy_model)
 
 
@@ -360,6 +360,98 @@ def test_a_run_that_leads_astray_is_drawn_back_to_its_base(
     assert average_with_base(network, options, recipe, validation) == 0
     trained = train(given, None, recipe)
     assert trained.card.base_weights["share_of_final_weights"] in (0, *BASE_SHARES)
+
+
+@pytest.fixture(scope="module")
+def chain(
+    data: Path, base_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Two models: one from a file of weights, and one that goes on from it and is taught by it."""
+    folder = tmp_path_factory.mktemp("chain")
+    options = TrainOptions(
+        (data,), folder / "first", base_weights=str(base_weights), validation=0.25, cache=folder
+    )
+    first = train(options, None, AUGMENTED).model
+    options = replace(
+        options,
+        base_weights=str(first),
+        teachers=(str(first),),
+        even=True,
+        max_minutes=30,
+        output=folder / "second",
+    )
+    return first, train(options, None, replace(AUGMENTED, epochs=2)).model
+
+
+def test_a_model_is_made_again_by_all_its_runs(
+    chain: tuple[Path, Path], options: TrainOptions, base_weights: Path
+) -> None:
+    first, second = chain
+    card = read_card(second)
+    runs = read_runs(card)
+    assert [run.sha256 for run in runs] == [hash_file(first), hash_file(second)]
+    assert runs[1].base_weights == hash_file(first) and runs[1].teachers == (hash_file(first),)
+    assert (runs[0].even, runs[1].even, runs[0].recipe) == (False, True, AUGMENTED)
+    assert card.command.startswith(f"batchfer train {options.data[0].name} --like mobilenetv2")
+    again = TrainOptions(
+        options.data,
+        options.output / "again",
+        base_weights=str(base_weights.parent),
+        cache=options.cache,
+    )
+    plan = list(describe_repeat(str(second), again))
+    assert len(plan) == 2 and plan[0].startswith("run 1 of 2, 1 epochs: batchfer train")
+    with pytest.raises(KeyboardInterrupt):
+        repeat_runs(str(second), again, Watcher(kill_at=5))  # three batches an epoch
+    made = again.output / EARLIER_RUNS / "1" / "mobilenetv2.keras"
+    when = made.stat().st_mtime_ns
+    watcher = Watcher()
+    made_again = repeat_runs(str(second), again, watcher)
+    assert watcher.lines[0] == "run 2 of 2: mobilenetv2"
+    assert made.stat().st_mtime_ns == when, "what is done stays"
+    assert made_again.model == again.output / "mobilenetv2.keras"
+    for old, new in ((first, made), (second, made_again.model)):
+        for weight, same in zip(weights_of(old), weights_of(new), strict=True):
+            assert np.allclose(weight, same, atol=2e-3)
+    # What was made again can itself be made again.
+    repeated = read_runs(made_again.card)
+    assert [run.recipe for run in repeated] == [run.recipe for run in runs]
+
+
+def test_what_a_repeat_lacks_is_said_before_it_begins(
+    chain: tuple[Path, Path],
+    options: TrainOptions,
+    base_weights: Path,
+    toy_model: Path,
+    tmp_path: Path,
+) -> None:
+    second = tmp_path / "second.keras"
+    for source, copy in ((chain[1], second), (locate_card(chain[1]), locate_card(second))):
+        copy.write_bytes(source.read_bytes())
+    again = TrainOptions(options.data, options.output / "again", cache=options.cache)
+    weights = str(base_weights.parent)
+    with pytest.raises(UsageError, match="leave out --epochs"):
+        repeat_runs(str(second), replace(again, epochs=3))
+    with pytest.raises(UsageError, match="leave out --teacher"):
+        repeat_runs(str(second), replace(again, teachers=("other",)))
+    with pytest.raises(UsageError, match=f"was trained on {options.data[0].name}: give"):
+        repeat_runs(str(second), replace(again, data=options.data * 2))
+    with pytest.raises(UsageError, match=r"no weights .*base.weights.h5"):
+        repeat_runs(str(second), replace(again, base_weights=str(options.output)))
+    with pytest.raises(ModelError, match="tells no runs"):
+        repeat_runs(str(toy_model), again)
+    card = json.loads(locate_card(second).read_text())
+    card["runs"][0]["votes"] = True
+    locate_card(second).write_text(json.dumps(card))
+    with pytest.raises(UsageError, match="with FER\\+ votes"):
+        repeat_runs(str(second), replace(again, base_weights=weights))
+    locate_card(second).write_text(json.dumps({**card, "runs": card["runs"][1:]}))
+    with pytest.raises(ModelError, match="lacks the run that made"):
+        repeat_runs(str(second), replace(again, base_weights=weights))
+    locate_card(second).write_text(json.dumps({**card, "runs": [{"sha256": "1"}]}))
+    with pytest.raises(ModelError, match="no runs to repeat"):
+        repeat_runs(str(second), replace(again, base_weights=weights))
+    assert not again.output.exists()
 
 
 def test_vgg19_is_trained_with_normalizations(options: TrainOptions) -> None:
@@ -454,7 +546,8 @@ import sys
 sys.path[:0] = ["tests", "."]
 from pathlib import Path
 {before}
-from batchfer.training import TrainOptions, train
+from batchfer.recipes import TrainOptions
+from batchfer.training import train
 from test_training import AUGMENTED
 data, out = map(Path, sys.argv[1:])
 options = TrainOptions((data,), out, base_weights="none", validation=0.25, cache=out / "cache")
