@@ -21,7 +21,7 @@ from functools import partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import pandas as pd
@@ -73,6 +73,7 @@ from batchfer.schema import (
     Floats,
     FrameBatch,
     Images,
+    Integers,
     Job,
     JobResult,
     MediaInfo,
@@ -576,7 +577,7 @@ def analyze_images(
     with closing(analyzer.stream(read_pictures(jobs, analyzer, refuse))) as analyzed:
         for batch in analyzed:
             for picture in split_pictures(batch, jobs):
-                tables[picture.position] = picture.rows
+                tables[picture.position] = picture.rows.cut()
     ordered = [tables[index] for index in sorted(tables)]
     table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
     folder = os.path.commonpath([job.source.absolute().parent for job in jobs] or [Path.cwd()])
@@ -645,13 +646,24 @@ def read_pictures(
             yield gather(shape)
 
 
+class TableRows(NamedTuple):
+    """The rows of one picture in the table of its batch."""
+
+    table: pd.DataFrame
+    where: slice
+
+    def cut(self) -> pd.DataFrame:
+        """Return them as a table of their own."""
+        return self.table.iloc[self.where]
+
+
 @dataclass(frozen=True)
 class Picture:
     """One analyzed picture: its position among the jobs, pixels, rows and probabilities."""
 
     position: int
     image: Images
-    rows: pd.DataFrame
+    rows: TableRows
     probabilities: Floats
 
 
@@ -665,7 +677,7 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
     ids = np.empty(len(index), np.int64)
     ids[order] = np.arange(len(index)) - np.repeat(starts, counts)
     probabilities = batch.traits["probabilities"]
-    # One table, cut afterwards: making a table takes long, whatever its size.
+    # One table for all: making, cutting and joining tables takes long, whatever their size.
     table = build_table(
         np.zeros(n_pictures, np.int64),
         np.full(n_pictures, np.nan),
@@ -682,7 +694,7 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
         yield Picture(
             int(position),
             batch.frames.images[place],
-            table.iloc[ends[place] - n_rows[place] : ends[place]],
+            TableRows(table, slice(int(ends[place] - n_rows[place]), int(ends[place]))),
             probabilities[starts[place] : starts[place] + counts[place]],
         )
 
@@ -716,11 +728,16 @@ class PictureRows:
             if "input" in table:
                 yield table
 
-    def add(self, tables: Sequence[pd.DataFrame]) -> None:
+    def add(self, finished: Sequence[TableRows]) -> None:
         """Keep the rows of finished pictures on disk."""
-        if not tables:
+        if not finished:
             return
-        table = pd.concat(list(tables), ignore_index=True)
+        tables = {id(table): table for table, _ in finished}
+        places: dict[int, list[Integers]] = {key: [] for key in tables}
+        for table, where in finished:
+            places[id(table)].append(np.arange(where.start, where.stop))
+        parts = [table.iloc[np.concatenate(places[key])] for key, table in tables.items()]
+        table = pd.concat(parts, ignore_index=True)
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"part-{self._n_parts:06d}.parquet"
         with atomic_write(path) as temporary:
@@ -785,9 +802,9 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     faulty = [job for job in jobs if job.name in batch.watch.faults]
     jobs = [job for job in jobs if job.name not in batch.watch.faults]
     unreadable: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
-    pending: list[tuple[JobResult, pd.DataFrame]] = []
+    pending: list[tuple[JobResult, TableRows | None]] = []
 
-    def finish(picture: Picture) -> tuple[JobResult, pd.DataFrame]:
+    def finish(picture: Picture) -> tuple[JobResult, TableRows]:
         job = jobs[picture.position]
         work = partial(finish_picture, job, picture, batch.outputs)
         return batch.attempt(job, work), picture.rows
@@ -798,8 +815,8 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     def flush() -> Iterator[JobResult]:
         while not unreadable.empty():
             index, error = unreadable.get()
-            pending.append((batch.attempt(jobs[index], partial(_raise, error)), pd.DataFrame()))
-        rows.add([table for result, table in pending if result.status == "ok"])
+            pending.append((batch.attempt(jobs[index], partial(_raise, error)), None))
+        rows.add([own for result, own in pending if own and result.status == "ok"])
         if pending:
             batch.record(*[result for result, _ in pending])
         yield from [result for result, _ in pending]
@@ -808,7 +825,7 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     last_flush_s = time.monotonic()
     for job in faulty:
         error = InputError(*batch.watch.faults[job.name])
-        pending.append((batch.attempt(job, partial(_raise, error)), pd.DataFrame()))
+        pending.append((batch.attempt(job, partial(_raise, error)), None))
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
         pictures = read_pictures(jobs, batch.analyzer, refuse, batch.watch.begin)
@@ -826,7 +843,7 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobRes
     """Write the annotated copy of one picture and return its outcome."""
     n_faces = len(picture.probabilities)
     if outputs.annotate:
-        faces = picture.rows if n_faces else picture.rows[:0]
+        faces = picture.rows.cut()[: None if n_faces else 0]
         image = picture.image
         job.destination.parent.mkdir(parents=True, exist_ok=True)
         if outputs.blur_faces:
