@@ -4,18 +4,17 @@ A card keeps each run that led to its model, the recipe in full, so that a later
 program repeats what was done and not what it would do today.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from batchfer.architectures import ModelCard
+from batchfer.architectures import ARCHITECTURES, ModelCard
 from batchfer.datasets import Augmentation
 from batchfer.errors import ModelError, UsageError
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-SHA256_DIGITS = 64
 
 # --- recipes ----------------------------------------------------------------------------------
 
@@ -228,7 +227,8 @@ class PastRun:
 
     ``sha256`` is that of the model that came out. ``base_weights`` is ``imagenet``, ``none``, the
     name of a file of weights, or the SHA-256 of the model of an earlier run, as are ``teachers``.
-    ``data`` names the data sets, ``votes`` tells whether there were any. ``command`` is for people.
+    ``data`` names the data sets, ``votes`` the file of votes if there was one. ``command`` is for
+    people.
     """
 
     sha256: str
@@ -237,7 +237,7 @@ class PastRun:
     recipe: Recipe
     base_weights: str = "imagenet"
     teachers: tuple[str, ...] = ()
-    votes: bool = False
+    votes: str = ""
     hard_votes: bool = False
     even: bool = False
     validation: float = 0.06
@@ -246,6 +246,13 @@ class PastRun:
     precision: Precision = "auto"
     command: str = ""
 
+    def is_like(self, other: "PastRun") -> bool:
+        """Return whether two runs did the same, whatever their models and files are called."""
+        nameless: dict[str, Any] = {"sha256": "", "base_weights": "", "command": ""}
+        nameless |= {"teachers": (), "data": ()}
+        one, two = (replace(run, votes=str(bool(run.votes)), **nameless) for run in (self, other))
+        return one == two
+
 
 def read_runs(card: ModelCard) -> tuple[PastRun, ...]:
     """Return the runs that a card tells of, oldest first, that of the model itself last.
@@ -253,23 +260,42 @@ def read_runs(card: ModelCard) -> tuple[PastRun, ...]:
     Raises:
         ModelError: They cannot be read, or one needs a model that none before it made.
     """
-    try:
-        runs = tuple(_parse_run(content) for content in card.runs)
-    except (TypeError, KeyError, ValueError) as error:
-        raise ModelError(f"{card.name}: its card tells no runs to repeat: {error}") from error
     made: set[str] = set()
-    for run in runs:
-        from_model = (run.base_weights,) if len(run.base_weights) == SHA256_DIGITS else ()
-        missing = {*run.teachers, *from_model} - made
+    runs = []
+    for content in card.runs:
+        try:
+            run = _parse_run(content)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"{card.name}: its card tells no runs to repeat: {error}") from error
+        bases = (run.base_weights,) if is_sha256(run.base_weights) else ()
+        missing = {*run.teachers, *bases} - made
         if missing:
             raise ModelError(f"{card.name}: its card lacks the run that made {min(missing)[:12]}")
         made.add(run.sha256)
-    return runs
+        runs.append(run)
+    return tuple(runs)
+
+
+def is_sha256(text: str) -> bool:
+    """Return whether a text is a SHA-256 in hex."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def _parse_run(content: Mapping[str, Any]) -> PastRun:
+    """Return a run of a card, which may come from anywhere."""
     recipe = dict(content["recipe"])
     for name in ("augmentation", "calm"):
         recipe[name] = Augmentation(**recipe[name])
     lists = {name: tuple(content.get(name, ())) for name in ("data", "teachers")}
-    return PastRun(**{**content, **lists, "recipe": Recipe(**recipe)})
+    run = PastRun(**{**content, **lists, "recipe": Recipe(**recipe)})
+    texts = (run.sha256, run.base_weights, run.votes, run.command, *run.data, *run.teachers)
+    if isinstance(content.get("data"), str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError("names are texts")
+    if (run.model, "finetune") not in RECIPES or run.recipe.architecture not in ARCHITECTURES:
+        raise ValueError(f"no network {run.model} or {run.recipe.architecture}")
+    numbers = (run.recipe.epochs, run.recipe.batch_size, run.seed)
+    if not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise TypeError("epochs, batch size and seed are whole numbers")
+    if not 0 < run.validation < 1:
+        raise ValueError("the validation share lies between 0 and 1")
+    return run

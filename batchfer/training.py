@@ -808,61 +808,41 @@ def train(
                 if recipe.fit_normalization and not (goes_on(options) or options.resume):
                     fit_normalization(network, draw_sample(splits.training, options.seed))
                 run.run(network)
+            done = recipe
+            if run.is_out_of_time():  # where another machine reaches another epoch
+                done = replace(recipe, epochs=len(run.history))
             keras.config.set_dtype_policy("float32")
             best = load_in_float32(run.folder / "best.keras", options, recipe)
         finally:
             keras.config.set_dtype_policy("float32")
         share = average_with_base(best, options, recipe, splits.validation)
-        return publish(best, options, recipe, splits, run.history, share)
+        runs = trace_runs(options, done)
+        return publish(best, options, recipe, splits, run.history, share, runs)
 
 
 def repeat_runs(model: str, options: TrainOptions, progress: Progress | None = None) -> Trained:
     """Make a model again by all the runs behind it, as its card tells them.
 
-    Of the options count the data sets (in the order of the card's), votes, output, cache and what
-    else is no part of a recipe. ``base_weights`` may be a folder that has the files of weights
-    which the card names; Keras' download stands in for them otherwise. Runs before the last write
-    into ``<output>/runs/<number>``. One that is done is not repeated and one that was interrupted
-    goes on, so that the same call again goes on where it ended.
+    Of the options count the data sets (named as in the card, or in its order), votes, output, cache
+    and what else is no part of a recipe. ``base_weights`` may be a folder that has the files of
+    weights which the card names; Keras' download stands in for them otherwise. Runs before the last
+    write into ``<output>/runs/<number>``. One that is done is not repeated and one that was
+    interrupted goes on, so that the same call again goes on where it ended.
 
     Raises:
-        UsageError: Votes, data sets or weights are missing, or an option belongs to the recipe.
+        UsageError: Something that is needed is missing, or an option belongs to the recipe.
         ModelError: There is no such model, or its card tells no runs.
     """
-    runs = _plan_repeat(model, options)
-    roots = dict(zip(_name_data(runs), options.data, strict=True))
-    made: dict[str, Path] = {}
-    for number, run in enumerate(runs, start=1):
-        is_last = number == len(runs)
-        output = options.output if is_last else options.output / EARLIER_RUNS / str(number)
-        path = output / f"{run.model}.keras"
-        if not is_last and path.is_file() and locate_card(path).is_file():
-            if read_card(path).recipe != json.loads(json.dumps(asdict(run.recipe))):
-                raise UsageError(f"{display_name(output)} holds another run; give another -o")
-            made[run.sha256] = path
+    plan = _plan_repeat(model, options)
+    for number, (run, again) in enumerate(plan, start=1):
+        path = again.output / f"{run.model}.keras"
+        if number < len(plan) and path.is_file() and locate_card(path).is_file():
             continue
-        line = f"run {number} of {len(runs)}: {run.model}"
+        line = f"run {number} of {len(plan)}: {run.model}"
         logger.info(line)
         if progress:
             progress.message(line)
-        again = replace(
-            options,
-            data=tuple(roots[name] for name in run.data),
-            output=output,
-            model=run.model,
-            base_weights=str(made.get(run.base_weights) or _find_weights(run, options)),
-            votes=options.votes if run.votes else None,
-            hard_votes=run.hard_votes,
-            even=run.even,
-            teachers=tuple(str(made[teacher]) for teacher in run.teachers),
-            validation=run.validation,
-            dedupe=run.dedupe,
-            seed=run.seed,
-            precision=run.precision,
-            resume=(output / PARTS_FOLDER / "state.json").is_file(),
-        )
         trained = train(again, progress, run.recipe)
-        made[run.sha256] = trained.model
     return trained
 
 
@@ -872,47 +852,99 @@ def describe_repeat(model: str, options: TrainOptions) -> Iterator[str]:
     Raises:
         UsageError, ModelError: As `repeat_runs`.
     """
-    runs = _plan_repeat(model, options)
-    for number, run in enumerate(runs, start=1):
-        yield f"run {number} of {len(runs)}, {run.recipe.epochs} epochs: {run.command}"
+    plan = _plan_repeat(model, options)
+    for number, (run, _) in enumerate(plan, start=1):
+        yield f"run {number} of {len(plan)}, {run.recipe.epochs} epochs: {run.command}"
 
 
-def _plan_repeat(model: str, options: TrainOptions) -> tuple[PastRun, ...]:
-    """Return the runs behind a model once all that they need is there."""
+def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, TrainOptions]]:
+    """Return the runs behind a model and what each is given, once all that they need is there."""
     free = {"data", "output", "votes", "base_weights", "cache"}
     free |= {"resume", "strict", "export_h5", "tensorboard"}
     for option in fields(TrainOptions):
         if option.name not in free and getattr(options, option.name) != option.default:
             name = "teacher" if option.name == "teachers" else option.name.replace("_", "-")
             raise UsageError(f"--like repeats runs as they were: leave out --{name}")
-    runs = read_runs(read_card(find_model(model)))
+    source = find_model(model)
+    runs = read_runs(read_card(source))
     if not runs:
         raise ModelError(f"the card of {display_name(model)} tells no runs to repeat")
-    names = _name_data(runs)
-    if len(names) != len(options.data):
+    # In full, since a run that goes on has to have the names of its teachers as before.
+    output = options.output.resolve()
+    if source.resolve().parent == output:
+        raise UsageError(f"{display_name(model)} lies in the output folder itself: give another -o")
+    roots = _match_data(model, runs, options.data)
+    if options.votes is None and any(run.votes for run in runs):
+        raise UsageError(f"{display_name(model)} was trained with FER+ votes: give --votes")
+    for path in (*options.data, *([options.votes] if options.votes else [])):
+        if not path.exists():
+            raise UsageError(f"{display_name(path)} is not there")
+    plan: list[tuple[PastRun, TrainOptions]] = []
+    made: dict[str, str] = {}
+    for number, run in enumerate(runs, start=1):
+        folder = output if number == len(runs) else output / EARLIER_RUNS / str(number)
+        again = replace(
+            options,
+            data=tuple(roots[name] for name in run.data),
+            output=folder,
+            model=run.model,
+            base_weights=made.get(run.base_weights) or _find_weights(run, options),
+            votes=options.votes if run.votes else None,
+            hard_votes=run.hard_votes,
+            even=run.even,
+            teachers=tuple(made[teacher] for teacher in run.teachers),
+            validation=run.validation,
+            dedupe=run.dedupe,
+            seed=run.seed,
+            precision=run.precision,
+        )
+        again = replace(again, resume=_goes_on_in_folder(again, run))
+        plan.append((run, again))
+        made[run.sha256] = str(folder / f"{run.model}.keras")
+    return plan
+
+
+def _match_data(model: str, runs: Sequence[PastRun], given: Sequence[Path]) -> dict[str, Path]:
+    """Return the data set for each name in the runs: the one of that name, or by their order."""
+    names = list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
+    own_names = [path.resolve().name for path in given]
+    if sorted(own_names) == sorted(names):
+        return dict(zip(own_names, given, strict=True))
+    if len(names) != len(given):
         raise UsageError(
             f"{display_name(model)} was trained on {', '.join(names)}: give these, in this order"
         )
-    if any(run.votes for run in runs) and options.votes is None:
-        raise UsageError(f"{display_name(model)} was trained with FER+ votes: give --votes")
-    for run in runs:
-        weights = _find_weights(run, options)
-        if Path(weights).suffix and not Path(weights).is_file():
-            raise UsageError(f"no weights {display_name(weights)}; --base-weights is their folder")
-    return runs
-
-
-def _name_data(runs: Sequence[PastRun]) -> list[str]:
-    """Return the names of all data sets, those of the last run first."""
-    return list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
+    return dict(zip(names, given, strict=True))
 
 
 def _find_weights(run: PastRun, options: TrainOptions) -> str:
     """Return what a run begins with that does not begin with an earlier one's model."""
-    is_file = bool(Path(run.base_weights).suffix)
-    if is_file and options.base_weights != "imagenet":
-        return str(Path(options.base_weights) / run.base_weights)
-    return "imagenet" if is_file else run.base_weights
+    if run.base_weights == "none" or options.base_weights == "imagenet":
+        return "none" if run.base_weights == "none" else "imagenet"
+    path = Path(options.base_weights) / run.base_weights
+    if run.base_weights != "imagenet" and not path.is_file():
+        raise UsageError(f"no weights {display_name(path)}; --base-weights is their folder")
+    return "imagenet" if run.base_weights == "imagenet" else str(path)
+
+
+def _goes_on_in_folder(options: TrainOptions, run: PastRun) -> bool:
+    """Return whether a run has begun in its folder, which may hold no other one."""
+    state = options.output / PARTS_FOLDER / "state.json"
+    card = locate_card(options.output / f"{run.model}.keras")
+    same = True
+    if state.is_file():
+        try:
+            begun = json.loads(state.read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
+            begun = None
+        same = begun == _fingerprint(options, run.recipe)
+    if same and card.is_file():
+        done = read_runs(read_card(card.with_suffix(".keras")))
+        names = tuple(path.resolve().name for path in options.data)
+        same = bool(done) and done[-1].is_like(run) and done[-1].data == names
+    if not same:
+        raise UsageError(f"{display_name(options.output)} holds another run; give another -o")
+    return state.is_file()
 
 
 def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
@@ -966,7 +998,8 @@ def publish(
     recipe: Recipe,
     splits: Splits,
     history: Sequence[Mapping[str, float]],
-    base_share: float = 0.0,
+    base_share: float,
+    runs: Sequence[PastRun],
 ) -> Trained:
     """Calibrate a network on the validation faces and write it with its card."""
     validation = splits.validation
@@ -990,7 +1023,7 @@ def publish(
             export_h5(model, unfinished)
     figures = _describe_validation(tempered, raw, splits)
     sha256 = hash_file(path)
-    runs = trace_runs(options, recipe, len(history), sha256)
+    runs = [*runs[:-1], *(replace(run, sha256=sha256) for run in runs[-1:])]
     card = ModelCard(
         name=options.model,
         labels=EMOTIONS,
@@ -1003,7 +1036,7 @@ def publish(
         sha256=sha256,
         architecture=recipe.architecture,
         recipe=asdict(recipe),
-        command=format_repeat(options) if len(runs) > 1 else format_command(options),
+        command=format_repeat(runs) if len(runs) > 1 else format_command(options),
         runs=json.loads(json.dumps([asdict(run) for run in runs])),  # as they will be read
         base_weights=_describe_base(options, base_share),
         training_data=_describe_data(splits, options),
@@ -1021,29 +1054,33 @@ def publish(
     return Trained(path, card, tuple(history))
 
 
-def trace_runs(
-    options: TrainOptions, recipe: Recipe, n_epochs: int, sha256: str
-) -> tuple[PastRun, ...]:
+def trace_runs(options: TrainOptions, recipe: Recipe) -> tuple[PastRun, ...]:
     """Return the runs behind a model that was just trained, oldest first, its own last.
 
-    A run that its minutes ended is kept with the epochs that it reached, since another machine
-    reaches others. Empty if one of the models that it started from does not tell its own runs.
+    The SHA-256 of the last is empty until there is a file. Without any if one of the models that it
+    started from does not tell its own runs, or two data sets share a name.
     """
+    data = tuple(path.resolve().name for path in options.data)
     earlier: dict[str, PastRun] = {}
     base = Path(options.base_weights)
     teachers = [find_model(teacher) for teacher in options.teachers]
     for source in (*teachers, *((base,) if goes_on(options) else ())):
-        earlier.update((run.sha256, run) for run in read_runs(read_card(source)))
+        try:
+            earlier.update((run.sha256, run) for run in read_runs(read_card(source)))
+        except ModelError as error:
+            logger.debug("%s", error)
         if hash_file(source) not in earlier:
             return ()
+    if len(set(data)) < len(data):
+        return ()
     own = PastRun(
-        sha256=sha256,
+        sha256="",
         model=options.model,
-        data=tuple(path.name for path in options.data),
-        recipe=recipe if options.max_minutes is None else replace(recipe, epochs=n_epochs),
+        data=data,
+        recipe=recipe,
         base_weights=hash_file(base) if goes_on(options) else base.name,
         teachers=tuple(map(hash_file, teachers)),
-        votes=options.votes is not None,
+        votes=options.votes.name if options.votes else "",
         hard_votes=options.hard_votes,
         even=options.even,
         validation=options.validation,
@@ -1159,11 +1196,12 @@ def format_command(options: TrainOptions) -> str:
     return shlex.join(words)
 
 
-def format_repeat(options: TrainOptions) -> str:
+def format_repeat(runs: Sequence[PastRun]) -> str:
     """Return the command that makes a model again by all the runs behind it."""
-    words = ["batchfer", "train", *(path.name for path in options.data), "--like", options.model]
-    if options.votes is not None:
-        words += ["--votes", options.votes.name]
+    names = list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
+    words = ["batchfer", "train", *names, "--like", f"{runs[-1].model}.keras"]
+    for votes in dict.fromkeys(run.votes for run in runs if run.votes):
+        words += ["--votes", votes]
     return shlex.join([*words, "-o", "again"])
 
 

@@ -120,12 +120,11 @@ def run_rounds(
             mode = "8" if name == "facenet" else run.mode
             programs[run.program].run(CLIPS / f"{setting}_warm.mp4", mode)
         clip = CLIPS / f"{setting}_first.mp4"
-        seconds: dict[int, float] = {}
-        for size in FACENET_BATCHES:
-            seconds[size] = programs["facenet-pytorch"].run(clip, str(size))["seconds"]
-            batches[setting] = min(seconds, key=seconds.__getitem__)
-            if batches[setting] != size:
-                break  # larger ones were never faster again
+        seconds = {
+            size: programs["facenet-pytorch"].run(clip, str(size))["seconds"]
+            for size in FACENET_BATCHES
+        }
+        batches[setting] = min(seconds, key=seconds.__getitem__)
         say(f"warm: {setting}, facenet-pytorch's best batch is {batches[setting]}")
     answers = defaultdict(list)
     for number in range(n_rounds):

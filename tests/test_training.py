@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from batchfer.training import (
     plateau_rate,
     prepare_data,
     repeat_runs,
+    trace_runs,
     train,
 )
 
@@ -418,6 +419,16 @@ def test_a_model_is_made_again_by_all_its_runs(
     assert [run.recipe for run in repeated] == [run.recipe for run in runs]
 
 
+def copy_model(model: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a model and its card, with other values in it."""
+    folder.mkdir(exist_ok=True)
+    copy = folder / model.name
+    copy.write_bytes(model.read_bytes())
+    card = {**json.loads(locate_card(model).read_text()), **changes}
+    locate_card(copy).write_text(json.dumps(card))
+    return copy
+
+
 def test_what_a_repeat_lacks_is_said_before_it_begins(
     chain: tuple[Path, Path],
     options: TrainOptions,
@@ -425,33 +436,70 @@ def test_what_a_repeat_lacks_is_said_before_it_begins(
     toy_model: Path,
     tmp_path: Path,
 ) -> None:
-    second = tmp_path / "second.keras"
-    for source, copy in ((chain[1], second), (locate_card(chain[1]), locate_card(second))):
-        copy.write_bytes(source.read_bytes())
+    second = chain[1]
     again = TrainOptions(options.data, options.output / "again", cache=options.cache)
-    weights = str(base_weights.parent)
-    with pytest.raises(UsageError, match="leave out --epochs"):
-        repeat_runs(str(second), replace(again, epochs=3))
-    with pytest.raises(UsageError, match="leave out --teacher"):
-        repeat_runs(str(second), replace(again, teachers=("other",)))
-    with pytest.raises(UsageError, match=f"was trained on {options.data[0].name}: give"):
-        repeat_runs(str(second), replace(again, data=options.data * 2))
-    with pytest.raises(UsageError, match=r"no weights .*base.weights.h5"):
-        repeat_runs(str(second), replace(again, base_weights=str(options.output)))
+    for change, message in (
+        ({"epochs": 3}, "leave out --epochs"),
+        ({"teachers": ("other",)}, "leave out --teacher"),
+        ({"data": options.data * 2}, f"was trained on {options.data[0].name}: give"),
+        ({"data": (tmp_path / "nowhere",)}, "nowhere is not there"),
+        ({"votes": tmp_path / "votes.csv"}, "votes.csv is not there"),
+        ({"base_weights": str(tmp_path)}, "no weights .*base.weights.h5"),
+        ({"output": second.parent}, "lies in the output folder"),
+        # The first model's run is not the second's.
+        ({"output": chain[0].parent}, "holds another run"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            repeat_runs(str(second), replace(again, **change))
     with pytest.raises(ModelError, match="tells no runs"):
         repeat_runs(str(toy_model), again)
-    card = json.loads(locate_card(second).read_text())
-    card["runs"][0]["votes"] = True
-    locate_card(second).write_text(json.dumps(card))
-    with pytest.raises(UsageError, match="with FER\\+ votes"):
-        repeat_runs(str(second), replace(again, base_weights=weights))
-    locate_card(second).write_text(json.dumps({**card, "runs": card["runs"][1:]}))
-    with pytest.raises(ModelError, match="lacks the run that made"):
-        repeat_runs(str(second), replace(again, base_weights=weights))
-    locate_card(second).write_text(json.dumps({**card, "runs": [{"sha256": "1"}]}))
-    with pytest.raises(ModelError, match="no runs to repeat"):
-        repeat_runs(str(second), replace(again, base_weights=weights))
+    runs = json.loads(locate_card(second).read_text())["runs"]
+    voted = copy_model(second, tmp_path / "voted", runs=[{**runs[0], "votes": "v"}, runs[1]])
+    with pytest.raises(UsageError, match=r"with FER\+ votes"):
+        repeat_runs(str(voted), again)
     assert not again.output.exists()
+
+
+def test_broken_runs_in_a_card_are_refused(chain: tuple[Path, Path], tmp_path: Path) -> None:
+    runs = json.loads(locate_card(chain[1]).read_text())["runs"]
+    with pytest.raises(ModelError, match="lacks the run that made"):
+        read_runs(read_card(copy_model(chain[1], tmp_path / "cut", runs=runs[1:])))
+    for number, change in enumerate(
+        (
+            {"recipe": {}},
+            {"base_weights": 5},
+            {"base_weights": None},
+            {"teachers": [["a"]]},
+            {"sha256": ["x"]},
+            {"data": "fer"},
+            {"data": [1]},
+            {"model": "../../elsewhere"},
+            {"recipe": {**runs[0]["recipe"], "architecture": "resnet"}},
+            {"recipe": {**runs[0]["recipe"], "epochs": "many"}},
+            {"validation": "x"},
+            {"unheard_of": 1},
+        )
+    ):
+        broken = copy_model(chain[1], tmp_path / str(number), runs=[{**runs[0], **change}])
+        with pytest.raises(ModelError, match="no runs to repeat"):
+            read_runs(read_card(broken))
+    for number, broken_runs in enumerate((["text"], [5])):
+        broken = copy_model(chain[1], tmp_path / f"runs{number}", runs=broken_runs)
+        with pytest.raises(ModelError, match="no runs to repeat"):
+            read_runs(read_card(broken))
+
+
+def test_runs_are_traced_as_they_went(chain: tuple[Path, Path], options: TrainOptions) -> None:
+    # Keras' own name has as many characters as a SHA-256.
+    name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"
+    (own,) = trace_runs(replace(options, base_weights=f"weights/{name}"), AUGMENTED)
+    assert own.base_weights == name
+    card = replace(read_card(chain[0]), runs=json.loads(json.dumps([asdict(own)])))
+    assert read_runs(card) == (own,)
+    # A card that cannot be read ends no training: its runs are only not told.
+    broken = copy_model(chain[0], options.output.parent / "broken", runs=[{"sha256": 1}])
+    assert trace_runs(replace(options, base_weights=str(broken)), AUGMENTED) == ()
+    assert trace_runs(replace(options, data=options.data * 2), AUGMENTED) == ()
 
 
 def test_vgg19_is_trained_with_normalizations(options: TrainOptions) -> None:
@@ -515,9 +563,13 @@ def test_time_and_patience_end_a_run(options: TrainOptions) -> None:
     trained = train(replace(options, max_minutes=0.05), None, recipe)
     assert time.monotonic() - started < 60
     assert 0 < len(trained.history) < 500
+    assert read_runs(trained.card)[-1].recipe.epochs == len(trained.history)
     idle = replace(FROZEN, epochs=500, learning_rate=1e-9, patience=2)
-    trained = train(replace(options, output=options.output / "idle"), None, idle)
+    given = replace(options, output=options.output / "idle", max_minutes=60)
+    trained = train(given, None, idle)
     assert len(trained.history) == 3
+    # Only what time has ended is repeated with the epochs that it reached.
+    assert read_runs(trained.card)[-1].recipe.epochs == 500
 
 
 def test_half_precision_is_read_back_whole(options: TrainOptions, toy_model: Path) -> None:
