@@ -5,7 +5,7 @@ program repeats what was done and not what it would do today.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -274,6 +274,11 @@ def read_runs(card: ModelCard) -> tuple[PastRun, ...]:
         made.add(run.sha256)
         runs.append(run)
     return tuple(runs)
+
+
+def list_data(runs: Sequence[PastRun]) -> list[str]:
+    """Return the names of the data sets of all runs, those of the last run first."""
+    return list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
 
 
 def is_sha256(text: str) -> bool:

@@ -77,6 +77,7 @@ from batchfer.recipes import (
     TrainOptions,
     find_recipe,
     format_recipe,
+    list_data,
     read_runs,
 )
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
@@ -906,7 +907,7 @@ def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, Train
 
 def _match_data(model: str, runs: Sequence[PastRun], given: Sequence[Path]) -> dict[str, Path]:
     """Return the data set for each name in the runs: the one of that name, or by their order."""
-    names = list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
+    names = list_data(runs)
     own_names = [path.resolve().name for path in given]
     if sorted(own_names) == sorted(names):
         return dict(zip(own_names, given, strict=True))
@@ -1198,8 +1199,7 @@ def format_command(options: TrainOptions) -> str:
 
 def format_repeat(runs: Sequence[PastRun]) -> str:
     """Return the command that makes a model again by all the runs behind it."""
-    names = list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
-    words = ["batchfer", "train", *names, "--like", f"{runs[-1].model}.keras"]
+    words = ["batchfer", "train", *list_data(runs), "--like", f"{runs[-1].model}.keras"]
     for votes in dict.fromkeys(run.votes for run in runs if run.votes):
         words += ["--votes", votes]
     return shlex.join([*words, "-o", "again"])
