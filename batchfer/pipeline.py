@@ -843,7 +843,8 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobRes
     """Write the annotated copy of one picture and return its outcome."""
     n_faces = len(picture.probabilities)
     if outputs.annotate:
-        faces = picture.rows.cut()[: None if n_faces else 0]
+        rows = picture.rows.cut()
+        faces = rows if n_faces else rows[:0]
         image = picture.image
         job.destination.parent.mkdir(parents=True, exist_ok=True)
         if outputs.blur_faces:

@@ -221,6 +221,10 @@ def format_recipe(recipe: Recipe) -> str:
 # --- the runs behind a model ------------------------------------------------------------------
 
 
+KEPT_OPTIONS = ("model", "hard_votes", "even", "validation", "dedupe", "seed", "precision")
+"""What a run is given, beside files and recipe, that has to be the same to do the same again."""
+
+
 @dataclass(frozen=True)
 class PastRun:
     """A run that led to a model: what it was given, and its recipe as it was carried out.
@@ -267,7 +271,7 @@ def read_runs(card: ModelCard) -> tuple[PastRun, ...]:
             run = _parse_run(content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{card.name}: its card tells no runs to repeat: {error}") from error
-        bases = (run.base_weights,) if is_sha256(run.base_weights) else ()
+        bases = (run.base_weights,) if _is_sha256(run.base_weights) else ()
         missing = {*run.teachers, *bases} - made
         if missing:
             raise ModelError(f"{card.name}: its card lacks the run that made {min(missing)[:12]}")
@@ -281,7 +285,7 @@ def list_data(runs: Sequence[PastRun]) -> list[str]:
     return list(dict.fromkeys(name for run in reversed(runs) for name in run.data))
 
 
-def is_sha256(text: str) -> bool:
+def _is_sha256(text: str) -> bool:
     """Return whether a text is a SHA-256 in hex."""
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 

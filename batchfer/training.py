@@ -72,6 +72,7 @@ from batchfer.files import (
 )
 from batchfer.kernels import speed_up_training
 from batchfer.recipes import (
+    KEPT_OPTIONS,
     PastRun,
     Recipe,
     TrainOptions,
@@ -335,6 +336,14 @@ class RunState:
     history: list[dict[str, float]] = field(default_factory=list)
     checkpoint: str = ""
     settings: str = ""
+
+
+def read_state(path: Path) -> RunState | None:
+    """Return what a state file says; None if it is damaged."""
+    try:
+        return RunState(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
@@ -626,10 +635,9 @@ class TrainingRun:
         path = self.folder / "state.json"
         if not path.is_file():
             raise UsageError(f"nothing to resume in {display_name(self.options.output)}")
-        try:
-            state = RunState(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(f"{display_name(path)} is damaged; start without --resume") from error
+        state = read_state(path)
+        if state is None:
+            raise UsageError(f"{display_name(path)} is damaged; start without --resume")
         if state.settings != self.state.settings:
             raise UsageError(
                 "the run to resume had other data, recipe or seed; start without --resume, or "
@@ -724,18 +732,7 @@ def _catch_signals(run: TrainingRun) -> Iterator[None]:
 
 def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
     """Return what has to be the same for a run to be resumed."""
-    names = (
-        "model",
-        "recipe",
-        "hard_votes",
-        "even",
-        "teachers",
-        "validation",
-        "dedupe",
-        "seed",
-        "precision",
-    )
-    given = {name: getattr(options, name) for name in names}
+    given = {name: getattr(options, name) for name in (*KEPT_OPTIONS, "recipe", "teachers")}
     given["data"] = [path.name for path in options.data]
     given["recipe"] = asdict(recipe)
     return json.dumps(given, sort_keys=True)
@@ -888,16 +885,10 @@ def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, Train
             options,
             data=tuple(roots[name] for name in run.data),
             output=folder,
-            model=run.model,
             base_weights=made.get(run.base_weights) or _find_weights(run, options),
             votes=options.votes if run.votes else None,
-            hard_votes=run.hard_votes,
-            even=run.even,
             teachers=tuple(made[teacher] for teacher in run.teachers),
-            validation=run.validation,
-            dedupe=run.dedupe,
-            seed=run.seed,
-            precision=run.precision,
+            **{name: getattr(run, name) for name in KEPT_OPTIONS},
         )
         again = replace(again, resume=_goes_on_in_folder(again, run))
         plan.append((run, again))
@@ -908,44 +899,42 @@ def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, Train
 def _match_data(model: str, runs: Sequence[PastRun], given: Sequence[Path]) -> dict[str, Path]:
     """Return the data set for each name in the runs: the one of that name, or by their order."""
     names = list_data(runs)
-    own_names = [path.resolve().name for path in given]
-    if sorted(own_names) == sorted(names):
-        return dict(zip(own_names, given, strict=True))
     if len(names) != len(given):
         raise UsageError(
             f"{display_name(model)} was trained on {', '.join(names)}: give these, in this order"
         )
-    return dict(zip(names, given, strict=True))
+    own_names = [path.resolve().name for path in given]
+    same = sorted(own_names) == sorted(names)
+    return dict(zip(own_names if same else names, given, strict=True))
 
 
 def _find_weights(run: PastRun, options: TrainOptions) -> str:
     """Return what a run begins with that does not begin with an earlier one's model."""
-    if run.base_weights == "none" or options.base_weights == "imagenet":
-        return "none" if run.base_weights == "none" else "imagenet"
+    if run.base_weights in ("imagenet", "none"):
+        return run.base_weights
+    if options.base_weights == "imagenet":
+        return "imagenet"
     path = Path(options.base_weights) / run.base_weights
-    if run.base_weights != "imagenet" and not path.is_file():
+    if not path.is_file():
         raise UsageError(f"no weights {display_name(path)}; --base-weights is their folder")
-    return "imagenet" if run.base_weights == "imagenet" else str(path)
+    return str(path)
 
 
 def _goes_on_in_folder(options: TrainOptions, run: PastRun) -> bool:
     """Return whether a run has begun in its folder, which may hold no other one."""
-    state = options.output / PARTS_FOLDER / "state.json"
-    card = locate_card(options.output / f"{run.model}.keras")
+    path = options.output / PARTS_FOLDER / "state.json"
+    model = options.output / f"{run.model}.keras"
     same = True
-    if state.is_file():
-        try:
-            begun = json.loads(state.read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
-            begun = None
-        same = begun == _fingerprint(options, run.recipe)
-    if same and card.is_file():
-        done = read_runs(read_card(card.with_suffix(".keras")))
+    if path.is_file():
+        state = read_state(path)
+        same = state is not None and state.settings == _fingerprint(options, run.recipe)
+    if same and locate_card(model).is_file():
+        done = read_runs(read_card(model))
         names = tuple(path.resolve().name for path in options.data)
         same = bool(done) and done[-1].is_like(run) and done[-1].data == names
     if not same:
         raise UsageError(f"{display_name(options.output)} holds another run; give another -o")
-    return state.is_file()
+    return path.is_file()
 
 
 def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
@@ -1024,7 +1013,7 @@ def publish(
             export_h5(model, unfinished)
     figures = _describe_validation(tempered, raw, splits)
     sha256 = hash_file(path)
-    runs = [*runs[:-1], *(replace(run, sha256=sha256) for run in runs[-1:])]
+    runs = [replace(run, sha256=run.sha256 or sha256) for run in runs]
     card = ModelCard(
         name=options.model,
         labels=EMOTIONS,
@@ -1065,30 +1054,26 @@ def trace_runs(options: TrainOptions, recipe: Recipe) -> tuple[PastRun, ...]:
     earlier: dict[str, PastRun] = {}
     base = Path(options.base_weights)
     teachers = [find_model(teacher) for teacher in options.teachers]
-    for source in (*teachers, *((base,) if goes_on(options) else ())):
+    sources = [*teachers, base] if goes_on(options) else teachers
+    hashes = {source: hash_file(source) for source in sources}
+    for source, sha256 in hashes.items():
         try:
             earlier.update((run.sha256, run) for run in read_runs(read_card(source)))
         except ModelError as error:
             logger.debug("%s", error)
-        if hash_file(source) not in earlier:
+        if sha256 not in earlier:
             return ()
     if len(set(data)) < len(data):
         return ()
     own = PastRun(
         sha256="",
-        model=options.model,
         data=data,
         recipe=recipe,
-        base_weights=hash_file(base) if goes_on(options) else base.name,
-        teachers=tuple(map(hash_file, teachers)),
+        base_weights=hashes.get(base, base.name),
+        teachers=tuple(hashes[teacher] for teacher in teachers),
         votes=options.votes.name if options.votes else "",
-        hard_votes=options.hard_votes,
-        even=options.even,
-        validation=options.validation,
-        dedupe=options.dedupe,
-        seed=options.seed,
-        precision=options.precision,
         command=format_command(options),
+        **{name: getattr(options, name) for name in KEPT_OPTIONS},
     )
     return (*earlier.values(), own)
 

@@ -19,7 +19,6 @@ from toy_faces import draw_face, write_class_folders
 
 from batchfer.architectures import (
     build_mobilenetv2_baseline,
-    format_card,
     locate_card,
     read_card,
 )
@@ -128,6 +127,16 @@ def read_log(output: Path) -> list[dict[str, float]]:
 def weights_of(model: Path) -> list[np.ndarray]:
     weights: list[np.ndarray] = keras.saving.load_model(model, compile=False).get_weights()
     return weights
+
+
+def copy_model(model: Path, folder: Path, **changes: Any) -> Path:
+    """Copy a model and its card, with other values in it."""
+    folder.mkdir(exist_ok=True)
+    copy = folder / model.name
+    copy.write_bytes(model.read_bytes())
+    card = {**json.loads(locate_card(model).read_text()), **changes}
+    locate_card(copy).write_text(json.dumps(card))
+    return copy
 
 
 # --- recipes ----------------------------------------------------------------------------------
@@ -298,10 +307,7 @@ def test_a_teacher_shares_in_the_targets(
     said = ask_teacher(*load_network(toy_model)[:2], faces)
     assert np.abs(said - expected).max() < 1e-4 < np.ptp(expected, axis=0).max()
     # The order of labels is the teacher's own.
-    other = tmp_path / "other.keras"
-    other.write_bytes(toy_model.read_bytes())
-    card = replace(read_card(toy_model), labels=tuple(reversed(EMOTIONS)))
-    locate_card(other).write_text(format_card(card))
+    other = copy_model(toy_model, tmp_path / "other", labels=list(reversed(EMOTIONS)))
     turned = ask_teacher(*load_network(other)[:2], faces)
     assert np.abs(turned - expected[:, ::-1]).max() < 1e-4
     targets = follow_teachers(faces, 0.5, [said, turned]).targets
@@ -419,20 +425,9 @@ def test_a_model_is_made_again_by_all_its_runs(
     assert [run.recipe for run in repeated] == [run.recipe for run in runs]
 
 
-def copy_model(model: Path, folder: Path, **changes: Any) -> Path:
-    """Copy a model and its card, with other values in it."""
-    folder.mkdir(exist_ok=True)
-    copy = folder / model.name
-    copy.write_bytes(model.read_bytes())
-    card = {**json.loads(locate_card(model).read_text()), **changes}
-    locate_card(copy).write_text(json.dumps(card))
-    return copy
-
-
 def test_what_a_repeat_lacks_is_said_before_it_begins(
     chain: tuple[Path, Path],
     options: TrainOptions,
-    base_weights: Path,
     toy_model: Path,
     tmp_path: Path,
 ) -> None:
