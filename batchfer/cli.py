@@ -60,7 +60,7 @@ BatchSize = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Sub-batches at once.", show_default="one a core"),
+    typer.Option("--workers", min=1, help="Sub-batches at once.", show_default="3 for 2 cores"),
 ]
 Formats = Annotated[str, typer.Option("--format", help="Table formats: csv, parquet, or both.")]
 Annotate = Annotated[

@@ -61,6 +61,9 @@ _PROPOSAL_PIXELS = 300_000
 _REFINEMENT_CROPS = 256
 _OUTPUT_CROPS = 64
 _GPU_FACTOR = 16
+# Frames up to this size become float32 once before all levels are made of them, which takes four
+# times their memory; larger ones become it anew for each level.
+_FLOAT_PIXELS = 2_500_000
 # Crops come in multiples of this, so that TensorFlow prepares its kernels for few different shapes
 # and never sees a batch of one, which other kernels may round differently.
 _CROP_MULTIPLE = 4
@@ -140,9 +143,14 @@ class Detector:
             self._output = _OutputNetwork(StageONet().model)
             # Every size and count is free, so that each graph is traced once whatever comes; and it
             # is traced here, not by all threads at once when the first frames come.
-            self._run_proposal = _trace(
-                self._trace_proposal, frames, tf.TensorSpec((None, 2), tf.int32)
-            )
+            self._run_proposal = {
+                dtype: _trace(
+                    self._trace_proposal,
+                    tf.TensorSpec(frames.shape, dtype),
+                    tf.TensorSpec((None, 2), tf.int32),
+                )
+                for dtype in {self._dtype, tf.float32}
+            }
             self._run_refinement = _trace(self._trace_refinement, *crops)
             self._run_output = _trace(self._trace_output, *crops)
 
@@ -261,7 +269,7 @@ class Detector:
         step = max(_PROPOSAL_PIXELS * self._at_once // int(sizes[0].prod()), 1)
         tables = []
         for start in range(0, len(frames), step):
-            table = self._run_proposal(frames[start : start + step], sizes).numpy()
+            table = self._look_at_levels(frames[start : start + step], sizes)
             tables.append(table + np.array([start] + [0] * 8, np.float32))
         table = np.concatenate(tables)
         index, level, logits = table[:, 0].astype(np.int64), table[:, 3].astype(int), table[:, 8]
@@ -299,12 +307,20 @@ class Detector:
             landmarks.astype(np.float32),
         )
 
-    def _trace_proposal(self, frames: Any, sizes: Any) -> Any:
+    def _look_at_levels(self, frames: Any, sizes: Any) -> Floats:
         """Return what passes the first threshold, ``(M, 9)``.
 
-        Columns are frame, row, column and level, four box offsets, and the logit. Levels are the
-        iterations of a loop that do not depend on each other; TensorFlow runs several at a time
-        where it has threads to spare.
+        Columns are frame, row, column and level, four box offsets, and the logit.
+        """
+        is_small = frames.shape[1] * frames.shape[2] <= _FLOAT_PIXELS
+        dtype = tf.float32 if is_small else self._dtype
+        return np.asarray(self._run_proposal[dtype](tf.cast(frames, dtype), sizes).numpy())
+
+    def _trace_proposal(self, frames: Any, sizes: Any) -> Any:
+        """Return the table of `_look_at_levels`.
+
+        Levels are the iterations of a loop that do not depend on each other; TensorFlow runs
+        several at a time where it has threads to spare.
         """
         resize = _make_gpu_resize(frames) if self._on_gpu else _make_cpu_resize(frames)
 
@@ -513,7 +529,9 @@ def _convolve(x: Any, layer: _Layer, pool: tuple[int, str] | None = None) -> Any
     """
     x = tf.nn.bias_add(tf.nn.conv2d(x, layer.kernel, 1, "VALID"), layer.bias)
     if layer.alpha is not None:
-        x = tf.maximum(x, _scale_channels(x, np.minimum(layer.alpha, 1)))
+        # Large maps, those to be pooled, are scaled faster as a convolution of each channel alone.
+        scale = _scale_channels if pool is None else _scale_large_maps
+        x = tf.maximum(x, scale(x, np.minimum(layer.alpha, 1)))
     if pool is not None:
         x = tf.nn.max_pool2d(x, pool[0], 2, pool[1])
     if layer.alpha is not None and layer.alpha.max() > 1:
@@ -526,6 +544,11 @@ def _scale_channels(x: Any, factors: Any) -> Any:
     shape = tf.shape(x)
     rows = tf.reshape(x, (-1, shape[2] * len(factors)))
     return tf.reshape(rows * tf.tile(factors, shape[2:3]), shape)
+
+
+def _scale_large_maps(x: Any, factors: Any) -> Any:
+    """Return the same as `_scale_channels`."""
+    return tf.nn.depthwise_conv2d(x, factors.reshape(1, 1, -1, 1), (1, 1, 1, 1), "VALID")
 
 
 def _connect(x: Any, layer: _Layer) -> Any:

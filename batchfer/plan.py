@@ -200,8 +200,9 @@ def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
         n_done += 1
         if time.monotonic() - started > TIMED_S:
             break
-    # One at a time here; a run works on as many at once as there are workers.
-    return (time.monotonic() - started) / max(n_done, 1) / analyzer.workers
+    # One at a time here; a run keeps all cores busy.
+    at_once = min(analyzer.workers, analyzer.n_cores)
+    return (time.monotonic() - started) / max(n_done, 1) / at_once
 
 
 def _scale_rate(rates: dict[tuple[int, int], float], size: tuple[int, int]) -> float:

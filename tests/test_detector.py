@@ -120,6 +120,7 @@ def test_splitting_large_work_changes_no_bit(
 ) -> None:
     frames = np.stack([CROWD, CROWD[:, ::-1]])
     whole = detector.detect(frames)
+    monkeypatch.setattr(detector_module, "_FLOAT_PIXELS", 0)
     monkeypatch.setattr(detector_module, "_PROPOSAL_PIXELS", 1)
     monkeypatch.setattr(detector_module, "_REFINEMENT_CROPS", 12)
     monkeypatch.setattr(detector_module, "_OUTPUT_CROPS", 4)
@@ -131,15 +132,15 @@ def test_too_little_memory_halves_the_batch_for_good(
 ) -> None:
     detector = Detector(min_face_px=20)
     whole = detector.detect(MOVING)
-    propose, sizes, most = detector._run_proposal, [], 1
+    look, sizes, most = detector._look_at_levels, [], 1
 
     def fail_on_many(frames, levels):  # type: ignore[no-untyped-def]
         sizes.append(len(frames))
         if len(frames) > most:
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
-        return propose(frames, levels)
+        return look(frames, levels)
 
-    monkeypatch.setattr(detector, "_run_proposal", fail_on_many)
+    monkeypatch.setattr(detector, "_look_at_levels", fail_on_many)
     detector_module._log_shrinking.cache_clear()
     with caplog.at_level("WARNING"):
         assert_same(detector.detect(MOVING), whole)
@@ -164,7 +165,8 @@ def test_every_frame_size_is_served(detector: Detector) -> None:
     for side in range(150, 180, 3):
         frame = cv2.resize(PORTRAIT, (side, side + 7), interpolation=cv2.INTER_AREA)
         assert len(detector.detect(frame[None])) == 1, side
-    assert isinstance(detector._run_proposal, tf.types.experimental.ConcreteFunction), "one graph"
+    for graph in detector._run_proposal.values():
+        assert isinstance(graph, tf.types.experimental.ConcreteFunction), "one graph"
 
 
 @pytest.mark.parametrize("size", [(25, 90), (90, 150), (13, 13)])
