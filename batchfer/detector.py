@@ -72,12 +72,13 @@ _CROP_MULTIPLE = 4
 def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
     """Set TensorFlow up for a device and return the device's TensorFlow name, as ``/GPU:0``.
 
-    Each of ``workers`` threads is expected to run whole sub-batches of its own, so that operations
-    use one thread each. Takes effect once per process, before TensorFlow's first operation.
+    Whole sub-batches are expected to run side by side, so that operations use one thread each and
+    ``workers`` of them, of any sub-batch, compute at a time. Takes effect once per process, before
+    TensorFlow's first operation.
 
     Args:
         device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``gpu`` or ``gpu:N``.
-        workers: number of threads that call the networks at a time.
+        workers: operations that compute at a time; 1 counts as 2.
 
     Raises:
         UsageError: the device is none of these.
@@ -547,7 +548,7 @@ def _scale_channels(x: Any, factors: Any) -> Any:
 
 
 def _scale_large_maps(x: Any, factors: Any) -> Any:
-    """Return the same as `_scale_channels`."""
+    """Return the same as `_scale_channels`, which is the faster one for small maps."""
     return tf.nn.depthwise_conv2d(x, factors.reshape(1, 1, -1, 1), (1, 1, 1, 1), "VALID")
 
 
