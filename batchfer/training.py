@@ -70,7 +70,7 @@ from batchfer.files import (
     lock_output,
     prepare_output,
 )
-from batchfer.kernels import speed_up_training
+from batchfer.kernels import has_instructions, speed_up_training
 from batchfer.recipes import (
     KEPT_OPTIONS,
     PastRun,
@@ -262,17 +262,10 @@ def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
     """
     if options.precision != "auto":
         return "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
-    return "mixed_bfloat16" if recipe.half_precision_pays and _has_bfloat16() else "float32"
-
-
-def _has_bfloat16() -> bool:
-    if keras.distribution.list_devices("gpu"):
-        return True
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+    if not recipe.half_precision_pays:
+        return "float32"
+    fast = keras.distribution.list_devices("gpu") or has_instructions("amx_bf16", "avx512_bf16")
+    return "mixed_bfloat16" if fast else "float32"
 
 
 def _is_fixed(layer: Any) -> bool:

@@ -5,12 +5,14 @@ import mtcnn
 import numpy as np
 import pytest
 import tensorflow as tf
+from mtcnn.stages import StagePNet
 from skimage import data
 
 from batchfer import detector as detector_module
 from batchfer.boxes import crop_faces, measure_iou
 from batchfer.detector import Detector, configure_tensorflow
 from batchfer.errors import MachineError, UsageError
+from batchfer.kernels import has_instructions
 from batchfer.schema import FaceDetections
 
 # Head and shoulders: further down, the shuttle model looks a little like a face.
@@ -167,6 +169,50 @@ def test_every_frame_size_is_served(detector: Detector) -> None:
         assert len(detector.detect(frame[None])) == 1, side
     for graph in detector._run_proposal.values():
         assert isinstance(graph, tf.types.experimental.ConcreteFunction), "one graph"
+
+
+@pytest.mark.parametrize("dtype", [tf.float32, tf.bfloat16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("threshold", [-3.0, 0.4, 3.0])
+def test_screened_cells_are_those_of_the_whole_network(
+    dtype: tf.DType, threshold: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dtype == tf.bfloat16 and not has_instructions("amx_bf16", "avx512_bf16"):
+        pytest.skip("this processor has no bfloat16")
+    # In float32 the screen is exact; a margin would hide an error in its algebra.
+    exact = dtype == tf.float32
+    monkeypatch.setattr(detector_module, "_SCREENING_MARGIN", 1e-4 if exact else 0.5)
+    model = StagePNet().model
+    pixels = tf.constant(np.stack([CROWD, CROWD[::-1]]), tf.float32)
+    wanted, expected = detector_module._ProposalNetwork(model).find(pixels, threshold)
+    cells, found = detector_module._ProposalNetwork(model, dtype).find(pixels, threshold)
+    assert 10 < len(wanted) < 2 * 235 * 315 / 4
+    np.testing.assert_array_equal(cells, wanted)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_a_screen_leaves_few_cells_and_none_out() -> None:
+    network = detector_module._ProposalNetwork(StagePNet().model, tf.float32)
+    pixels = tf.constant(CROWD[None], tf.float32)
+    maps, logits = network._look(pixels), network(pixels)[..., 4].numpy()
+    passed = np.zeros(logits.shape, bool)
+    passed[tuple(network._screen(maps, 2.0).numpy().T)] = True
+    assert 10 < passed.sum() < passed.size / 10
+    assert passed[logits > 2 + 1e-4].all()
+    assert not passed[logits < 2 - 1e-4].any()
+
+
+def test_a_screened_detector_finds_the_same_faces(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_instructions("amx_bf16"):
+        pytest.skip("this processor does not screen")
+    screened = Detector(min_face_px=20)
+    monkeypatch.setattr(detector_module, "has_instructions", lambda *names: False)
+    whole = Detector(min_face_px=20)
+    assert screened._proposal.screen == tf.bfloat16
+    assert whole._proposal.screen is None
+    for frames in (MOVING, CROWD[None]):
+        faces, others = screened.detect(frames), whole.detect(frames)
+        np.testing.assert_array_equal(faces.image_index, others.image_index)
+        np.testing.assert_allclose(faces.boxes, others.boxes, atol=0.01)
 
 
 @pytest.mark.parametrize("size", [(25, 90), (90, 150), (13, 13)])
