@@ -48,20 +48,16 @@ def measure_iou(boxes: Array, others: Array) -> npt.NDArray[np.float64]:
 
     A box without area overlaps nothing.
     """
-    intersection, areas, other_areas = _intersect(boxes, others)
-    union = areas[:, None] + other_areas[None, :] - intersection
-    iou: npt.NDArray[np.float64] = np.zeros(intersection.shape)
-    np.divide(intersection, union, out=iou, where=intersection > 0)
-    return iou
-
-
-def _intersect(boxes: Array, others: Array) -> tuple[Array, Array, Array]:
     a = np.asarray(boxes, np.float64).reshape(-1, 4).T
     b = np.asarray(others, np.float64).reshape(-1, 4).T
     width = np.minimum(a[2][:, None], b[2]) - np.maximum(a[0][:, None], b[0])
     height = np.minimum(a[3][:, None], b[3]) - np.maximum(a[1][:, None], b[1])
     intersection = np.maximum(width, 0) * np.maximum(height, 0)
-    return intersection, (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    areas, other_areas = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    union = areas[:, None] + other_areas - intersection
+    iou: npt.NDArray[np.float64] = np.zeros(intersection.shape)
+    np.divide(intersection, union, out=iou, where=intersection > 0)
+    return iou
 
 
 def suppress_overlaps(
@@ -91,28 +87,32 @@ def suppress_overlaps(
     # Because no box depends on the fate of another, the boxes can be swept in blocks from left to
     # right, which bounds the memory and compares only what can touch. Groups are set side by side
     # with a gap between them, so that one sweep serves them all.
-    table = np.asarray(boxes, np.float64)[order]
-    ranks = np.arange(len(order))
-    span = table[:, [0, 2]].max() - table[:, [0, 2]].min() + 1
-    table[:, [0, 2]] += (np.asarray(groups, np.float64)[order] * span)[:, None]
-    sweep = np.argsort(table[:, 0], kind="stable")
-    table, ranks = table[sweep], ranks[sweep]
-    # The furthest right edge so far tells from where on a box can still reach into a block.
-    reach = np.maximum.accumulate(table[:, 2])
+    x1, y1, x2, y2 = np.asarray(boxes, np.float64)[order].T
+    aside = np.asarray(groups, np.float64)[order] * (x2.max() - x1.min() + 1)
+    ranks = np.argsort(x1 + aside, kind="stable")
+    x1, x2, y1, y2 = (x1 + aside)[ranks], (x2 + aside)[ranks], y1[ranks], y2[ranks]
+    areas = np.maximum(x2 - x1, 0) * np.maximum(y2 - y1, 0)
+    # I > t (A + B - I) is I > t / (1 + t) (A + B); and then the widths overlap by more than t, too.
+    is_union = overlap == "union"
+    shares = areas * (threshold / (1 + threshold) if is_union else threshold)
+    far = x2 - threshold * (x2 - x1) if is_union else x2
+    join: np.ufunc = np.add if is_union else np.minimum
+    starts = np.arange(0, len(ranks), _SUPPRESSION_ROWS)
+    # How far the boxes so far reach tells from where on one can still clash with a block.
+    begins = np.searchsorted(np.maximum.accumulate(far), x1[starts], "left")
+    ends = np.searchsorted(x1, np.maximum.reduceat(far, starts), "right")
     keep = np.ones(len(order), bool)
-    for start in range(0, len(table), _SUPPRESSION_ROWS):
-        block = slice(start, start + _SUPPRESSION_ROWS)
-        near = slice(
-            int(np.searchsorted(reach, table[start, 0], "right")),
-            int(np.searchsorted(table[:, 0], table[block, 2].max(), "left")),
-        )
-        intersection, areas, near_areas = _intersect(table[block], table[near])
-        if overlap == "union":
-            denominator = areas[:, None] + near_areas[None, :] - intersection
-        else:
-            denominator = np.minimum(areas[:, None], near_areas[None, :])
-        clash = (intersection > 0) & (intersection > threshold * denominator)
-        clash &= ranks[near] < ranks[block][:, None]
+    for start, begin, end in zip(starts, begins, ends, strict=True):
+        near, block = slice(begin, end), slice(start, start + _SUPPRESSION_ROWS)
+        width = np.minimum(x2[block, None], x2[near])
+        width -= np.maximum(x1[block, None], x1[near])
+        height = np.minimum(y2[block, None], y2[near])
+        height -= np.maximum(y1[block, None], y1[near])
+        # One factor that is not negative is enough: a product below zero is above no area.
+        intersection = np.maximum(width, 0, out=width)
+        intersection *= height
+        clash = intersection > join(shares[block, None], shares[near])
+        clash &= ranks[near] < ranks[block, None]
         keep[ranks[block]] = ~clash.any(axis=1)
     return order[keep]
 

@@ -33,7 +33,7 @@ BATCH_MULTIPLE = 4
 shapes, and one face to two: for a single row other kernels round differently, so that a face's last
 bits would depend on its company.
 """
-FACES_AT_ONCE = 32
+FACES_AT_ONCE = 16
 GPU_FACTOR = 16
 """Bounds the memory of a crowd's activations; a GPU wants more work at a time."""
 
@@ -342,9 +342,11 @@ def _build_network(model: Any, card: ModelCard, rescale: float | None, device: s
             pixels = tf.image.rgb_to_grayscale(pixels)
         if rescale is not None:
             pixels *= rescale
-        probabilities = run(pixels)
         if card.flip_average:
-            probabilities = (probabilities + run(tf.reverse(pixels, axis=[2]))) / 2
+            both = run(tf.concat([pixels, tf.reverse(pixels, axis=[2])], axis=0))
+            probabilities = tf.add_n(tf.split(both, 2)) / 2
+        else:
+            probabilities = run(pixels)
         # Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
         n_faces = tf.shape(probabilities)[0]
         rows = tf.pad(probabilities, [[0, -n_faces % ROW_MULTIPLE], [0, 0]], constant_values=1)

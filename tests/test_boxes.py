@@ -74,6 +74,13 @@ def test_of_equal_scores_the_first_stays() -> None:
     assert suppress_overlaps(boxes, np.ones(2), np.zeros(2, int), 0.5).tolist() == [0]
 
 
+@pytest.mark.parametrize("overlap", ["union", "min"])
+def test_boxes_without_area_suppress_nothing_and_stay(overlap: str) -> None:
+    boxes = np.array([[5, 5, 5, 9], [9, 2, 3, 8], [3, 8, 9, 2], [9, 9, 1, 1], [0, 0, 10, 10]])
+    kept = suppress_overlaps(boxes, np.arange(5)[::-1], np.zeros(5, int), 0.5, overlap)
+    assert kept.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_squares_keep_the_centre_and_the_longer_side() -> None:
     assert square_boxes(np.array([[10.0, 20, 20, 50]]))[0].tolist() == [0, 20, 30, 50]
 
