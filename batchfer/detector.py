@@ -64,8 +64,8 @@ _SCREENING_MARGIN = 0.5
 # Bounds on memory, about 100 MB a thread: pixels of the largest pyramid level, and crops, that go
 # through a network at once. A GPU wants more work at a time.
 _PROPOSAL_PIXELS = 300_000
-_REFINEMENT_CROPS = 256
-_OUTPUT_CROPS = 64
+_REFINEMENT_CROPS = 128
+_OUTPUT_CROPS = 32
 _GPU_FACTOR = 16
 # Frames up to this size become float32 once before all levels are made of them, which takes four
 # times their memory; larger ones become it anew for each level.
@@ -296,8 +296,7 @@ class Detector:
         self, frames: Any, index: Integers, boxes: Any, threshold: float
     ) -> tuple[Integers, Any]:
         """Let the second network drop and move boxes; return what it keeps as squares."""
-        at_once = _REFINEMENT_CROPS * self._at_once
-        found = _run_on_crops(self._run_refinement, 5, frames, index, boxes, at_once)
+        found = _run_on_crops(self._run_refinement, frames, index, boxes)
         good = found[:, 4] > _logit(threshold)
         index, logits = index[good], found[good, 4]
         boxes = _move_boxes(boxes[good], found[good, :4])
@@ -306,8 +305,7 @@ class Detector:
 
     def _locate_faces(self, frames: Any, index: Integers, boxes: Any) -> FaceDetections:
         """Let the last network look at each box; return a face for each, good or not."""
-        at_once = _OUTPUT_CROPS * self._at_once
-        found = _run_on_crops(self._run_output, 15, frames, index, boxes, at_once)
+        found = _run_on_crops(self._run_output, frames, index, boxes)
         sides = boxes[:, 2:] - boxes[:, :2] + 1
         points = found[:, 4:14].reshape(-1, 2, 5).transpose(0, 2, 1)
         landmarks = points * sides[:, None] + boxes[:, None, :2] - 1
@@ -351,10 +349,12 @@ class Detector:
         return tables.concat()
 
     def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
-        return self._refinement(_crop(frames, boxes, index, REFINEMENT_SIZE_PX))
+        at_once, size_px = _REFINEMENT_CROPS * self._at_once, REFINEMENT_SIZE_PX
+        return _look_at_crops(self._refinement, 5, frames, boxes, index, size_px, at_once)
 
     def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
-        return self._output(_crop(frames, boxes, index, OUTPUT_SIZE_PX))
+        at_once, size_px = _OUTPUT_CROPS * self._at_once, OUTPUT_SIZE_PX
+        return _look_at_crops(self._output, 15, frames, boxes, index, size_px, at_once)
 
 
 def _trace(function: Callable[..., Any], *specs: Any) -> Any:
@@ -371,25 +371,17 @@ def _log_shrinking(device: str) -> None:
     _log.warning("%s is short of memory: frames go through it in smaller batches", device)
 
 
-def _run_on_crops(
-    network: Any, n_columns: int, frames: Any, index: Integers, boxes: Any, at_once: int
-) -> Floats:
-    """Run a network on the crops of boxes; return its table ``(N, n_columns)``."""
+def _run_on_crops(graph: Any, frames: Any, index: Integers, boxes: Any) -> Floats:
+    """Run a network's graph on the crops of boxes; return its table ``(N, C)``."""
     height, width = frames.shape[1:3]
     places = (boxes / [width, height, width, height])[:, [1, 0, 3, 2]].astype(np.float32)
-    frame_index = index.astype(np.int32)
-    table = np.zeros((len(boxes), n_columns), np.float32)
-    for start in range(0, len(boxes), at_once):
-        part = slice(start, start + at_once)
-        size = len(places[part])
-        padding = -size % _CROP_MULTIPLE
-        found = network(
-            frames,
-            np.pad(places[part], ((0, padding), (0, 0))),
-            np.pad(frame_index[part], (0, padding)),
-        )
-        table[part] = found.numpy()[:size]
-    return table
+    padding = -len(boxes) % _CROP_MULTIPLE
+    found = graph(
+        frames,
+        np.pad(places, ((0, padding), (0, 0))),
+        np.pad(index.astype(np.int32), (0, padding)),
+    )
+    return np.asarray(found.numpy()[: len(boxes)])
 
 
 def _count_steps(scale: float) -> float:
@@ -622,8 +614,25 @@ def _connect(x: Any, layer: _Layer) -> Any:
     return x if layer.alpha is None else tf.maximum(x, x * layer.alpha)
 
 
-def _crop(frames: Any, boxes: Any, index: Any, size_px: int) -> Any:
-    """Return float crops for a network; outside the frame lies what it takes for zero."""
-    return tf.image.crop_and_resize(
-        frames, boxes, index, (size_px, size_px), extrapolation_value=127.5
+def _look_at_crops(
+    network: Any, n_columns: int, frames: Any, boxes: Any, index: Any, size_px: int, at_once: int
+) -> Any:
+    """Return a network's table for the crops of boxes ``(N, 4)``, in parts that bound the memory.
+
+    Outside the frame lies what the networks take for zero.
+    """
+    n_parts = -(-tf.shape(boxes)[0] // at_once)
+
+    def look(part: Any, tables: Any) -> Any:
+        rows = slice(part * at_once, (part + 1) * at_once)
+        crops = tf.image.crop_and_resize(
+            frames, boxes[rows], index[rows], (size_px, size_px), extrapolation_value=127.5
+        )
+        return part + 1, tables.write(part, network(crops))
+
+    shape = (None, n_columns)
+    tables = tf.TensorArray(tf.float32, n_parts, element_shape=shape, infer_shape=False)
+    _, tables = tf.while_loop(
+        lambda part, _: part < n_parts, look, (0, tables), parallel_iterations=1
     )
+    return tables.concat()

@@ -126,7 +126,7 @@ def test_splitting_large_work_changes_no_bit(
     monkeypatch.setattr(detector_module, "_PROPOSAL_PIXELS", 1)
     monkeypatch.setattr(detector_module, "_REFINEMENT_CROPS", 12)
     monkeypatch.setattr(detector_module, "_OUTPUT_CROPS", 4)
-    assert_same(detector.detect(frames), whole)
+    assert_same(Detector(min_face_px=20).detect(frames), whole)
 
 
 def test_too_little_memory_halves_the_batch_for_good(
