@@ -61,8 +61,10 @@ CLOSE_LOOKS = 6
 # eleven clips no logit was off by more than 0.1, and those near the threshold by 0.01 as a rule.
 _SCREENING_MARGIN = 0.5
 
-# Bounds on memory, about 100 MB a thread: pixels of the largest pyramid level, and crops, that go
-# through a network at once. A GPU wants more work at a time.
+# Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
+# and pixels of a level, and crops, that go through a network at once. A GPU wants more work at a
+# time.
+_FRAME_PIXELS = 2_000_000
 _PROPOSAL_PIXELS = 300_000
 _REFINEMENT_CROPS = 128
 _OUTPUT_CROPS = 32
@@ -158,7 +160,7 @@ class Detector:
                 dtype: _trace(
                     self._trace_proposal,
                     tf.TensorSpec(frames.shape, dtype),
-                    tf.TensorSpec((None, 2), tf.int32),
+                    tf.TensorSpec((None, 5), tf.int32),
                 )
                 for dtype in {self._dtype, tf.float32}
             }
@@ -277,7 +279,8 @@ class Detector:
 
     def _propose_faces(self, frames: Any, sizes: Any, scales: Any) -> tuple[Integers, Any]:
         """Slide the first network over all levels; return frame indices and square boxes."""
-        step = max(_PROPOSAL_PIXELS * self._at_once // int(sizes[0].prod()), 1)
+        height, width = frames.shape[1:3]
+        step = max(_FRAME_PIXELS * self._at_once // (height * width), 1)
         tables = []
         for start in range(0, len(frames), step):
             table = self._look_at_levels(frames[start : start + step], sizes)
@@ -323,27 +326,38 @@ class Detector:
         """
         is_small = frames.shape[1] * frames.shape[2] <= _FLOAT_PIXELS
         dtype = tf.float32 if is_small else self._dtype
-        return np.asarray(self._run_proposal[dtype](tf.cast(frames, dtype), sizes).numpy())
+        looks = []
+        for level, (height, width) in enumerate(sizes.tolist()):
+            # The coarser the level, the more frames at once: a call on little takes as long.
+            step = max(_PROPOSAL_PIXELS * self._at_once // (height * width), 1)
+            looks += [
+                (level, height, width, start, min(start + step, len(frames)))
+                for start in range(0, len(frames), step)
+            ]
+        table = self._run_proposal[dtype](tf.cast(frames, dtype), np.array(looks, np.int32))
+        return np.asarray(table.numpy())
 
-    def _trace_proposal(self, frames: Any, sizes: Any) -> Any:
-        """Return the table of `_look_at_levels`.
+    def _trace_proposal(self, frames: Any, looks: Any) -> Any:
+        """Return the table of `_look_at_levels`; a look is level, height, width, and frames.
 
-        Levels are the iterations of a loop that do not depend on each other; TensorFlow runs
+        Looks are the iterations of a loop that do not depend on each other; TensorFlow runs
         several at a time where it has threads to spare.
         """
         resize = _make_gpu_resize(frames) if self._on_gpu else _make_cpu_resize(frames)
 
-        def look(level: Any) -> Any:
-            cells, found = self._proposal.find(resize(sizes[level]), _logit(PROPOSAL_THRESHOLD))
-            place = tf.cast(cells, tf.float32)
+        def look(number: Any) -> Any:
+            level, height, width, start, stop = tf.unstack(looks[number])
+            pictures = resize((height, width), slice(start, stop))
+            cells, found = self._proposal.find(pictures, _logit(PROPOSAL_THRESHOLD))
+            place = tf.cast(cells, tf.float32) + tf.cast([start, 0, 0], tf.float32)
             levels = tf.fill((tf.shape(cells)[0], 1), tf.cast(level, tf.float32))
             return tf.concat([place, levels, found], axis=1)
 
-        n_levels = tf.shape(sizes)[0]
-        tables = tf.TensorArray(tf.float32, n_levels, element_shape=(None, 9), infer_shape=False)
+        n_looks = tf.shape(looks)[0]
+        tables = tf.TensorArray(tf.float32, n_looks, element_shape=(None, 9), infer_shape=False)
         _, tables = tf.while_loop(
-            lambda level, _: level < n_levels,
-            lambda level, tables: (level + 1, tables.write(level, look(level))),
+            lambda number, _: number < n_looks,
+            lambda number, tables: (number + 1, tables.write(number, look(number))),
             (0, tables),
         )
         return tables.concat()
@@ -404,12 +418,16 @@ def _clip_faces(faces: FaceDetections, height: int, width: int) -> FaceDetection
     return FaceDetections(faces.image_index, boxes, faces.scores, faces.landmarks)
 
 
-def _make_cpu_resize(frames: Any) -> Callable[[Any], Any]:
-    """Return a function from a size (height, width) to the frames averaged over areas."""
-    return lambda size: tf.image.resize(frames, size, method="area")
+def _make_cpu_resize(frames: Any) -> Callable[..., Any]:
+    """Return a function from a size (height, width) and a slice to frames averaged over areas."""
+
+    def resize(size: Any, part: slice = slice(None)) -> Any:
+        return tf.image.resize(frames[part], size, method="area")
+
+    return resize
 
 
-def _make_gpu_resize(frames: Any) -> Callable[[Any], Any]:
+def _make_gpu_resize(frames: Any) -> Callable[..., Any]:
     """Return the same as `_make_cpu_resize` in products of matrices.
 
     TensorFlow averages over areas on the CPU alone, and the way there would cost more than the
@@ -417,9 +435,9 @@ def _make_gpu_resize(frames: Any) -> Callable[[Any], Any]:
     """
     planes = tf.transpose(frames, (0, 3, 1, 2))
 
-    def resize(size: Any) -> Any:
+    def resize(size: Any, part: slice = slice(None)) -> Any:
         shape = tf.shape(planes)
-        rows = tf.matmul(_weigh_areas(shape[2], size[0]), planes)
+        rows = tf.matmul(_weigh_areas(shape[2], size[0]), planes[part])
         small = tf.matmul(rows, _weigh_areas(shape[3], size[1]), transpose_b=True)
         return tf.transpose(small, (0, 2, 3, 1))
 
