@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,10 +26,12 @@ from make_clips import make_clips
 from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
 from batchfer.annotate import FacePainter, draw_timeline
 from batchfer.media import VideoReader, VideoWriter, write_image
-from batchfer.schema import AnalyzeOptions
+from batchfer.schema import AnalyzeOptions, FrameBatch
 from batchfer.supervisor import keep_memory
 
 REPEATS = 5
+ONE_AFTER_ANOTHER = 3
+"""Clips that are one to the chain: what it takes to fill and to empty it weighs less."""
 
 
 def measure(work: Callable[[], int], repeats: int = REPEATS) -> list[float]:
@@ -181,6 +184,18 @@ def measure_clip(
             linker = FaceLinker(analyzer)
             return sum(len(frames) for frames, _ in analyze_frames(reader, analyzer, linker))
 
+    def whole_of_more() -> int:
+        def decode_again() -> Iterator[FrameBatch]:
+            for _ in range(ONE_AFTER_ANOTHER):
+                with VideoReader(clip) as reader:
+                    yield from reader.batches(size)
+
+        linker, n_rows = FaceLinker(analyzer), 0
+        with closing(analyzer.stream(decode_again())) as stream:
+            for batch in stream:
+                n_rows += linker.link(batch)["frame"].nunique()
+        return n_rows
+
     proposal = count_proposal(detector, info.height, info.width)
     floor = sustained / (proposal + per_face * len(crops) / n_frames)
     name = f"{info.height}p, {len(crops) / n_frames:.0f} faces a frame"
@@ -194,6 +209,7 @@ def measure_clip(
         ("draw (1 thread)", measure(draw), None, "frames"),
         ("encode (threads of x264)", measure(encode), None, "frames"),
         ("decode to rows of the table", measure(whole), floor, "frames"),
+        (f"the same, {ONE_AFTER_ANOTHER} clips as one", measure(whole_of_more), floor, "frames"),
     ]  # fmt: skip
     lines = []
     for stage, rates, limit, unit in rows:
