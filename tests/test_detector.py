@@ -123,6 +123,7 @@ def test_splitting_large_work_changes_no_bit(
     frames = np.stack([CROWD, CROWD[:, ::-1]])
     whole = detector.detect(frames)
     monkeypatch.setattr(detector_module, "_FLOAT_PIXELS", 0)
+    monkeypatch.setattr(detector_module, "_FRAME_PIXELS", 1)
     monkeypatch.setattr(detector_module, "_PROPOSAL_PIXELS", 1)
     monkeypatch.setattr(detector_module, "_REFINEMENT_CROPS", 12)
     monkeypatch.setattr(detector_module, "_OUTPUT_CROPS", 4)
