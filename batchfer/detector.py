@@ -340,8 +340,7 @@ class Detector:
     def _trace_proposal(self, frames: Any, looks: Any) -> Any:
         """Return the table of `_look_at_levels`; a look is level, height, width, and frames.
 
-        Looks are the iterations of a loop that do not depend on each other; TensorFlow runs
-        several at a time where it has threads to spare.
+        TensorFlow takes several looks at a time where it has threads to spare.
         """
         resize = _make_gpu_resize(frames) if self._on_gpu else _make_cpu_resize(frames)
 
@@ -353,14 +352,7 @@ class Detector:
             levels = tf.fill((tf.shape(cells)[0], 1), tf.cast(level, tf.float32))
             return tf.concat([place, levels, found], axis=1)
 
-        n_looks = tf.shape(looks)[0]
-        tables = tf.TensorArray(tf.float32, n_looks, element_shape=(None, 9), infer_shape=False)
-        _, tables = tf.while_loop(
-            lambda number, _: number < n_looks,
-            lambda number, tables: (number + 1, tables.write(number, look(number))),
-            (0, tables),
-        )
-        return tables.concat()
+        return _join_tables(look, tf.shape(looks)[0], 9)
 
     def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
         at_once, size_px = _REFINEMENT_CROPS * self._at_once, REFINEMENT_SIZE_PX
@@ -641,16 +633,29 @@ def _look_at_crops(
     """
     n_parts = -(-tf.shape(boxes)[0] // at_once)
 
-    def look(part: Any, tables: Any) -> Any:
+    def look(part: Any) -> Any:
         rows = slice(part * at_once, (part + 1) * at_once)
         crops = tf.image.crop_and_resize(
             frames, boxes[rows], index[rows], (size_px, size_px), extrapolation_value=127.5
         )
-        return part + 1, tables.write(part, network(crops))
+        return network(crops)
 
+    return _join_tables(look, n_parts, n_columns, at_a_time=1)
+
+
+def _join_tables(
+    look: Callable[[Any], Any], n_tables: Any, n_columns: int, at_a_time: int = 10
+) -> Any:
+    """Return the tables that a function gives for 0, 1, ... one below the other, within a graph.
+
+    They do not depend on each other; up to ``at_a_time`` are computed side by side.
+    """
     shape = (None, n_columns)
-    tables = tf.TensorArray(tf.float32, n_parts, element_shape=shape, infer_shape=False)
+    tables = tf.TensorArray(tf.float32, n_tables, element_shape=shape, infer_shape=False)
     _, tables = tf.while_loop(
-        lambda part, _: part < n_parts, look, (0, tables), parallel_iterations=1
+        lambda number, _: number < n_tables,
+        lambda number, tables: (number + 1, tables.write(number, look(number))),
+        (0, tables),
+        parallel_iterations=at_a_time,
     )
     return tables.concat()

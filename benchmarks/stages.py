@@ -190,11 +190,11 @@ def measure_clip(
                 with VideoReader(clip) as reader:
                     yield from reader.batches(size)
 
-        linker, n_rows = FaceLinker(analyzer), 0
+        linker = FaceLinker(analyzer)
         with closing(analyzer.stream(decode_again())) as stream:
             for batch in stream:
-                n_rows += linker.link(batch)["frame"].nunique()
-        return n_rows
+                linker.link(batch)
+        return ONE_AFTER_ANOTHER * n_frames
 
     proposal = count_proposal(detector, info.height, info.width)
     floor = sustained / (proposal + per_face * len(crops) / n_frames)
