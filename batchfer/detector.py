@@ -62,11 +62,12 @@ CLOSE_LOOKS = 6
 _SCREENING_MARGIN = 0.5
 
 # Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
-# and pixels of a level, and crops, that go through a network at once. A GPU wants more work at a
-# time.
+# pixels of a level that are made at once, and pixels and crops that go through a network at once,
+# few enough for its maps to stay in a core's cache. A GPU wants more work at a time.
 _FRAME_PIXELS = 2_000_000
 _PROPOSAL_PIXELS = 300_000
-_REFINEMENT_CROPS = 128
+_STRIP_PIXELS = 45_000
+_REFINEMENT_CROPS = 64
 _OUTPUT_CROPS = 32
 _GPU_FACTOR = 16
 # Frames up to this size become float32 once before all levels are made of them, which takes four
@@ -343,14 +344,15 @@ class Detector:
         TensorFlow takes several looks at a time where it has threads to spare.
         """
         resize = _make_gpu_resize(frames) if self._on_gpu else _make_cpu_resize(frames)
+        at_once = _STRIP_PIXELS * self._at_once
 
         def look(number: Any) -> Any:
             level, height, width, start, stop = tf.unstack(looks[number])
             pictures = resize((height, width), slice(start, stop))
-            cells, found = self._proposal.find(pictures, _logit(PROPOSAL_THRESHOLD))
-            place = tf.cast(cells, tf.float32) + tf.cast([start, 0, 0], tf.float32)
-            levels = tf.fill((tf.shape(cells)[0], 1), tf.cast(level, tf.float32))
-            return tf.concat([place, levels, found], axis=1)
+            found = self._proposal.find(pictures, _logit(PROPOSAL_THRESHOLD), at_once)
+            place = found[:, :3] + tf.cast([start, 0, 0], tf.float32)
+            levels = tf.fill((tf.shape(found)[0], 1), tf.cast(level, tf.float32))
+            return tf.concat([place, levels, found[:, 3:]], axis=1)
 
         return _join_tables(look, tf.shape(looks)[0], 9)
 
@@ -504,7 +506,27 @@ class _ProposalNetwork:
         """Return the table's columns for every cell, ``(N, H, W, 5)``."""
         return _convolve(_convolve(self._look(pixels), self.conv3), self.heads)
 
-    def find(self, pixels: Any, threshold: float) -> tuple[Any, Any]:
+    def find(self, pixels: Any, threshold: float, at_once: int) -> Any:
+        """Return frame, row and column of the cells whose logit is above a threshold, ``(M, 8)``.
+
+        Their columns follow. Pictures of more than about ``at_once`` pixels together are looked at
+        in strips, so that the maps of one stay in a core's cache.
+        """
+        n_frames, height, width = tf.unstack(tf.shape(pixels)[:3])
+        n_rows = (height - 1) // PROPOSAL_STRIDE_PX - 4
+        n_strips = -(-n_frames * height * width // at_once)
+        step = -(-n_rows // n_strips)
+
+        def look(strip: Any) -> Any:
+            first = strip * step
+            start, stop = first * PROPOSAL_STRIDE_PX, (first + step + 5) * PROPOSAL_STRIDE_PX
+            cells, found = self._find(pixels[:, start:stop], threshold)
+            cells = tf.cast(cells, tf.float32) + tf.cast([0, first, 0], tf.float32)
+            return tf.concat([cells, found], axis=1)
+
+        return _join_tables(look, -(-n_rows // step), 8, at_a_time=1)
+
+    def _find(self, pixels: Any, threshold: float) -> tuple[Any, Any]:
         """Return the cells whose logit is above a threshold, ``(M, 3)``, and their columns."""
         if self.screen is None:
             found = self(pixels)

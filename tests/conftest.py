@@ -16,6 +16,18 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def operations_use_one_thread() -> None:
+    """Set TensorFlow up as an analyzer does, whichever test comes first.
+
+    With several threads an operation, some processors round small batches and large ones
+    differently.
+    """
+    from batchfer.detector import configure_tensorflow
+
+    configure_tensorflow(workers=4)
+
+
 @pytest.fixture(autouse=True)
 def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test in which an ERROR was logged: nothing may fail and seem fine."""

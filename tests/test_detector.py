@@ -125,6 +125,7 @@ def test_splitting_large_work_changes_no_bit(
     monkeypatch.setattr(detector_module, "_FLOAT_PIXELS", 0)
     monkeypatch.setattr(detector_module, "_FRAME_PIXELS", 1)
     monkeypatch.setattr(detector_module, "_PROPOSAL_PIXELS", 1)
+    monkeypatch.setattr(detector_module, "_STRIP_PIXELS", 5_000)
     monkeypatch.setattr(detector_module, "_REFINEMENT_CROPS", 12)
     monkeypatch.setattr(detector_module, "_OUTPUT_CROPS", 4)
     assert_same(Detector(min_face_px=20).detect(frames), whole)
@@ -184,11 +185,27 @@ def test_screened_cells_are_those_of_the_whole_network(
     monkeypatch.setattr(detector_module, "_SCREENING_MARGIN", 1e-4 if exact else 0.5)
     model = StagePNet().model
     pixels = tf.constant(np.stack([CROWD, CROWD[::-1]]), tf.float32)
-    wanted, expected = detector_module._ProposalNetwork(model).find(pixels, threshold)
-    cells, found = detector_module._ProposalNetwork(model, dtype).find(pixels, threshold)
-    assert 10 < len(wanted) < 2 * 235 * 315 / 4
-    np.testing.assert_array_equal(cells, wanted)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    expected = detector_module._ProposalNetwork(model).find(pixels, threshold, 100_000)
+    found = detector_module._ProposalNetwork(model, dtype).find(pixels, threshold, 100_000)
+    assert 10 < len(expected) < 2 * 235 * 315 / 4
+    np.testing.assert_array_equal(found[:, :3], expected[:, :3])
+    np.testing.assert_allclose(found[:, 3:], expected[:, 3:], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 200, 301), (1, 61, 12), (3, 12, 50), (1, 13, 13)])
+def test_strips_show_the_first_network_what_the_whole_picture_does(
+    shape: tuple[int, int, int],
+) -> None:
+    network = detector_module._ProposalNetwork(StagePNet().model)
+    n_frames, height, width = shape
+    pixels = tf.constant(CROWD[None, :height, -width:].repeat(n_frames, 0), tf.float32)
+    whole = network(pixels).numpy()
+    for at_once in (1, 2_000, 20_000, 10**9):
+        table = network.find(pixels, -1e3, at_once).numpy()
+        assert len(table) == whole[..., 0].size, "every cell, once"
+        assert len({tuple(cell) for cell in table[:, :3]}) == len(table)
+        cells = tuple(table[:, :3].T.astype(int))
+        np.testing.assert_allclose(table[:, 3:], whole[cells], atol=1e-4)
 
 
 def test_a_screen_leaves_few_cells_and_none_out() -> None:
