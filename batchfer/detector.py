@@ -66,7 +66,7 @@ _SCREENING_MARGIN = 0.5
 # few enough for its maps to stay in a core's cache. A GPU wants more work at a time.
 _FRAME_PIXELS = 2_000_000
 _PROPOSAL_PIXELS = 300_000
-_STRIP_PIXELS = 45_000
+_STRIP_PIXELS = 60_000
 _REFINEMENT_CROPS = 64
 _OUTPUT_CROPS = 32
 _GPU_FACTOR = 16
