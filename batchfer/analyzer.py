@@ -31,7 +31,7 @@ from batchfer.schema import (
     Images,
 )
 from batchfer.timeline import build_table
-from batchfer.tracking import Tracker, describe_faces, describe_frames
+from batchfer.tracking import CutDetector, Tracker, describe_faces, describe_frames
 
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
@@ -189,13 +189,7 @@ class Analyzer:
         self, frames: FrameBatch, detections: FaceDetections
     ) -> dict[str, npt.NDArray[Any]]:
         """Return the traits of each face, in the order of the detections."""
-        size = self.classifier.card.input_size
-        crops = np.zeros((len(detections), size, size, 3), np.uint8)
-        for index in np.unique(detections.image_index):
-            rows = detections.image_index == index
-            crops[rows] = self.classifier.crop(
-                frames.images[index], detections.boxes[rows], detections.landmarks[rows]
-            )
+        crops = self.classifier.crop(frames.images, detections)
         probabilities = self.classifier.predict(crops)
         below = self.options.min_confidence
         if below is None:
@@ -311,6 +305,7 @@ class FaceLinker:
     def __init__(self, analyzer: Analyzer) -> None:
         """Start with no face known."""
         self._analyzer = analyzer
+        self._cuts = CutDetector()
         self._tracker = Tracker()
         self._appearances = Appearances()
         self._last_boxes = np.zeros((0, 4), np.float32)
@@ -320,6 +315,7 @@ class FaceLinker:
         """Return the rows of one batch, a row per face and one for a frame without any."""
         batch = self._look_again(batch)
         detections = batch.detections
+        cuts = self._cuts.find(batch.frames.times_s, batch.signatures)
         face_ids = np.zeros(len(detections), np.int64)
         for index in range(len(batch.frames)):
             rows = np.flatnonzero(detections.image_index == index)
@@ -328,7 +324,7 @@ class FaceLinker:
                 detections.boxes[rows],
                 detections.landmarks[rows],
                 batch.traits["appearances"][rows],
-                batch.signatures[index],
+                bool(cuts[index]),
             )
         times_s = batch.frames.times_s
         self._appearances.add(times_s[detections.image_index], face_ids, batch.traits["identities"])
@@ -344,17 +340,27 @@ class FaceLinker:
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Return everything that is known of the frames so far, for `restore`."""
         return {
-            **{f"tracker_{name}": value for name, value in self._tracker.save().items()},
-            **{f"appearances_{name}": value for name, value in self._appearances.save().items()},
+            **{
+                f"{owner}_{name}": value
+                for owner, part in self._parts()
+                for name, value in part.save().items()
+            },
             "last_boxes": self._last_boxes,
             "last_s": np.array(self._last_s),
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on from what `save` returned, as if all frames had been linked here."""
-        for owner, part in (("tracker", self._tracker), ("appearances", self._appearances)):
+        for owner, part in self._parts():
             part.restore({name: state[f"{owner}_{name}"] for name in part.save()})
         self._last_boxes, self._last_s = state["last_boxes"], float(state["last_s"])
+
+    def _parts(self) -> Sequence[tuple[str, CutDetector | Tracker | Appearances]]:
+        return (
+            ("cuts", self._cuts),
+            ("tracker", self._tracker),
+            ("appearances", self._appearances),
+        )
 
     def join_people(self) -> People:
         """Return which tracks are one person, as far as their looks tell."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import Images
+from batchfer.schema import FaceDetections, Images
 
 CROP_MARGIN = 0.9
 CROP_SHIFT = (0.0, 0.0)
@@ -142,23 +142,31 @@ def resize_crop(image: Images, size_px: int) -> Images:
     return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=method), np.uint8)
 
 
-def fit_similarity(points: Array, target: Array) -> npt.NDArray[np.float64]:
-    """Return the rotation, scale and shift that bring points nearest to others, ``(2,3)``.
+def fit_similarities(points: Array, target: Array) -> npt.NDArray[np.float64]:
+    """Return the rotation, scale and shift that bring points nearest to others, ``(N,2,3)``.
 
-    Least squares in closed form, over complex numbers. Both are ``(K,2)`` x, y.
+    Least squares in closed form, over complex numbers.
+
+    Args:
+        points: ``(N,K,2)`` x, y.
+        target: ``(K,2)``, the same for all.
     """
     points, target = np.asarray(points, np.float64), np.asarray(target, np.float64)
-    centre, middle = points.mean(axis=0), target.mean(axis=0)
-    have, want = (points - centre) @ (1, 1j), (target - middle) @ (1, 1j)
-    turn = np.vdot(have, want) / max(np.vdot(have, have).real, 1e-6)
-    matrix = np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
-    return np.column_stack([matrix, middle - matrix @ centre])
+    centres, middle = points.mean(axis=1, keepdims=True), target.mean(axis=0)
+    have, want = (points - centres) @ (1, 1j), (target - middle) @ (1, 1j)
+    lengths = (have.real**2 + have.imag**2).sum(axis=1)
+    turns = (have.conj() @ want) / np.maximum(lengths, 1e-6)
+    matrices = np.empty((len(points), 2, 3))
+    matrices[:, 0, 0] = matrices[:, 1, 1] = turns.real
+    matrices[:, 1, 0] = turns.imag
+    matrices[:, 0, 1] = -turns.imag
+    matrices[:, :, 2] = middle - (matrices[:, :, :2] @ centres.transpose(0, 2, 1))[:, :, 0]
+    return matrices
 
 
 def align_faces(
-    image: Images,
-    boxes: Array,
-    landmarks: Array,
+    images: Sequence[Images] | Images,
+    faces: FaceDetections,
     size_px: int,
     points: Sequence[Sequence[float]] = FACE_POINTS,
 ) -> Images:
@@ -168,31 +176,31 @@ def align_faces(
     than the face box, the landmarks cannot be right and `crop_faces` crops by the box.
 
     Args:
-        image: one frame ``(H, W, 3)`` RGB.
-        boxes: ``(N, 4)`` px of that frame.
-        landmarks: ``(N, 5, 2)`` px of that frame, in the order of `LANDMARKS`.
+        images: frames ``(B, H, W, 3)`` RGB.
+        faces: the faces in them.
         size_px: side of the result.
         points: ``(5, 2)``, where the landmarks shall lie, in units of the crop's side.
     """
     import cv2
 
-    crops = np.empty((len(boxes), size_px, size_px, 3), np.uint8)
-    for row, (box, face) in enumerate(zip(boxes, landmarks, strict=True)):
-        matrix = fit_similarity(face, np.asarray(points))
-        side = 1 / max(float(np.hypot(*matrix[:, 0])), 1e-9)
-        longer = max(box[2] - box[0], box[3] - box[1])
-        if not ALIGNED_SIDES[0] * longer <= side <= ALIGNED_SIDES[1] * longer:
-            crops[row] = crop_faces(image, box[None], size_px)[0]
+    matrices = fit_similarities(faces.landmarks, np.asarray(points))
+    sides = 1 / np.maximum(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]), 1e-9)
+    longer = (faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1, initial=0)
+    is_right = (ALIGNED_SIDES[0] * longer <= sides) & (sides <= ALIGNED_SIDES[1] * longer)
+    # Turned at the size that it has, then shrunk by area, or a large face would be aliased.
+    large_px = size_px * np.maximum(1, np.round(sides / size_px))
+    matrices *= large_px[:, None, None]
+    # In OpenCV whole numbers are the middles of pixels.
+    matrices[:, :, 2] += matrices[:, :, :2].sum(axis=2) / 2 - 0.5
+    crops = np.empty((len(faces), size_px, size_px, 3), np.uint8)
+    for row, index in enumerate(faces.image_index.tolist()):
+        if not is_right[row]:
+            crops[row] = crop_faces(images[index], faces.boxes[row : row + 1], size_px)[0]
             continue
-        # Turned at the size that it has, then shrunk by area, or a large face would be aliased.
-        large_px = size_px * max(1, round(side / size_px))
-        # In OpenCV whole numbers are the middles of pixels.
-        matrix = matrix * large_px
-        matrix[:, 2] += matrix[:, :2].sum(axis=1) / 2 - 0.5
         turned = cv2.warpAffine(
-            image,
-            matrix,
-            (large_px, large_px),
+            images[index],
+            matrices[row],
+            (int(large_px[row]),) * 2,
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REPLICATE,
         )

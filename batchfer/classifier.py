@@ -21,7 +21,7 @@ from batchfer.architectures import ModelCard, load_legacy_h5, read_card
 from batchfer.boxes import align_faces, crop_faces
 from batchfer.errors import ModelError
 from batchfer.files import display_name, find_model, hash_file, hide_stderr
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images
 
 logger = logging.getLogger(__name__)
 
@@ -174,19 +174,23 @@ class Classifier:
     network: Any
     device: str
 
-    def crop(self, image: Images, boxes: Floats, landmarks: Floats) -> Images:
+    def crop(self, images: Images, faces: FaceDetections) -> Images:
         """Return the square crops ``(N,S,S,3)`` that this model was trained to see.
 
         Args:
-            image: One upright frame ``(H,W,3)``.
-            boxes: ``(N,4)`` as ``x1 y1 x2 y2`` in px.
-            landmarks: ``(N,5,2)`` x, y in px, by which faces are turned upright if the card says
-                where they shall lie.
+            images: Upright frames ``(B,H,W,3)``.
+            faces: The faces in them. By their landmarks they are turned upright, if the card says
+                where these shall lie.
         """
         size_px, crop = self.card.input_size, self.card.crop
         if self.card.landmarks:
-            return align_faces(image, boxes, landmarks, size_px, self.card.landmarks)
-        return crop_faces(image, boxes, size_px, crop["margin"], (crop["shift_x"], crop["shift_y"]))
+            return align_faces(images, faces, size_px, self.card.landmarks)
+        crops = np.empty((len(faces), size_px, size_px, 3), np.uint8)
+        margin, shift = crop["margin"], (crop["shift_x"], crop["shift_y"])
+        for row, index in enumerate(faces.image_index.tolist()):
+            box = faces.boxes[row : row + 1]
+            crops[row] = crop_faces(images[index], box, size_px, margin, shift)[0]
+        return crops
 
     def predict(self, crops: Images) -> Floats:
         """Return probabilities ``(N,7)`` in the order of `EMOTIONS`, each row summing to 1.

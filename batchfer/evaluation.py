@@ -350,10 +350,8 @@ def _predict_end_to_end(
         if not len(found):
             return np.full(len(EMOTIONS), np.nan, np.float32)
         sides = found.boxes[:, 2:] - found.boxes[:, :2]
-        one = [int(sides.prod(axis=1).argmax())]
-        row_of_one: Floats = classifier.predict(
-            classifier.crop(image, found.boxes[one], found.landmarks[one])
-        )[0]
+        largest = found.select(sides.prod(axis=1).argmax(keepdims=True))
+        row_of_one: Floats = classifier.predict(classifier.crop(image[None], largest))[0]
         return row_of_one
 
     if progress:

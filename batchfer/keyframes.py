@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
-from batchfer.tracking import describe_frames, measure_difference
+from batchfer.tracking import describe_frames, measure_differences
 
 if TYPE_CHECKING:
     from batchfer.detector import Detector
@@ -145,8 +145,7 @@ def find_cuts(times_s: Sequence[float], signatures: Floats) -> npt.NDArray[np.bo
     contrast, and more.
     """
     limits = 0.5 + 0.7 * np.clip(np.diff(times_s), 0, 1)
-    differences = [measure_difference(one, other) for one, other in pairwise(signatures)]
-    return np.asarray(np.array(differences) > limits, np.bool_)
+    return np.asarray(measure_differences(signatures[:-1], signatures[1:]) > limits, np.bool_)
 
 
 def match_faces(

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchfer.boxes import fit_similarity
+from batchfer.boxes import fit_similarities
 from batchfer.errors import UsageError
 from batchfer.files import display_name
 from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images, Integers, Times
@@ -101,13 +101,13 @@ def describe_people(images: Images, faces: FaceDetections) -> Floats:
     n_faces, side = len(faces), _FACE_SIDE_PX
     if not n_faces:
         return np.zeros((0, _GREY_SIDE**2 + 2 * _COLOR_SIDE**2), np.float32)
-    target = _FACE_POINTS * side
+    matrices = fit_similarities(faces.landmarks, _FACE_POINTS * side)
     # One below the other, so that a few calls serve them all.
     column = np.empty((n_faces * side, side, 3), np.uint8)
-    for row, (index, landmarks) in enumerate(zip(faces.image_index, faces.landmarks, strict=True)):
+    for row, index in enumerate(faces.image_index.tolist()):
         cv2.warpAffine(
             images[index],
-            fit_similarity(landmarks, target),
+            matrices[row],
             (side, side),
             column[row * side : (row + 1) * side],
             flags=cv2.INTER_LINEAR,

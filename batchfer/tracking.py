@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.optimize import linear_sum_assignment
 
 from batchfer.boxes import measure_iou
@@ -127,46 +128,53 @@ class CutDetector:
         self._time_s = float(state["time_s"])
         self._recent.extend(state["recent"].tolist())
 
-    def update(self, time_s: float, signature: Floats) -> bool:
-        """Return True if the frame at ``time_s`` with this signature begins a new shot."""
-        before, elapsed_s = self._signature, max(time_s - self._time_s, 0.0)
-        if signature[: _FRAME_CELLS**2].std() < 0.02:
-            return False
-        self._signature, self._time_s = signature, time_s
-        if before is None:
-            return False
-        # What a hand-held or panning camera shows differs by about 0.2 after 0.04 s, 0.9 after
-        # 0.5 s and 1.1 after 1 s; two shots by 0.6 to 2, 1.4 on average.
-        usual = 0.5 + 0.7 * min(elapsed_s, 1.0)
-        if self._recent:
-            usual = max(usual, float(np.mean(self._recent)) + 0.4)
-        difference = measure_difference(before, signature)
-        if difference > usual:
-            self._recent.clear()
-            return True
-        self._recent.append(difference)
-        return False
+    def find(self, times_s: Times, signatures: Floats) -> npt.NDArray[np.bool_]:
+        """Return for each of the next frames whether it begins a new shot, ``(B,)``.
+
+        Args:
+            times_s: ``(B,)`` timestamps.
+            signatures: ``(B,D)`` by `describe_frames`.
+        """
+        is_cut = np.zeros(len(signatures), np.bool_)
+        seen = np.flatnonzero(signatures[:, : _FRAME_CELLS**2].std(axis=1) >= 0.02)
+        if not len(seen):
+            return is_cut
+        first = signatures[seen[0]] if self._signature is None else self._signature
+        before = np.concatenate([first[None], signatures[seen[:-1]]])
+        differences = measure_differences(before, signatures[seen])
+        for index, difference in zip(seen.tolist(), differences.tolist(), strict=True):
+            elapsed_s = max(float(times_s[index]) - self._time_s, 0.0)
+            self._time_s = float(times_s[index])
+            # What a hand-held or panning camera shows differs by about 0.2 after 0.04 s, 0.9 after
+            # 0.5 s and 1.1 after 1 s; two shots by 0.6 to 2, 1.4 on average.
+            usual = 0.5 + 0.7 * min(elapsed_s, 1.0)
+            if self._recent:
+                usual = max(usual, sum(self._recent) / len(self._recent) + 0.4)
+            if self._signature is not None:
+                is_cut[index] = difference > usual
+                if is_cut[index]:
+                    self._recent.clear()
+                else:
+                    self._recent.append(difference)
+            self._signature = signatures[index]
+        return is_cut
 
 
-def measure_difference(before: Floats, after: Floats) -> float:
-    """Return how much two frames differ by their signatures, from 0 to about 2."""
-    import cv2
-
-    n_cells = _FRAME_CELLS**2
-    colours = 1.0 - float(before[n_cells:] @ after[n_cells:])
-    picture = before[:n_cells].reshape(_FRAME_CELLS, _FRAME_CELLS)
-    inner = slice(_SHIFT, _FRAME_CELLS - _SHIFT)
-    centre = after[:n_cells].reshape(_FRAME_CELLS, _FRAME_CELLS)[inner, inner]
-    centre = centre - centre.mean()
-    # The correlation with each window of the picture. OpenCV's own normalization of it would take
-    # a window without contrast for a perfect fit.
-    side, valid = len(centre), slice(len(centre) // 2, _FRAME_CELLS + 1 - len(centre) // 2)
-    products = cv2.matchTemplate(picture, centre, cv2.TM_CCORR)
-    sums = cv2.boxFilter(picture, -1, (side, side), normalize=False)[valid, valid]
-    squares = cv2.sqrBoxFilter(picture, -1, (side, side), normalize=False)[valid, valid]
-    contrasts = np.maximum(squares - sums**2 / centre.size, 0)
-    scales = np.sqrt(contrasts * float(np.vdot(centre, centre)))
-    return 1.0 - float((products / (scales + 1e-3)).max()) + colours
+def measure_differences(before: Floats, after: Floats) -> Floats:
+    """Return how much frames differ by their signatures ``(N,D)``, ``(N,)`` from 0 to about 2."""
+    n_cells, side = _FRAME_CELLS**2, _FRAME_CELLS - 2 * _SHIFT
+    colours = 1 - np.einsum("nd,nd->n", before[:, n_cells:], after[:, n_cells:])
+    shape, inner = (len(before), _FRAME_CELLS, _FRAME_CELLS), slice(_SHIFT, _SHIFT + side)
+    centres = after[:, :n_cells].reshape(shape)[:, inner, inner].reshape(len(after), side**2)
+    centres = centres - centres.mean(axis=1, keepdims=True)
+    windows = sliding_window_view(before[:, :n_cells].reshape(shape), (side, side), axis=(1, 2))
+    windows = windows.reshape(len(before), (2 * _SHIFT + 1) ** 2, side**2)
+    # The correlation of the centre with each window of the picture before.
+    products = np.einsum("nwc,nc->nw", windows, centres)
+    sums = windows.sum(axis=2)
+    contrasts = np.maximum(np.einsum("nwc,nwc->nw", windows, windows) - sums**2 / side**2, 0)
+    scales = np.sqrt(contrasts * np.einsum("nc,nc->n", centres, centres)[:, None])
+    return np.asarray(1 - (products / (scales + 1e-3)).max(axis=1) + colours, np.float32)
 
 
 # --- tracks ---------------------------------------------------------------------------------------
@@ -185,7 +193,6 @@ class Tracker:
 
     def __init__(self) -> None:
         """Start with no face known."""
-        self._cuts = CutDetector()
         self._n_ids = 0
         self._time_s = -np.inf
         # One row a track: corners and landmarks in px, speed in px/s, when last seen, appearance.
@@ -198,7 +205,6 @@ class Tracker:
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Return everything that is known so far, for `restore`."""
         return {
-            **{f"cuts_{name}": value for name, value in self._cuts.save().items()},
             "n_ids": np.array(self._n_ids),
             "time_s": np.array(self._time_s),
             "ids": self._ids,
@@ -210,7 +216,6 @@ class Tracker:
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on from what `save` returned."""
-        self._cuts.restore({name: state[f"cuts_{name}"] for name in self._cuts.save()})
         self._n_ids, self._time_s = int(state["n_ids"]), float(state["time_s"])
         self._ids, self._points = state["ids"], state["points"]
         self._speeds, self._seen_s, self._looks = state["speeds"], state["seen_s"], state["looks"]
@@ -221,7 +226,7 @@ class Tracker:
         boxes: Floats,
         landmarks: Floats,
         appearances: Floats | None = None,
-        signature: Floats | None = None,
+        is_cut: bool = False,
     ) -> Integers:
         """Return the id of each face of the next frame, ``(N,)``.
 
@@ -230,11 +235,10 @@ class Tracker:
             boxes: ``(N,4)`` px.
             landmarks: ``(N,5,2)`` px.
             appearances: ``(N,D)`` of `describe_faces`; None links by position alone.
-            signature: ``(D,)`` of `describe_frames`; None if there is no cut before this frame.
+            is_cut: whether the frame begins a new shot.
         """
         step_s = max(time_s - self._time_s, 0.0)
         self._time_s = time_s
-        is_cut = signature is not None and self._cuts.update(time_s, signature)
         # A face of the frame before is always looked for, however far apart the frames are.
         self._keep(time_s - self._seen_s <= max(LONGEST_GAP_S, 1.5 * step_s))
 

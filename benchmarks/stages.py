@@ -133,13 +133,8 @@ def measure_clip(
     found = [analyzer.analyze_batch(batch) for batch in batches]
     crops = np.concatenate(
         [
-            classifier.crop(
-                batch.images[index],
-                faces.detections.boxes[[row]],
-                faces.detections.landmarks[[row]],
-            )
+            classifier.crop(batch.images, faces.detections)
             for batch, faces in zip(batches, found, strict=True)
-            for row, index in enumerate(faces.detections.image_index)
         ]
     )
     per_batch = max(8, round(len(crops) / len(batches)))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mtcnn.utils.bboxes import smart_nms_from_bboxes
@@ -8,11 +10,13 @@ from batchfer.boxes import (
     align_faces,
     clip_boxes,
     crop_faces,
+    fit_similarities,
     measure_iou,
     resize_crop,
     square_boxes,
     suppress_overlaps,
 )
+from batchfer.schema import FaceDetections
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 
@@ -123,6 +127,41 @@ def test_strange_boxes_still_give_a_crop(box: list[int]) -> None:
     assert crop_faces(gradient(100, 100), np.array([box]), 24).shape == (1, 24, 24, 3)
 
 
+def make_faces(boxes: np.ndarray, landmarks: np.ndarray) -> FaceDetections:
+    """Faces of the first frame."""
+    n_faces = len(boxes)
+    return FaceDetections(
+        np.zeros(n_faces, np.int64),
+        np.asarray(boxes, np.float32).reshape(n_faces, 4),
+        np.ones(n_faces, np.float32),
+        np.asarray(landmarks, np.float32),
+    )
+
+
+def test_similarities_bring_points_back_to_where_they_were() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.uniform(0, 100, (5, 2))
+    angles, scales = rng.uniform(-3, 3, 20), rng.uniform(0.2, 5, 20)
+    turns = np.stack([[np.cos(angles), -np.sin(angles)], [np.sin(angles), np.cos(angles)]])
+    moved = scales[:, None, None] * (target @ turns.transpose(2, 1, 0)) + rng.normal(
+        size=(20, 1, 2)
+    )
+    matrices = fit_similarities(moved, target)
+    back = moved @ matrices[:, :, :2].transpose(0, 2, 1) + matrices[:, None, :, 2]
+    np.testing.assert_allclose(back, np.broadcast_to(target, (20, 5, 2)), atol=1e-9)
+    assert fit_similarities(moved[:0], target).shape == (0, 2, 3)
+
+
+def test_faces_of_several_frames_are_cropped_from_their_own() -> None:
+    frames = np.stack([np.full((200, 250, 3), level, np.uint8) for level in (10, 200)])
+    landmarks = np.array(FACE_POINTS) * 60 + [40, 50]
+    faces = make_faces(
+        np.array([[40, 50, 100, 110]] * 3), np.stack([landmarks] * 2 + [landmarks * 9])
+    )
+    faces = replace(faces, image_index=np.array([1, 0, 1]))
+    assert [crop.mean() for crop in align_faces(frames, faces, 48)] == [200, 10, 200]
+
+
 def test_faces_are_turned_upright_by_their_landmarks() -> None:
     upright = np.array(FACE_POINTS) * 80
     angle = np.deg2rad(25)
@@ -131,7 +170,9 @@ def test_faces_are_turned_upright_by_their_landmarks() -> None:
     picture = np.zeros((260, 280, 3), np.uint8)
     for x, y in landmarks.round().astype(int):
         picture[y - 3 : y + 4, x - 3 : x + 4] = 255
-    (crop,) = align_faces(picture, np.array([[70, 60, 190, 180]]), landmarks[None], 80)
+    (crop,) = align_faces(
+        picture[None], make_faces(np.array([[70, 60, 190, 180]]), landmarks[None]), 80
+    )
     for x, y in upright.round().astype(int):
         assert crop[y - 1 : y + 1, x - 1 : x + 1].min() > 200
     assert crop.mean() < 40
@@ -141,7 +182,7 @@ def test_a_large_face_is_shrunk_by_area() -> None:
     board = np.zeros((640, 640, 3), np.uint8)
     board[::2, ::2] = board[1::2, 1::2] = 200
     box = np.array([[0, 0, 640, 640]])
-    (crop,) = align_faces(board, box, np.array(FACE_POINTS)[None] * 640, 40)
+    (crop,) = align_faces(board[None], make_faces(box, np.array(FACE_POINTS)[None] * 640), 40)
     assert (np.abs(crop.astype(int) - 100) <= 1).all()
 
 
@@ -149,10 +190,10 @@ def test_a_large_face_is_shrunk_by_area() -> None:
 def test_landmarks_that_cannot_be_right_leave_the_box(scale: float) -> None:
     picture, box = gradient(200, 250), np.array([[40, 50, 100, 110]])
     landmarks = np.array(FACE_POINTS)[None] * 60 * scale + [40, 50]
-    crops = align_faces(picture, box, landmarks, 48)
+    crops = align_faces(picture[None], make_faces(box, landmarks), 48)
     np.testing.assert_array_equal(crops, crop_faces(picture, box, 48))
 
 
 def test_no_face_gives_no_aligned_crop() -> None:
-    crops = align_faces(gradient(20, 20), NO_BOXES, np.zeros((0, 5, 2)), 48)
+    crops = align_faces(gradient(20, 20)[None], FaceDetections.empty(), 48)
     assert crops.shape == (0, 48, 48, 3)

@@ -201,7 +201,8 @@ def crop(image: npt.NDArray[np.uint8], x: float, y: float, scale: float) -> npt.
 def find_cuts(frames: list[npt.NDArray[np.uint8]], step_s: float = STEP_S) -> list[int]:
     detector = CutDetector()
     signatures = describe_frames(frames)
-    return [i for i, s in enumerate(signatures) if detector.update(i * step_s, s)]
+    cuts = detector.find(np.arange(len(frames)) * step_s, signatures)
+    return np.flatnonzero(cuts).tolist()
 
 
 def add_noise(frames: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
@@ -249,24 +250,48 @@ def test_frames_a_second_apart_are_not_all_cuts() -> None:
     assert len(find_cuts(add_noise(frames), 1.0)) <= 1
 
 
+def test_cuts_do_not_depend_on_how_frames_come() -> None:
+    first, second = crop(SCENES["portrait"], 0, 0, 2), crop(SCENES["rocket"], 0, 0, 2)
+    black = np.zeros_like(first)
+    frames = [black, *[first] * 4, black, *[second] * 5, black, black, *[second] * 3, *[first] * 3]
+    signatures, times_s = describe_frames(add_noise(frames)), np.arange(len(frames)) * STEP_S
+    whole = CutDetector().find(times_s, signatures)
+    assert np.flatnonzero(whole).tolist() == [6, 16]
+    for size in (1, 2, 5, 12):
+        detector, parts = CutDetector(), []
+        for start in range(0, len(frames), size):
+            state, detector = detector.save(), CutDetector()
+            detector.restore(state)
+            part = slice(start, start + size)
+            parts.append(detector.find(times_s[part], signatures[part]))
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert CutDetector().find(times_s[:0], signatures[:0]).shape == (0,)
+
+
+def cut_once() -> list[bool]:
+    """Whether each of ten frames begins a new shot, of which the sixth does."""
+    shots = describe_frames([crop(SCENES[name], 0, 0, 2) for name in ("portrait", "rocket")])
+    cuts = CutDetector().find(np.arange(10) * STEP_S, shots.repeat(5, axis=0)).tolist()
+    assert cuts == [False] * 5 + [True] + [False] * 4
+    return cuts
+
+
 def test_a_cut_ends_tracks() -> None:
     tracker = Tracker()
-    shots = describe_frames([crop(SCENES[name], 0, 0, 2) for name in ("portrait", "rocket")])
     looks = make_looks([0, 1])
     first, second = make_faces([(100, 100)]), make_faces([(110, 100)])
-    for frame in range(5):
-        assert tracker.update(frame * STEP_S, *first, looks[:1], shots[0]).tolist() == [0]
-    for frame in range(5, 10):
-        assert tracker.update(frame * STEP_S, *second, looks[1:], shots[1]).tolist() == [1]
+    for frame, is_cut in enumerate(cut_once()):
+        faces, look = (first, looks[:1]) if frame < 5 else (second, looks[1:])
+        ids = tracker.update(frame * STEP_S, *faces, look, is_cut)
+        assert ids.tolist() == [int(frame >= 5)]
 
 
 def test_a_slide_that_changes_beside_a_speaker_ends_no_track() -> None:
     tracker = Tracker()
-    shots = describe_frames([crop(SCENES[name], 0, 0, 2) for name in ("portrait", "rocket")])
     faces = make_faces([(100, 100)])
-    for frame in range(10):
+    for frame, is_cut in enumerate(cut_once()):
         looks = make_looks([0], noise=0.1, seed=frame)
-        assert tracker.update(frame * STEP_S, *faces, looks, shots[frame // 5]).tolist() == [0]
+        assert tracker.update(frame * STEP_S, *faces, looks, is_cut).tolist() == [0]
 
 
 def test_signatures_are_small_and_quick() -> None:
