@@ -13,8 +13,8 @@ import queue
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -66,7 +66,13 @@ from batchfer.people import (
     split_events,
 )
 from batchfer.report import write_images_report
-from batchfer.results import draw_video, write_index_pages, write_results, write_tables
+from batchfer.results import (
+    ResultsProcess,
+    draw_video,
+    write_index_pages,
+    write_results,
+    write_tables,
+)
 from batchfer.schema import (
     EMOTIONS,
     AnalyzeOptions,
@@ -269,16 +275,21 @@ class Batch:
     progress: Progress
     watch: Watch
 
-    def attempt(self, job: Job, work: Callable[[], JobResult]) -> JobResult:
-        """Do one job and turn whatever it raises into its outcome.
+    def attempt(
+        self, job: Job, work: Callable[[], JobResult], started: float | None = None
+    ) -> JobResult:
+        """Do one job, or the rest of it, and turn whatever it raises into its outcome.
+
+        Args:
+            job: The job.
+            work: What is to be done.
+            started: The time of `time.monotonic` at which the job began; now if None.
 
         Raises:
             OutputError: The output can no longer be written, which ends the batch.
         """
-        started = time.monotonic()
+        started = time.monotonic() if started is None else started
         try:
-            if job.name in self.watch.faults:
-                raise InputError(*self.watch.faults[job.name])
             result = work()
         except OutputError:
             raise
@@ -316,22 +327,61 @@ def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
 
 
 def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
-    """Process videos one after the other, each with all cores."""
-    for job in jobs:
-        batch.watch.begin(job.name)
-        result = batch.attempt(job, partial(process_video, job, batch))
-        batch.record(result)
-        batch.progress.end_file()
-        yield result
+    """Process videos one after the other, each with all cores.
+
+    Where there are several, the page of one is written while the next is analyzed.
+    """
+    finishing: deque[Future[JobResult]] = deque()
+
+    def collect(n_left: int) -> Iterator[JobResult]:
+        """Yield what is finished; wait until no more than so many are not."""
+        while finishing and (len(finishing) > n_left or finishing[0].done()):
+            result = finishing.popleft().result()
+            batch.record(result)
+            yield result
+
+    with ExitStack() as stack:
+        write: Callable[..., None] = write_results
+        n_beside = 0
+        # What may end the process is done alone, and nothing comes after a failure.
+        alone = batch.watch.suspects or batch.outputs.fail_fast
+        if len(jobs) > 1 and batch.outputs.report and not alone:
+            write = stack.enter_context(ResultsProcess()).write
+            n_beside = 1
+        pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish"))
+        for job in jobs:
+            batch.watch.begin(job.name)
+            started = time.monotonic()
+            finish: Callable[[], JobResult] | None = None
+            with closing(process_video(job, batch, write)) as steps:
+                while finish is None:
+                    try:
+                        finish = next(steps)
+                    except Exception as error:
+                        finish = partial(_raise, error)
+                    yield from collect(n_beside)
+            finishing.append(pool.submit(batch.attempt, job, finish, started))
+            if not n_beside:
+                wait(finishing)
+            batch.progress.end_file()
+            yield from collect(n_beside)
+        yield from collect(0)
 
 
-def process_video(job: Job, batch: Batch) -> JobResult:
-    """Make the result folder of one video and give it its final name."""
+def process_video(
+    job: Job, batch: Batch, write: Callable[..., None] = write_results
+) -> Generator[Callable[[], JobResult] | None]:
+    """Analyze one video, then yield what gives its result folder its content and final name.
+
+    Until then None is yielded after each batch of frames. ``write`` is `write_results` or does the
+    same elsewhere.
+    """
     options, outputs = batch.analyzer.options, batch.outputs
-    with (
-        VideoReader(job.source, options.max_pixels) as reader,
-        work_folder(batch.output, job.name) as parts,
-    ):
+    if job.name in batch.watch.faults:
+        raise InputError(*batch.watch.faults[job.name])
+    with ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(job.source, options.max_pixels))
+        parts = stack.enter_context(work_folder(batch.output, job.name))
         folder = parts / "result"
         shutil.rmtree(folder, ignore_errors=True)  # a run that was killed left it unfinished
         folder.mkdir()
@@ -343,29 +393,37 @@ def process_video(job: Job, batch: Batch) -> JobResult:
         draw = outputs.annotate and wants_all_frames(options) and not outputs.blur_faces
         draw = draw and not done.n_frames
         batch.progress.advance(done.n_frames)
-        with ExitStack() as stack:
-            drawing, painter = None, FacePainter()
-            if draw:
-                video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
-                drawing = stack.enter_context(DrawingThreads(stack.enter_context(video)))
-            for frames, table in analyze_frames(reader, batch.analyzer, linker, done.next_frame):
-                done.add(frames, table, linker)
-                if drawing is not None:
-                    drawing.put(frames, draw_timeline(table, painter))
-                batch.progress.advance(len(frames))
+        drawing, painter = None, FacePainter()
+        drawn = stack.enter_context(ExitStack())
+        if draw:
+            video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
+            drawing = drawn.enter_context(DrawingThreads(drawn.enter_context(video)))
+        for frames, table in analyze_frames(reader, batch.analyzer, linker, done.next_frame):
+            done.add(frames, table, linker)
             if drawing is not None:
-                drawing.finish(reader.end_s)
-        table = assign_people(done.join(), linker.join_people())
-        write_tables(table, folder, "timeline", outputs.formats)
-        result = summarize_video(job, reader, table)
-        facts = describe_video(reader, table, batch, result)
-        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        timeline = Timeline(reader.info, table)
-        if outputs.annotate and not draw:
-            draw_video(job.source, timeline, folder / "annotated.mp4", outputs.blur_faces)
-        write_results(folder, timeline, facts, job.source, outputs, batch.events.get(job.name))
-        publish_folder(folder, job.destination)
-        return result
+                drawing.put(frames, draw_timeline(table, painter))
+            batch.progress.advance(len(frames))
+            yield None
+        rest = stack.pop_all()
+
+    def finish() -> JobResult:
+        with rest:
+            with drawn:
+                if drawing is not None:
+                    drawing.finish(reader.end_s)
+            table = assign_people(done.join(), linker.join_people())
+            write_tables(table, folder, "timeline", outputs.formats)
+            result = summarize_video(job, reader, table)
+            facts = describe_video(reader, table, batch, result)
+            (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            timeline = Timeline(reader.info, table)
+            if outputs.annotate and not draw:
+                draw_video(job.source, timeline, folder / "annotated.mp4", outputs.blur_faces)
+            write(folder, timeline, facts, job.source, outputs, batch.events.get(job.name))
+            publish_folder(folder, job.destination)
+            return result
+
+    yield finish
 
 
 @contextmanager

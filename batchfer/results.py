@@ -4,15 +4,21 @@ Nothing here needs a network, so colours, smoothing or a corrected id are redone
 """
 
 import json
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
 from batchfer.annotate import annotate_clip
-from batchfer.errors import NothingToDoError, UsageError
+from batchfer.errors import BatchferError, NothingToDoError, UsageError
 from batchfer.export import FORMATS, export_timeline
 from batchfer.files import atomic_write, display_name
 from batchfer.media import VideoReader, VideoWriter
@@ -27,6 +33,8 @@ from batchfer.people import (
 from batchfer.report import write_index, write_report
 from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
 from batchfer.timeline import TableWriter, read_timeline, write_csv
+
+logger = logging.getLogger(__name__)
 
 
 def write_tables(
@@ -71,6 +79,72 @@ def write_results(
             video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
             smooth_s=outputs.smooth_s,
         )
+
+
+class ResultsProcess:
+    """A process that writes results while the networks work on the next video; a context manager.
+
+    A page takes as long as a clip of a few seconds, all of it Python, which would keep the
+    interpreter's lock from those who feed the networks. Where the process dies, its work is done
+    here.
+    """
+
+    def __init__(self) -> None:
+        """Start it; it gets ready by itself."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-c", "from batchfer.results import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it."""
+        self._process.kill()
+        self._process.communicate()
+
+    def write(self, *arguments: Any) -> None:
+        """Do what `write_results` does with these arguments, and raise what it raises."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump(arguments, self._process.stdin)
+            self._process.stdin.flush()
+            error = pickle.load(self._process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as death:
+            logger.debug("the process that writes results is gone: %r", death)
+            write_results(*arguments)
+            return
+        if error is not None:
+            raise error
+
+
+def serve() -> None:
+    """Write the results that are asked for on stdin; the life of a `ResultsProcess`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What libraries print must not get between the answers.
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    import bokeh.plotting  # noqa: F401  (before the first page needs it)
+
+    while True:
+        try:
+            arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        error: Exception | None = None
+        try:
+            write_results(*arguments)
+        except (BatchferError, OSError, MemoryError) as known:
+            error = known
+        except Exception as unknown:
+            error = RuntimeError(f"{type(unknown).__name__}: {unknown}")
+        pickle.dump(error, answers)
+        answers.flush()
 
 
 def write_index_pages(

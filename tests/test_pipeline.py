@@ -16,7 +16,7 @@ from batchfer import analyze_images, analyze_video
 from batchfer.analyzer import NICE, Analyzer
 from batchfer.errors import InputError, ModelError, NothingToDoError, OutputError, UsageError
 from batchfer.journal import hash_settings
-from batchfer.pipeline import run_jobs
+from batchfer.pipeline import Watch, run_jobs
 from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
@@ -209,6 +209,48 @@ def test_one_bad_file_does_not_end_the_batch(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "c_good.mp4" / "timeline.csv").exists()
     lines = (tmp_path / "out" / "run.jsonl").read_text().splitlines()
     assert {json.loads(line)["input"] for line in lines} == set(told) - {"notes.txt"}
+
+
+def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
+    options: AnalyzeOptions, tmp_path: Path
+) -> None:
+    folder, output, told = tmp_path / "in", tmp_path / "out", []
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4", "d.mp4"):
+        shutil.copy(CLIPS / "rotated.mp4", folder / name)
+    (folder / "c.mp4").write_bytes(b"")
+    watch = Watch(lambda name: told.append(f"begin {name}"))
+    machine, outputs = ("cpu", None, 2), OutputOptions(annotate=False)
+    for result in run_jobs("video", [folder], output, options, outputs, machine, Silence(), watch):
+        told.append(f"{result.status} {result.job.name}")
+        lines = (output / "run.jsonl").read_text().splitlines()
+        assert json.loads(lines[-1])["input"] == result.job.name, "on record before it is told"
+    assert [line for line in told if not line.startswith("begin")] == [
+        "ok a.mp4", "ok b.mp4", "failed c.mp4", "ok d.mp4",
+    ]  # fmt: skip
+    assert [line for line in told if line.startswith("begin")] == [
+        "begin a.mp4", "begin b.mp4", "begin c.mp4", "begin d.mp4",
+    ]  # fmt: skip
+    assert told.index("begin b.mp4") < told.index("ok a.mp4")
+    pages = [(output / name / "report.html").read_bytes() for name in ("a.mp4", "b.mp4", "d.mp4")]
+    assert (
+        len({page.replace(b"b.mp4", b"a.mp4").replace(b"d.mp4", b"a.mp4") for page in pages}) == 1
+    )
+    assert not list((output / ".batchfer").glob("*/result"))
+
+
+def test_suspects_are_done_alone(options: AnalyzeOptions, tmp_path: Path) -> None:
+    folder, told = tmp_path / "in", []
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(CLIPS / "rotated.mp4", folder / name)
+    watch = Watch(lambda name: told.append(f"begin {name}"), suspects=frozenset({"b.mp4"}))
+    outputs, machine = OutputOptions(annotate=False), ("cpu", None, 2)
+    for result in run_jobs(
+        "video", [folder], tmp_path / "out", options, outputs, machine, Silence(), watch
+    ):
+        told.append(f"{result.status} {result.job.name}")
+    assert told == ["begin a.mp4", "ok a.mp4", "begin b.mp4", "ok b.mp4"]
 
 
 def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path) -> None:

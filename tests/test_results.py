@@ -9,6 +9,9 @@ import pandas as pd
 import pytest
 
 from batchfer.cli import app, run_command
+from batchfer.errors import OutputError
+from batchfer.results import ResultsProcess, load_result, write_results
+from batchfer.schema import OutputOptions
 
 ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "samples" / "clips"
@@ -35,6 +38,31 @@ def batch(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(batch: Path, tmp_path: Path) -> Path:
     """A result folder that a test may change."""
     return Path(shutil.copytree(batch / "rotated.mp4", tmp_path / "rotated.mp4"))
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -> None:
+    timeline, facts = load_result(result)
+    outputs = OutputOptions(bin_s=0.5)
+    for folder in ("here", "there", "after"):
+        (tmp_path / folder).mkdir()
+    write_results(tmp_path / "here", timeline, facts, timeline.media.path, outputs)
+    expected = read_files(tmp_path / "here")
+    assert {"report.html", "summary.csv", "segments.csv", "bins.csv"} == set(expected)
+    with ResultsProcess() as process:
+        process.write(tmp_path / "there", timeline, facts, timeline.media.path, outputs)
+        assert read_files(tmp_path / "there") == expected
+        with pytest.raises(OutputError):
+            process.write(tmp_path / "missing", timeline, facts, None, outputs)
+        # It may be short of memory and killed for it: the work is done all the same.
+        process._process.kill()
+        process._process.wait()
+        process.write(tmp_path / "after", timeline, facts, timeline.media.path, outputs)
+        assert read_files(tmp_path / "after") == expected
+    assert process._process.poll() is not None
 
 
 def test_the_recordings_of_a_batch_are_joined(batch: Path) -> None:
