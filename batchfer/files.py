@@ -6,6 +6,7 @@ Names are bytes to the system; paths are kept as they are and made readable by `
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -444,6 +445,16 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def start_python(code: str) -> "subprocess.Popen[bytes]":
+    """Start a Python that imports what this one does; talk to it by its stdin and stdout."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
 
 
 @contextmanager

@@ -369,7 +369,7 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
 
 
 def process_video(
-    job: Job, batch: Batch, write: Callable[..., None] = write_results
+    job: Job, batch: Batch, write: Callable[..., None]
 ) -> Generator[Callable[[], JobResult] | None]:
     """Analyze one video, then yield what gives its result folder its content and final name.
 

@@ -8,7 +8,6 @@ import logging
 import os
 import pickle
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -20,7 +19,7 @@ import pandas as pd
 from batchfer.annotate import annotate_clip
 from batchfer.errors import BatchferError, NothingToDoError, UsageError
 from batchfer.export import FORMATS, export_timeline
-from batchfer.files import atomic_write, display_name
+from batchfer.files import atomic_write, display_name, start_python
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.people import (
     assign_people,
@@ -91,12 +90,7 @@ class ResultsProcess:
 
     def __init__(self) -> None:
         """Start it; it gets ready by itself."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from batchfer.results import serve; serve()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
+        self._process = start_python("from batchfer.results import serve; serve()")
 
     def __enter__(self) -> Self:
         """Return it."""

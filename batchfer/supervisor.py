@@ -12,7 +12,6 @@ import os
 import pickle
 import queue
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from batchfer.errors import BatchferError, Reason
-from batchfer.files import Kind
+from batchfer.files import Kind, start_python
 from batchfer.pipeline import Progress, Watch, run_jobs
 from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
 
@@ -122,12 +121,7 @@ class Worker:
         self._timeout_s = task.outputs.timeout_s
         self._is_second = bool(task.faults or task.suspects)
         self._begun: set[str] = set()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", "from batchfer.supervisor import work; work()"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        )
+        self._process = start_python("from batchfer.supervisor import work; work()")
         self._events: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="batchfer-listen", daemon=True).start()
         assert self._process.stdin is not None
