@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -205,7 +205,10 @@ class Analyzer:
         }
 
     def stream(
-        self, batches: Iterator[FrameBatch], detect_every: int = 1
+        self,
+        batches: Iterator[FrameBatch],
+        detect_every: int = 1,
+        fail: Callable[[FrameBatch, Exception], None] | None = None,
     ) -> Generator[AnalyzedBatch]:
         """Yield the batches analyzed, in their order, while later ones are decoded and computed.
 
@@ -215,25 +218,36 @@ class Analyzer:
         where it happened.
 
         Args:
-            batches: Frames; with key frames, those of one clip in their order.
+            batches: Frames; with key frames, those of each clip in their order.
             detect_every: Distance of the frames in which the whole cascade looks for faces.
+            fail: Called, instead, with a batch that a network fails on; the others go on.
         """
+
+        def finish() -> Iterator[AnalyzedBatch]:
+            frames, future = pending.popleft()
+            error = future.exception()
+            if fail is None or not isinstance(error, Exception):
+                yield future.result()
+            else:
+                fail(frames, error)
+
         failure: list[BaseException] = []
         with closing(self._supply(batches, failure)) as supply:
             work: Iterator[Any] = introduce_neighbours(supply) if detect_every > 1 else supply
             pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
-            pending: deque[Future[AnalyzedBatch]] = deque()
+            pending: deque[tuple[FrameBatch, Future[AnalyzedBatch]]] = deque()
             try:
                 for item in work:
-                    pending.append(pool.submit(self.analyze_batch, *item))
+                    future = pool.submit(self.analyze_batch, *item)
                     if detect_every > 1:
-                        pending[-1].add_done_callback(item[-1].settle)
+                        future.add_done_callback(item[-1].settle)
+                    pending.append((item[0], future))
                     # One that takes long must not leave the others without work meanwhile.
                     most = MAX_WAITING_BYTES // max(item[0].images.nbytes, 1)
                     while len(pending) > max(2, min(2 * self.workers, most)):
-                        yield pending.popleft().result()
+                        yield from finish()
                 while pending:
-                    yield pending.popleft().result()
+                    yield from finish()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
         if failure:
@@ -398,19 +412,20 @@ class FaceLinker:
         return self._analyzer.add_faces(batch, found) if found else batch
 
 
-def analyze_frames(
-    reader: VideoReader, analyzer: Analyzer, linker: FaceLinker, first: int = 0
-) -> Iterator[tuple[FrameBatch, pd.DataFrame]]:
-    """Yield each batch of the frames that the options ask for, with its rows of the timeline.
-
-    Frames before the index ``first`` are done already, and known to the linker.
-    """
+def read_frames(reader: VideoReader, analyzer: Analyzer, first: int = 0) -> Iterator[FrameBatch]:
+    """Yield the frames that the options ask for in sub-batches, from the index ``first`` on."""
     options = analyzer.options
     select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
     size = analyzer.batch_size(reader.info.width, reader.info.height)
-    with closing(
-        analyzer.stream(reader.batches(size, select, first), options.detect_every)
-    ) as analyzed:
+    return reader.batches(size, select, first)
+
+
+def analyze_frames(
+    reader: VideoReader, analyzer: Analyzer, linker: FaceLinker
+) -> Iterator[tuple[FrameBatch, pd.DataFrame]]:
+    """Yield each batch of the frames that the options ask for, with its rows of the timeline."""
+    frames = read_frames(reader, analyzer)
+    with closing(analyzer.stream(frames, analyzer.options.detect_every)) as analyzed:
         for batch in analyzed:
             yield batch.frames, linker.link(batch)
 

@@ -57,16 +57,18 @@ class Neighbours:
 def introduce_neighbours(
     batches: Iterator[tuple[FrameBatch, Any]],
 ) -> Iterator[tuple[FrameBatch, Any, Neighbours]]:
-    """Yield pairs of frames and tensor with what each shares with those around it.
+    """Yield pairs of frames and tensor with what each shares with those of its clip around it.
 
     The batches are to be begun in this order: each waits for what the one before hands on.
     """
     first, here = None, next(batches, None)
     while here is not None:
-        after = next(batches, None)
+        upcoming = next(batches, None)
+        goes_on = upcoming is not None and upcoming[0].clip == here[0].clip
+        after = upcoming[0] if upcoming is not None and goes_on else None
         handed: Future[FaceDetections] = Future()
-        yield *here, Neighbours(first, None if after is None else after[0], handed)
-        first, here = handed, after
+        yield *here, Neighbours(first, after, handed)
+        first, here = handed if goes_on else None, upcoming
 
 
 def detect_between(

@@ -15,13 +15,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
 import numpy as np
 import pandas as pd
@@ -32,6 +32,7 @@ from batchfer.analyzer import (
     Analyzer,
     FaceLinker,
     analyze_frames,
+    read_frames,
     wants_all_frames,
 )
 from batchfer.annotate import (
@@ -327,9 +328,10 @@ def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
 
 
 def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
-    """Process videos one after the other, each with all cores.
+    """Process videos, all cores at one after the other.
 
-    Where there are several, the page of one is written while the next is analyzed.
+    Where there are several, the frames of the next are with the networks while the last ones of
+    one are, and the page of one is written meanwhile.
     """
     finishing: deque[Future[JobResult]] = deque()
 
@@ -340,90 +342,183 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
             batch.record(result)
             yield result
 
+    suspects = batch.watch.suspects
     with ExitStack() as stack:
         write: Callable[..., None] = write_results
         n_beside = 0
         # What may end the process is done alone, and nothing comes after a failure.
-        alone = batch.watch.suspects or batch.outputs.fail_fast
-        if len(jobs) > 1 and batch.outputs.report and not alone:
+        if len(jobs) > 1 and not suspects and not batch.outputs.fail_fast:
             write = stack.enter_context(ResultsProcess()).write
             n_beside = 1
         pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish"))
-        for job in jobs:
-            batch.watch.begin(job.name)
-            started = time.monotonic()
-            finish: Callable[[], JobResult] | None = None
-            with closing(process_video(job, batch, write)) as steps:
-                while finish is None:
-                    try:
-                        finish = next(steps)
-                    except Exception as error:
-                        finish = partial(_raise, error)
+        for group in [jobs] if n_beside else [[job] for job in jobs]:
+            with closing(analyze_clips(group, batch)) as clips:
+                for clip in clips:
+                    if clip is not None:
+                        work = partial(clip.finish, write)
+                        finishing.append(pool.submit(batch.attempt, clip.job, work, clip.started))
+                        if not n_beside:
+                            wait(finishing)
+                        batch.progress.end_file()
                     yield from collect(n_beside)
-            finishing.append(pool.submit(batch.attempt, job, finish, started))
-            if not n_beside:
-                wait(finishing)
-            batch.progress.end_file()
-            yield from collect(n_beside)
-        yield from collect(0)
+            yield from collect(0)
 
 
-def process_video(
-    job: Job, batch: Batch, write: Callable[..., None]
-) -> Generator[Callable[[], JobResult] | None]:
-    """Analyze one video, then yield what gives its result folder its content and final name.
+def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]:
+    """Yield each video in its order as soon as it is analyzed, or has failed, to be finished.
 
-    Until then None is yielded after each batch of frames. ``write`` is `write_results` or does the
-    same elsewhere.
+    Until then None is yielded after each batch of frames. The frames of all are one stream, so
+    that no core waits for the end of one.
     """
-    options, outputs = batch.analyzer.options, batch.outputs
-    if job.name in batch.watch.faults:
-        raise InputError(*batch.watch.faults[job.name])
-    with ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(job.source, options.max_pixels))
-        parts = stack.enter_context(work_folder(batch.output, job.name))
-        folder = parts / "result"
-        shutil.rmtree(folder, ignore_errors=True)  # a run that was killed left it unfinished
-        folder.mkdir()
-        done = VideoParts(parts, {**batch.marks[job.name], "settings": batch.settings})
-        batch.progress.begin_file(job.name, estimate_frames(reader.info, options))
-        linker = FaceLinker(batch.analyzer)
-        done.restore(linker)
+    clips: deque[Clip] = deque()
+
+    def read() -> Iterator[FrameBatch]:
+        for number, job in enumerate(jobs):
+            batch.watch.begin(job.name)
+            clip = Clip(job, number, batch)
+            clips.append(clip)
+            yield from clip.read()
+
+    def fail(frames: FrameBatch, error: Exception) -> None:
+        clips[frames.clip - clips[0].number].fail(error)
+
+    try:
+        with closing(
+            batch.analyzer.stream(read(), batch.analyzer.options.detect_every, fail)
+        ) as analyzed:
+            for part in analyzed:
+                while clips[0].number < part.frames.clip:
+                    yield clips.popleft().begin()
+                clips[0].begin().add(part)
+                yield None
+        while clips:
+            yield clips.popleft().begin()
+    finally:
+        for clip in clips:
+            clip.abandon()
+
+
+class Clip:
+    """One video of a batch on its way from the file to its result folder.
+
+    `read` runs in the thread that decodes, which is ahead; `begin` and `add` where its frames come
+    in their turn. Whatever one of them raises is kept and raised by `finish`.
+    """
+
+    def __init__(self, job: Job, number: int, batch: Batch) -> None:
+        """Remember what is to be done; nothing is touched yet.
+
+        Args:
+            job: The job.
+            number: The number that its frames get as theirs.
+            batch: What the jobs share.
+        """
+        self.job = job
+        self.number = number
+        self.started: float | None = None
+        """The time of `time.monotonic` at which its turn came."""
+        self._batch = batch
+        self._error: Exception | None = None
+        self._open = ExitStack()
+        self._drawn = ExitStack()
+        self._drawing: DrawingThreads | None = None
+        self._painter = FacePainter()
+        self._linker = FaceLinker(batch.analyzer)
+
+    def read(self) -> Iterator[FrameBatch]:
+        """Open the file and yield its frames, after those that an earlier run has done."""
+        batch, name = self._batch, self.job.name
+        try:
+            if name in batch.watch.faults:
+                raise InputError(*batch.watch.faults[name])
+            options = batch.analyzer.options
+            self._reader = self._open.enter_context(
+                VideoReader(self.job.source, options.max_pixels)
+            )
+            parts = self._open.enter_context(work_folder(batch.output, name))
+            self._folder = parts / "result"
+            shutil.rmtree(self._folder, ignore_errors=True)  # left by a run that was killed
+            self._folder.mkdir()
+            key = {**batch.marks[name], "settings": batch.settings}
+            self._done = VideoParts(parts, key)
+            self._done.restore(self._linker)
+            for frames in read_frames(self._reader, batch.analyzer, self._done.next_frame):
+                if self._error is not None:
+                    return
+                yield replace(frames, clip=self.number)
+        except Exception as error:
+            self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Let this be why it fails, unless it has failed before."""
+        self._error = self._error or error
+
+    def begin(self) -> Self:
+        """Prepare for its frames if its turn has just come, and return it."""
+        if self.started is not None:
+            return self
+        self.started = time.monotonic()
+        if self._error is None:
+            try:
+                self._prepare()
+            except Exception as error:
+                self.fail(error)
+        return self
+
+    def _prepare(self) -> None:
+        options, outputs = self._batch.analyzer.options, self._batch.outputs
+        self._batch.progress.begin_file(self.job.name, estimate_frames(self._reader.info, options))
+        self._batch.progress.advance(self._done.n_frames)
         # Drawn beside the analysis if that sees every frame, else from the table afterwards.
         draw = outputs.annotate and wants_all_frames(options) and not outputs.blur_faces
-        draw = draw and not done.n_frames
-        batch.progress.advance(done.n_frames)
-        drawing, painter = None, FacePainter()
-        drawn = stack.enter_context(ExitStack())
-        if draw:
-            video = VideoWriter(folder / "annotated.mp4", reader.info, job.source)
-            drawing = drawn.enter_context(DrawingThreads(drawn.enter_context(video)))
-        for frames, table in analyze_frames(reader, batch.analyzer, linker, done.next_frame):
-            done.add(frames, table, linker)
-            if drawing is not None:
-                drawing.put(frames, draw_timeline(table, painter))
-            batch.progress.advance(len(frames))
-            yield None
-        rest = stack.pop_all()
+        if draw and not self._done.n_frames:
+            drawn = self._open.enter_context(self._drawn)
+            writer = VideoWriter(self._folder / "annotated.mp4", self._reader.info, self.job.source)
+            self._drawing = drawn.enter_context(DrawingThreads(drawn.enter_context(writer)))
 
-    def finish() -> JobResult:
-        with rest:
-            with drawn:
-                if drawing is not None:
-                    drawing.finish(reader.end_s)
-            table = assign_people(done.join(), linker.join_people())
-            write_tables(table, folder, "timeline", outputs.formats)
+    def add(self, part: AnalyzedBatch) -> None:
+        """Link, keep and draw the faces of the next frames."""
+        if self._error is not None:
+            return
+        try:
+            table = self._linker.link(part)
+            self._done.add(part.frames, table, self._linker)
+            if self._drawing is not None:
+                self._drawing.put(part.frames, draw_timeline(table, self._painter))
+        except Exception as error:
+            self.fail(error)
+        self._batch.progress.advance(len(part.frames))
+
+    def finish(self, write: Callable[..., None]) -> JobResult:
+        """Give the result folder its content and its final name; close everything.
+
+        Args:
+            write: `write_results`, or what does the same elsewhere.
+        """
+        with self._open:
+            if self._error is not None:
+                raise self._error
+            with self._drawn:
+                if self._drawing is not None:
+                    self._drawing.finish(self._reader.end_s)
+            job, batch, folder, reader = self.job, self._batch, self._folder, self._reader
+            table = assign_people(self._done.join(), self._linker.join_people())
+            write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
             facts = describe_video(reader, table, batch, result)
             (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             timeline = Timeline(reader.info, table)
-            if outputs.annotate and not draw:
-                draw_video(job.source, timeline, folder / "annotated.mp4", outputs.blur_faces)
-            write(folder, timeline, facts, job.source, outputs, batch.events.get(job.name))
+            if batch.outputs.annotate and self._drawing is None:
+                blur = batch.outputs.blur_faces
+                draw_video(job.source, timeline, folder / "annotated.mp4", blur)
+            write(folder, timeline, facts, job.source, batch.outputs, batch.events.get(job.name))
             publish_folder(folder, job.destination)
             return result
 
-    yield finish
+    def abandon(self) -> None:
+        """Close everything without an outcome; what is on disk is for the next run."""
+        with suppress(GeneratorExit), self._open:
+            raise GeneratorExit
 
 
 @contextmanager
@@ -870,6 +965,10 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     def refuse(index: int, error: Exception) -> None:
         unreadable.put((index, error))
 
+    def refuse_all(frames: FrameBatch, error: Exception) -> None:
+        for index in frames.frames:
+            refuse(int(index), error)
+
     def flush() -> Iterator[JobResult]:
         while not unreadable.empty():
             index, error = unreadable.get()
@@ -887,7 +986,8 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
         pictures = read_pictures(jobs, batch.analyzer, refuse, batch.watch.begin)
-        for group in stack.enter_context(closing(batch.analyzer.stream(pictures))):
+        analyzed = batch.analyzer.stream(pictures, fail=refuse_all)
+        for group in stack.enter_context(closing(analyzed)):
             pending.extend(pool.map(finish, split_pictures(group, jobs)))
             batch.progress.advance(len(group.frames))
             waited_s = time.monotonic() - last_flush_s

@@ -11,8 +11,9 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -96,8 +97,12 @@ class Thumbnail(NamedTuple):
 # --- faces worth showing ------------------------------------------------------------------------
 
 
-def choose_thumbnails(table: pd.DataFrame, smooth_s: float = SMOOTHING_S) -> list[Thumbnail]:
+def choose_thumbnails(
+    table: pd.DataFrame, smooth_s: float = SMOOTHING_S, persons: Iterable[str] | None = None
+) -> list[Thumbnail]:
     """Return the best face of each person, then the strongest moments of each emotion.
+
+    The persons are those with a chart of their own, unless they are given.
 
     The best face is large, sharp, turned to the camera and surely a face. The strongest moments of
     an emotion are the highest peaks of its smoothed probability, at most `MOMENTS_PER_EMOTION`,
@@ -109,15 +114,16 @@ def choose_thumbnails(table: pd.DataFrame, smooth_s: float = SMOOTHING_S) -> lis
     if faces.empty:
         return []
     scores = _score_faces(faces)
-    persons, names = pd.factorize(faces["person"])
-    longest = summarize_people(faces, smooth_s).nlargest(LANES, "seconds_on_screen")["person"]
+    if persons is None:
+        persons = _choose_persons(summarize_people(table, smooth_s))["person"]
+    codes, names = pd.factorize(faces["person"])
     chosen = []
-    for person in longest:
-        best = int(np.argmax(np.where(persons == names.get_loc(person), scores, -1.0)))
+    for person in persons:
+        best = int(np.argmax(np.where(codes == names.get_loc(person), scores, -1.0)))
         chosen.append(_describe(faces, best, "person"))
     times = faces["timestamp"].to_numpy(np.float64)
     dominant = faces[list(EMOTIONS)].to_numpy(np.float32).argmax(1)
-    stretch = _number_stretches(persons, times, dominant)
+    stretch = _number_stretches(codes, times, dominant)
     # A peak of a clear face is worth more than a little height.
     doubtful = find_issues(faces)[["blurred", "turned", "uncertain"]].to_numpy(bool).any(axis=1)
     for index, emotion in enumerate(EMOTIONS):
@@ -129,10 +135,15 @@ def choose_thumbnails(table: pd.DataFrame, smooth_s: float = SMOOTHING_S) -> lis
             if strength[peak] <= MOMENT_ABOVE:
                 break
             peaks.append(peak)
-            near = (persons == persons[peak]) & (np.abs(times - times[peak]) < MOMENTS_APART_S)
+            near = (codes == codes[peak]) & (np.abs(times - times[peak]) < MOMENTS_APART_S)
             strength[near | (stretch == stretch[peak])] = 0.0
         chosen += [_describe(faces, peak, emotion) for peak in sorted(peaks, key=times.__getitem__)]
     return chosen
+
+
+def _choose_persons(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the persons with a chart of their own, in order of appearance."""
+    return summary.loc[summary["seconds_on_screen"].nlargest(LANES).index].sort_index()
 
 
 def _number_stretches(persons: Integers, times: Times, dominant: Integers) -> Integers:
@@ -219,6 +230,7 @@ def write_report(
     source: Path | None = None,
     video_href: str | None = None,
     smooth_s: float = SMOOTHING_S,
+    summary: pd.DataFrame | None = None,
 ) -> None:
     """Write the page of one video.
 
@@ -229,36 +241,39 @@ def write_report(
         source: The video that the thumbnails are cut from; None for a page without thumbnails.
         video_href: The relative link of the video that the page plays; None for no player.
         smooth_s: The smoothing of everything that is drawn, in seconds.
+        summary: What `summarize_people` says with this smoothing, if it has been asked already.
 
     Raises:
         OutputError: The page cannot be written.
     """
-    thumbnails = {}
-    if source is not None:
-        thumbnails = cut_thumbnails(source, choose_thumbnails(timeline.table, smooth_s))
-    page = render_report(timeline, facts, thumbnails, video_href=video_href, smooth_s=smooth_s)
+    cut = None if source is None else partial(cut_thumbnails, source)
+    page = render_report(
+        timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
+    )
     _write_page(path, page)
 
 
 def render_report(
     timeline: Timeline,
     facts: Mapping[str, Any],
-    thumbnails: Mapping[tuple[int, int], bytes] | None = None,
+    cut: Callable[[Sequence[Thumbnail]], Mapping[tuple[int, int], bytes]] | None = None,
     *,
     video_href: str | None = None,
     smooth_s: float = SMOOTHING_S,
+    summary: pd.DataFrame | None = None,
 ) -> str:
     """Return the page of one video; see `write_report`.
 
-    ``thumbnails`` are JPEG pictures by frame and face_id, those of `choose_thumbnails`.
+    ``cut`` gives JPEG pictures of faces by frame and face_id, as `cut_thumbnails`.
     """
-    thumbnails = thumbnails or {}
     table = timeline.table.assign(person=name_persons(timeline.table))
     clip = _measure_clip(table)
-    summary = summarize_people(table, smooth_s)
-    shown = summary.loc[summary["seconds_on_screen"].nlargest(LANES).index].sort_index()
+    if summary is None:
+        summary = summarize_people(table, smooth_s)
+    shown = _choose_persons(summary)
     rest = summary.drop(shown.index).sort_values("seconds_on_screen", ascending=False)
-    chosen = choose_thumbnails(table, smooth_s)
+    chosen = choose_thumbnails(table, smooth_s, shown["person"])
+    thumbnails = {} if cut is None else cut(chosen)
     portraits = {item.person: item for item in chosen if item.purpose == "person"}
     lanes = [
         _tell_person(row, clip.seconds, thumbnails.get(portraits[row["person"]].key))
@@ -497,9 +512,10 @@ def _draw_charts(table: pd.DataFrame, persons: Sequence[str], clip: _Clip, smoot
             lanes[f"lane-{index}"] = {name: _encode_array(column) for name, column in rows.items()}
     figures["quality"] = _draw_quality(table, shared)
     document = Document()
-    for name, figure in figures.items():
-        figure.name = name
-        document.add_root(figure)
+    with document.models.freeze():  # else each chart has all that came before counted again
+        for name, figure in figures.items():
+            figure.name = name
+            document.add_root(figure)
     roots = [{"id": figure.id, "element": f"chart-{name}"} for name, figure in figures.items()]
     content = {"document": document.to_json(deferred=False), "roots": roots}
     return json.dumps(_renumber(content, {}) | {"lanes": lanes}, separators=(",", ":"))
@@ -728,17 +744,17 @@ def _draw_quality(table: pd.DataFrame, x_range: Any) -> Any:
     durations = frame_durations(times)
     chart = _make_figure(136, x_range, (-0.6, len(_ISSUES) - 0.4))
     _label_rows(chart, [name.replace("_", " ") for name in _ISSUES])
-    for index, name in enumerate(_ISSUES):
-        starts, ends = merge_intervals(times, durations, issues[name].to_numpy(bool))
-        chart.hbar(
-            y=len(_ISSUES) - 1 - index,
-            left=1000 * starts,
-            right=1000 * ends,
-            height=0.7,
-            fill_color=_INK,
-            fill_alpha=0.45 if name == "no_face" else 0.9,
-            line_color=None,
-        )
+    stretches = [merge_intervals(times, durations, issues[name].to_numpy(bool)) for name in _ISSUES]
+    rows = np.repeat(np.arange(len(_ISSUES)), [len(starts) for starts, _ in stretches])
+    chart.hbar(
+        y=len(_ISSUES) - 1 - rows,
+        left=1000 * np.concatenate([starts for starts, _ in stretches]),
+        right=1000 * np.concatenate([ends for _, ends in stretches]),
+        height=0.7,
+        fill_color=_INK,
+        fill_alpha=np.where(rows == _ISSUES.index("no_face"), 0.45, 0.9),
+        line_color=None,
+    )
     return chart
 
 
@@ -973,6 +989,26 @@ def format_clock(seconds: float, decimals: int = 0) -> str:
 
 def _render_page(template: str, charts: str, **values: Any) -> str:
     """Return a page whose security policy admits nothing but its own scripts."""
+    scripts = [(_TEMPLATES / "page.js").read_text(encoding="utf-8")]
+    if charts:
+        scripts.insert(0, _read_bokeh())
+        # A JSON block is no script, but it must not end its element.
+        charts = charts.replace("<", "\\u003c")
+    hashes = [_hash_script(script) for script in scripts]
+    page: str = _load_template(template).render(
+        **values,
+        script_hashes=" ".join(f"'{digest}'" for digest in hashes),
+        scripts=scripts,
+        chart_data=charts,
+        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
+        colors=EMOTION_COLORS,
+        emotions=EMOTIONS,
+    )
+    return page
+
+
+@cache
+def _load_template(name: str) -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -984,23 +1020,10 @@ def _render_page(template: str, charts: str, **values: Any) -> str:
     )
     environment.filters["clock"] = format_clock
     environment.filters["percent"] = lambda share: f"{share:.0%}"
-    scripts = [(_TEMPLATES / "page.js").read_text(encoding="utf-8")]
-    if charts:
-        scripts.insert(0, _read_bokeh())
-        # A JSON block is no script, but it must not end its element.
-        charts = charts.replace("<", "\\u003c")
-    hashes = [_hash_script(script) for script in scripts]
-    return environment.get_template(template).render(
-        **values,
-        script_hashes=" ".join(f"'{digest}'" for digest in hashes),
-        scripts=scripts,
-        chart_data=charts,
-        style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        colors=EMOTION_COLORS,
-        emotions=EMOTIONS,
-    )
+    return environment.get_template(name)
 
 
+@cache
 def _read_bokeh() -> str:
     import bokeh
 

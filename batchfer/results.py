@@ -63,7 +63,8 @@ def write_results(
         events: The stimulus windows of this recording.
     """
     table = timeline.table
-    write_tables(summarize_people(table, outputs.smooth_s), folder, "summary")
+    summary = summarize_people(table, outputs.smooth_s)
+    write_tables(summary, folder, "summary")
     write_tables(find_segments(table, outputs.smooth_s), folder, "segments")
     if outputs.bin_s is not None:
         write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
@@ -77,6 +78,7 @@ def write_results(
             source=source if outputs.thumbnails else None,
             video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
             smooth_s=outputs.smooth_s,
+            summary=summary,
         )
 
 

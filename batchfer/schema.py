@@ -100,11 +100,15 @@ class MediaInfo:
 
 @dataclass(frozen=True)
 class FrameBatch:
-    """Consecutive analyzed frames: ``images (B,H,W,3)`` RGB, ``frames (B,)``, ``times_s (B,)``."""
+    """Consecutive analyzed frames: ``images (B,H,W,3)`` RGB, ``frames (B,)``, ``times_s (B,)``.
+
+    ``clip`` tells the clips of one stream apart.
+    """
 
     images: Images
     frames: Integers
     times_s: Times
+    clip: int = 0
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together."""

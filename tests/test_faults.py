@@ -115,6 +115,25 @@ def test_an_interrupted_video_goes_on_from_its_last_part(
     assert [path.name for path in (broken / ".batchfer").iterdir()] in ([], ["lock"])
 
 
+def test_what_is_known_of_a_video_outlasts_a_run_that_ends_before_it(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    folder, output = copy_clips(tmp_path / "in"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run("video", [folder / "1.mp4"], output, toy_model, Counter(40, KeyboardInterrupt()))
+    parts = sorted((output / ".batchfer").rglob("part-*"))
+    assert parts
+    # The second clip is opened, and its first frames are on their way, when the first is not done.
+    with pytest.raises(KeyboardInterrupt):
+        run("video", [folder], output, toy_model, Counter(40, KeyboardInterrupt()))
+    assert set(parts) <= set((output / ".batchfer").rglob("part-*"))
+    results = run("video", [folder], output, toy_model, Counter())
+    assert [result.status for result in results] == ["ok", "ok"]
+    tables = [(output / name / "timeline.csv").read_bytes() for name in ("0.mp4", "1.mp4")]
+    assert tables[0] == tables[1]
+
+
 def test_parts_of_other_settings_are_not_used(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,7 +249,7 @@ def test_ctrl_c_and_sigterm_end_it_at_once_and_clean(
 ) -> None:
     folder, output = copy_clips(tmp_path / "in", 3), tmp_path / "out"
     command = Command("video", folder, "-o", output, "--model", toy_model, "--no-report")
-    command.wait_for("[2/3]")
+    command.wait_for("[3/3]")  # the results of the second may still be being written
     if number == signal.SIGINT:  # a terminal sends it to all
         os.killpg(command.process.pid, number)
         time.sleep(0.05)
@@ -246,16 +265,33 @@ def test_ctrl_c_and_sigterm_end_it_at_once_and_clean(
     assert command.list_group() == []
     assert not list_strays(output)
     assert (output / "0.mp4" / "timeline.csv").is_file(), "what was finished is kept"
-    assert len((output / "run.jsonl").read_text().splitlines()) == 1
+    assert not (output / "2.mp4").exists()
+    lines = (output / "run.jsonl").read_text().splitlines()
+    done = [json.loads(line)["input"] for line in lines]
+    assert done in (["0.mp4"], ["0.mp4", "1.mp4"])
+    assert all((output / name / "timeline.csv").is_file() for name in done)
+
+
+def plant_fault(folder: Path, name: str, fault: str) -> dict[str, str]:
+    """Return an environment in which a worker that opens a file does something instead."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal, sys, time\n"
+        "def watch(event, arguments):\n"
+        f"    if event == 'open' and str(arguments[0]).endswith({name!r}):\n"
+        f"        {fault}\n"
+        "if sys.argv[0] == '-c':\n"
+        "    sys.addaudithook(watch)\n"
+    )
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def test_a_crash_ends_one_file(toy_model: Path, tmp_path: Path) -> None:
     folder, output = copy_clips(tmp_path / "in", 3), tmp_path / "out"
     options = ("--model", toy_model, "--no-report", "--no-annotate", "--json")
-    command = Command("video", folder, "-o", output, *options)
-    command.wait_for("[2/3]")
-    os.kill(command.find_worker(), signal.SIGSEGV)
-    code, out, _ = command.finish()
+    fault = plant_fault(tmp_path / "fault", "1.mp4", "os.kill(os.getpid(), signal.SIGSEGV)")
+    command = Command("video", folder, "-o", output, *options, env=fault)
+    code, out, _ = command.finish(120)
     entries = {entry["input"]: entry for entry in map(json.loads, out.splitlines())}
     assert {name: entry["status"] for name, entry in entries.items()} == {
         "0.mp4": "ok", "1.mp4": "failed", "2.mp4": "ok",
@@ -285,16 +321,13 @@ def test_a_hang_ends_with_its_time(toy_model: Path, tmp_path: Path) -> None:
     for name in ("0.mp4", "1.mp4"):
         make_clip(folder / name, 3)
     options = ("--model", toy_model, "--no-report", "--no-annotate", "--json", "--timeout", 8)
-    command = Command("video", folder, "-o", tmp_path / "out", *options)
-    command.wait_for("[1/2]")
-    os.kill(command.find_worker(), signal.SIGSTOP)
-    code, out, _ = command.finish()
-    entries = [json.loads(line) for line in out.splitlines()]
-    hung = [entry for entry in entries if entry["reason"] == "timeout"]
-    # The first clip may have been done before the worker was stopped; then the second one hangs.
-    assert len(hung) == 1, out
-    assert hung[0]["status"] == "failed"
-    assert {entry["input"] for entry in entries} == {"0.mp4", "1.mp4"}
+    fault = plant_fault(tmp_path / "fault", "1.mp4", "time.sleep(3600)")
+    command = Command("video", folder, "-o", tmp_path / "out", *options, env=fault)
+    code, out, _ = command.finish(120)
+    entries = {entry["input"]: entry for entry in map(json.loads, out.splitlines())}
+    assert {name: (entry["status"], entry["reason"]) for name, entry in entries.items()} == {
+        "0.mp4": ("ok", None), "1.mp4": ("failed", "timeout"),
+    }  # fmt: skip
     assert code == 3
     assert command.list_group() == []
 

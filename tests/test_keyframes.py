@@ -141,6 +141,21 @@ def test_quiet_clips_are_searched_in_key_frames_alone(
     assert sum(searched) == 40 // EVERY + 1, "every fifth frame and the last, none of them twice"
 
 
+def test_clips_of_one_stream_know_nothing_of_each_other(sparse: Analyzer) -> None:
+    scenes = [lambda t: show((20 + 2 * t, 60, 150)), people_come_and_go, lambda _: show()]
+    clips = [list(make_batches(scene, 23, 10)) for scene in scenes]
+    alone = [boxes for clip in clips for boxes in find_boxes(sparse.stream(iter(clip), EVERY))]
+    together = find_boxes(
+        sparse.stream(
+            (replace(batch, clip=number) for number, clip in enumerate(clips) for batch in clip),
+            EVERY,
+        )
+    )
+    assert len(together) == len(alone) == 3 * 23
+    for boxes, others in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(boxes, others)
+
+
 def test_frames_far_apart_in_time_are_all_searched(
     sparse: Analyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

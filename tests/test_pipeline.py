@@ -11,9 +11,12 @@ import av
 import numpy as np
 import pandas as pd
 import pytest
+from clips import make_clip
+from PIL import Image
 
 from batchfer import analyze_images, analyze_video
 from batchfer.analyzer import NICE, Analyzer
+from batchfer.detector import Detector
 from batchfer.errors import InputError, ModelError, NothingToDoError, OutputError, UsageError
 from batchfer.journal import hash_settings
 from batchfer.pipeline import Watch, run_jobs
@@ -21,7 +24,9 @@ from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
     AnalyzeOptions,
+    FaceDetections,
     FrameBatch,
+    Images,
     JobResult,
     OutputOptions,
 )
@@ -237,6 +242,46 @@ def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
         len({page.replace(b"b.mp4", b"a.mp4").replace(b"d.mp4", b"a.mp4") for page in pages}) == 1
     )
     assert not list((output / ".batchfer").glob("*/result"))
+
+
+@pytest.mark.parametrize("detect_every", [1, 3])
+def test_a_video_among_others_has_the_table_that_it_has_alone(
+    detect_every: int, toy_model: Path, tmp_path: Path
+) -> None:
+    options = AnalyzeOptions(model=str(toy_model), detect_every=detect_every)
+    outputs, machine = OutputOptions(annotate=False, report=False), ("cpu", None, 3)
+    clips = [CLIPS / "rotated.mp4", CLIPS / "two_people.mp4", CLIPS / "variable_rate.mp4"]
+    list(run_jobs("video", clips, tmp_path / "all", options, outputs, machine, Silence()))
+    for clip in clips:
+        list(run_jobs("video", [clip], tmp_path / "one", options, outputs, machine, Silence()))
+        for name in ("timeline.csv", "summary.csv"):
+            expected = (tmp_path / "one" / clip.name / name).read_bytes()
+            assert (tmp_path / "all" / clip.name / name).read_bytes() == expected
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_what_a_network_fails_on_ends_nothing_else(
+    kind: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detect = Detector.detect
+
+    def refuse_squares(self: Detector, images: Images) -> FaceDetections:
+        if images.shape[1] == images.shape[2]:
+            raise RuntimeError("no squares")
+        return detect(self, images)
+
+    monkeypatch.setattr(Detector, "detect", refuse_squares)
+    (tmp_path / "in").mkdir()
+    for index, size in enumerate([(160, 120), (128, 128), (160, 120), (128, 128), (160, 120)]):
+        if kind == "video":
+            make_clip(tmp_path / "in" / f"{index}.mp4", 1, size=size)
+        else:
+            Image.new("RGB", size).save(tmp_path / "in" / f"{index}.png")
+    results = run(kind, [tmp_path / "in"], tmp_path / "out", annotate=False, report=False)
+    told = [(result.status, result.reason) for _, result in sorted(results.items())]
+    good, bad = ("ok", None), ("failed", "internal")
+    assert told == [good, bad, good, bad, good]
+    assert "no squares" in next(r.detail for r in results.values() if r.status == "failed")
 
 
 def test_suspects_are_done_alone(options: AnalyzeOptions, tmp_path: Path) -> None:
