@@ -127,16 +127,17 @@ class Analyzer:
             )
         _let_python_first()
 
-    def batch_size(self, width: int, height: int) -> int:
+    def batch_size(self, width: int, height: int, are_stills: bool = False) -> int:
         """Return the number of frames of a sub-batch for frames of this size in px.
 
         Enough company for the crops of the later networks, as far as memory allows. With key
         frames it is whole steps between them, so that they are the same whatever the batch size.
+        Small stills come in larger batches: there is no next frame to wait for.
         """
-        every = self.options.detect_every
+        every = 1 if are_stills else self.options.detect_every
         size = self._batch_size
         if size is None:
-            full, most_bytes = (64, 192e6) if self.on_gpu else (16, 12e6)
+            full, most_bytes = (64, 192e6) if self.on_gpu else (64 if are_stills else 16, 12e6)
             fit = int(most_bytes / max(3 * width * height, 1))
             if every > 1:
                 return every * int(np.clip(2 * fit // every, 1, full // 2))

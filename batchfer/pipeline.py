@@ -211,8 +211,10 @@ def run_jobs(
     settings = hash_settings(options, outputs, hash_file(find_model(options.model)))
     # The user's tables are read before any work, so that a slip in them costs nothing.
     recordings = [job.name for job in jobs]
-    participants = None if outputs.participants is None else read_participants(outputs.participants)
-    join_recordings([(name, pd.DataFrame()) for name in recordings], participants)
+    participants = None
+    if outputs.participants is not None:
+        participants = read_participants(outputs.participants)
+        join_recordings([(name, pd.DataFrame()) for name in recordings], participants)
     events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
     prepare_output(output)
     with lock_output(output):
@@ -773,7 +775,9 @@ def read_pictures(
         frames = np.array([index for index, _ in group], np.int64)
         return FrameBatch(images, frames, np.full(len(group), np.nan))
 
-    with ThreadPoolExecutor(analyzer.workers, thread_name_prefix="batchfer-read") as pool:
+    # More readers would only wait for each other, and keep those who feed the networks waiting.
+    n_readers = max(analyzer.n_cores // 2, 2)
+    with ThreadPoolExecutor(n_readers, thread_name_prefix="batchfer-read") as pool:
         reading: deque[tuple[int, Future[tuple[MediaInfo, Images]]]] = deque()
         upcoming = iter(enumerate(jobs))
         while True:
@@ -791,7 +795,7 @@ def read_pictures(
             height, width = image.shape[:2]
             waiting.setdefault((height, width), []).append((index, image))
             n_bytes += image.nbytes
-            if len(waiting[height, width]) >= analyzer.batch_size(width, height):
+            if len(waiting[height, width]) >= analyzer.batch_size(width, height, True):
                 yield gather((height, width))
             while n_bytes > MAX_WAITING_BYTES or len(waiting) > MAX_WAITING_SIZES:
                 yield gather(next(iter(waiting)))  # the size that has waited longest
