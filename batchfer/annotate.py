@@ -55,15 +55,18 @@ class DrawnFaces:
     @classmethod
     def from_rows(cls, rows: pd.DataFrame) -> "DrawnFaces":
         """Take the faces from rows of a timeline; rows without a face are left out."""
-        rows = rows[rows["face_id"].notna().to_numpy(bool)]
-        ids = tuple(int(face_id) for face_id in rows["face_id"])
+        # Column by column, without a table of the rows: this is done once a batch.
+        kept = rows["face_id"].notna().to_numpy(bool)
+        ids = tuple(rows["face_id"].to_numpy(np.int64, na_value=0)[kept].tolist())
         names = tuple(f"#{face_id}" for face_id in ids)
         if "person" in rows:
-            persons = rows["person"].fillna("").astype(str)
+            persons = rows["person"].fillna("").astype(str)[kept]
             names = tuple(one or other for one, other in zip(persons, names, strict=True))
-        sides = rows[["x", "y", "width", "height"]].to_numpy(np.float64)
-        boxes = np.hstack([sides[:, :2], sides[:, :2] + sides[:, 2:]])
-        return cls(ids, names, boxes, rows[list(EMOTIONS)].to_numpy(np.float32))
+        sides = [rows[name].to_numpy(np.float64)[kept] for name in ("x", "y", "width", "height")]
+        x, y, width, height = sides
+        boxes = np.column_stack([x, y, x + width, y + height])
+        probabilities = [rows[name].to_numpy(np.float32)[kept] for name in EMOTIONS]
+        return cls(ids, names, boxes, np.column_stack(probabilities))
 
     def slice(self, start: int, stop: int) -> "DrawnFaces":
         """Return consecutive faces."""
@@ -246,9 +249,8 @@ class _FaceTrack:
     def __init__(self, table: pd.DataFrame) -> None:
         self._frames, first_rows = np.unique(table["frame"].to_numpy(np.int64), return_index=True)
         self._times_s = table["timestamp"].to_numpy(np.float64)[first_rows]
-        found = table[table["face_id"].notna().to_numpy(bool)]
-        self._faces = DrawnFaces.from_rows(found)
-        rows = found["frame"].to_numpy(np.int64)
+        self._faces = DrawnFaces.from_rows(table)
+        rows = table["frame"].to_numpy(np.int64)[table["face_id"].notna().to_numpy(bool)]
         self._starts = np.searchsorted(rows, self._frames)
         self._stops = np.searchsorted(rows, self._frames, side="right")
 

@@ -67,7 +67,7 @@ _SCREENING_MARGIN = 0.5
 _FRAME_PIXELS = 2_000_000
 _PROPOSAL_PIXELS = 300_000
 _STRIP_PIXELS = 60_000
-_REFINEMENT_CROPS = 64
+_REFINEMENT_CROPS = 32
 _OUTPUT_CROPS = 32
 _GPU_FACTOR = 16
 # Frames up to this size become float32 once before all levels are made of them, which takes four
