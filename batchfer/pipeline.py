@@ -373,6 +373,7 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
     that no core waits for the end of one.
     """
     clips: deque[Clip] = deque()
+    since = time.monotonic()
 
     def read() -> Iterator[FrameBatch]:
         for number, job in enumerate(jobs):
@@ -384,17 +385,24 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
     def fail(frames: FrameBatch, error: Exception) -> None:
         clips[frames.clip - clips[0].number].fail(error)
 
+    def leave() -> Clip:
+        """Return the first clip, whose turn is over."""
+        nonlocal since
+        clip = clips.popleft().begin(since)
+        since = time.monotonic()
+        return clip
+
     try:
         with closing(
             batch.analyzer.stream(read(), batch.analyzer.options.detect_every, fail)
         ) as analyzed:
             for part in analyzed:
                 while clips[0].number < part.frames.clip:
-                    yield clips.popleft().begin()
-                clips[0].begin().add(part)
+                    yield leave()
+                clips[0].begin(since).add(part)
                 yield None
         while clips:
-            yield clips.popleft().begin()
+            yield leave()
     finally:
         for clip in clips:
             clip.abandon()
@@ -455,11 +463,15 @@ class Clip:
         """Let this be why it fails, unless it has failed before."""
         self._error = self._error or error
 
-    def begin(self) -> Self:
-        """Prepare for its frames if its turn has just come, and return it."""
+    def begin(self, since: float) -> Self:
+        """Prepare for its frames if its turn has just come, and return it.
+
+        Args:
+            since: The time of `time.monotonic` at which the turn of the one before was over.
+        """
         if self.started is not None:
             return self
-        self.started = time.monotonic()
+        self.started = since
         if self._error is None:
             try:
                 self._prepare()
