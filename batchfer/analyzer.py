@@ -1,5 +1,6 @@
 """The networks at work: sub-batches of frames side by side, then faces linked in order."""
 
+import logging
 import os
 import sys
 import threading
@@ -32,6 +33,8 @@ from batchfer.schema import (
 )
 from batchfer.timeline import build_table
 from batchfer.tracking import CutDetector, Tracker, describe_faces, describe_frames
+
+logger = logging.getLogger(__name__)
 
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
@@ -154,6 +157,8 @@ class Analyzer:
             tensor: The same images on the device, if they are there already.
             neighbours: The batches around, if only key frames are searched for faces.
         """
+        if not len(frames):
+            return AnalyzedBatch(frames, FaceDetections.empty(), np.zeros((0, 0), np.float32), {})
         images = frames.images if tensor is None else tensor
         signatures = np.zeros((len(frames), 0), np.float32)
         if not frames.are_stills:
@@ -230,7 +235,9 @@ class Analyzer:
             if fail is None or not isinstance(error, Exception):
                 yield future.result()
             else:
-                fail(frames, error)
+                logger.debug("a network failed", exc_info=error)
+                # The traceback would keep the frames.
+                fail(frames, error.with_traceback(None))
 
         failure: list[BaseException] = []
         with closing(self._supply(batches, failure)) as supply:

@@ -370,7 +370,8 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
     """Yield each video in its order as soon as it is analyzed, or has failed, to be finished.
 
     Until then None is yielded after each batch of frames. The frames of all are one stream, so
-    that no core waits for the end of one.
+    that no core waits for the end of one. Where the stream itself fails, those in hand are tried
+    again, each alone.
     """
     clips: deque[Clip] = deque()
     since = time.monotonic()
@@ -403,9 +404,23 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
                 yield None
         while clips:
             yield leave()
+        return
+    except Exception as error:
+        in_hand = [clip.number for clip in clips]
+        if not in_hand:
+            raise
+        if len(jobs) == 1:
+            clips[0].fail(error)
+            yield leave()
+            return
+        logger.debug("the stream of frames failed", exc_info=True)
     finally:
-        for clip in clips:
-            clip.abandon()
+        while clips:
+            clips.popleft().abandon()
+    for number in in_hand:
+        yield from analyze_clips(jobs[number : number + 1], batch)
+    if rest := jobs[in_hand[-1] + 1 :]:
+        yield from analyze_clips(rest, batch)
 
 
 class Clip:
@@ -436,8 +451,12 @@ class Clip:
         self._linker = FaceLinker(batch.analyzer)
 
     def read(self) -> Iterator[FrameBatch]:
-        """Open the file and yield its frames, after those that an earlier run has done."""
+        """Open the file and yield its frames, after those that an earlier run has done.
+
+        Without any, for whatever reason, one empty batch tells that its turn is over.
+        """
         batch, name = self._batch, self.job.name
+        has_frames = False
         try:
             if name in batch.watch.faults:
                 raise InputError(*batch.watch.faults[name])
@@ -454,10 +473,14 @@ class Clip:
             self._done.restore(self._linker)
             for frames in read_frames(self._reader, batch.analyzer, self._done.next_frame):
                 if self._error is not None:
-                    return
+                    break
+                has_frames = True
                 yield replace(frames, clip=self.number)
         except Exception as error:
             self.fail(error)
+        if not has_frames:
+            nothing = np.zeros((0, 1, 1, 3), np.uint8)
+            yield FrameBatch(nothing, np.zeros(0, np.int64), np.zeros(0), self.number)
 
     def fail(self, error: Exception) -> None:
         """Let this be why it fails, unless it has failed before."""
@@ -492,7 +515,7 @@ class Clip:
 
     def add(self, part: AnalyzedBatch) -> None:
         """Link, keep and draw the faces of the next frames."""
-        if self._error is not None:
+        if self._error is not None or not len(part.frames):
             return
         try:
             table = self._linker.link(part)

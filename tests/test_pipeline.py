@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -282,6 +283,66 @@ def test_what_a_network_fails_on_ends_nothing_else(
     good, bad = ("ok", None), ("failed", "internal")
     assert told == [good, bad, good, bad, good]
     assert "no squares" in next(r.detail for r in results.values() if r.status == "failed")
+
+
+def test_videos_without_frames_are_told_in_their_turn(toy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("b.mp4", "d.mp4"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    for name in ("a.mp4", "c.mp4", "e.mp4"):
+        shutil.copy(CLIPS / "rotated.mp4", tmp_path / "in" / name)
+    n_begun, told = 0, []
+
+    def begin(_: str) -> None:
+        nonlocal n_begun
+        n_begun += 1
+
+    machine, outputs = ("cpu", None, 2), OutputOptions(annotate=False, report=False)
+    for every in (1, 3):
+        options = AnalyzeOptions(model=str(toy_model), start_s=60.0, detect_every=every)
+        jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, machine, Silence())
+        told = [(r.job.name, r.status, r.n_frames) for r in run_jobs(*jobs, Watch(begin))]  # type: ignore[arg-type]
+        assert told == [
+            ("a.mp4", "ok", 0), ("b.mp4", "failed", 0), ("c.mp4", "ok", 0),
+            ("d.mp4", "failed", 0), ("e.mp4", "ok", 0),
+        ]  # fmt: skip
+    assert n_begun == 2 * 5
+
+
+def test_few_videos_are_open_at_a_time(toy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(30):
+        (tmp_path / "in" / f"{index:02d}.mp4").write_bytes(b"")
+    options = AnalyzeOptions(model=str(toy_model))
+    begun: list[str] = []
+    outputs, machine = OutputOptions(report=False), ("cpu", None, 2)
+    inputs, output = [tmp_path / "in"], tmp_path / "out"
+    watch = Watch(begun.append)
+    results = run_jobs("video", inputs, output, options, outputs, machine, Silence(), watch)
+    first = next(results)
+    assert first.job.name == "00.mp4"
+    assert len(begun) < 15
+    assert len(list(results)) == 29
+
+
+def test_what_the_stream_fails_on_is_tried_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(4):
+        make_clip(tmp_path / "in" / f"{index}.mp4", 3, (128, 128) if index == 2 else (160, 120))
+    supply = Analyzer._supply
+
+    def refuse_squares(self: Analyzer, *arguments: Any) -> Iterator[Any]:
+        for frames, tensor in supply(self, *arguments):
+            if tensor.shape[1] == tensor.shape[2] == 128:
+                raise RuntimeError("no upload")
+            yield frames, tensor
+
+    monkeypatch.setattr(Analyzer, "_supply", refuse_squares)
+    results = run("video", [tmp_path / "in"], tmp_path / "out", annotate=False, report=False)
+    told = [(result.status, result.reason) for _, result in sorted(results.items())]
+    assert told == [("ok", None), ("ok", None), ("failed", "internal"), ("ok", None)]
 
 
 def test_suspects_are_done_alone(options: AnalyzeOptions, tmp_path: Path) -> None:
