@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from batchfer.schema import (
     Floats,
     FrameBatch,
     Images,
+    MediaInfo,
 )
 from batchfer.timeline import build_table
 from batchfer.tracking import CutDetector, Tracker, describe_faces, describe_frames
@@ -240,12 +241,25 @@ class Analyzer:
                 fail(frames, error.with_traceback(None))
 
         failure: list[BaseException] = []
-        with closing(self._supply(batches, failure)) as supply:
+        # The source has a thread of its own, so that nothing finished waits for what comes next.
+        with (
+            closing(self._supply(batches, failure)) as supply,
+            ThreadPoolExecutor(1, thread_name_prefix="batchfer-source") as source,
+        ):
             work: Iterator[Any] = introduce_neighbours(supply) if detect_every > 1 else supply
             pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
             pending: deque[tuple[FrameBatch, Future[AnalyzedBatch]]] = deque()
             try:
-                for item in work:
+                while True:
+                    coming: Future[Any] = source.submit(next, work, None)
+                    while pending and not coming.done():
+                        if pending[0][1].done():
+                            yield from finish()
+                        else:
+                            both: list[Future[Any]] = [coming, pending[0][1]]
+                            wait(both, return_when=FIRST_COMPLETED)
+                    if (item := coming.result()) is None:
+                        break
                     future = pool.submit(self.analyze_batch, *item)
                     if detect_every > 1:
                         future.add_done_callback(item[-1].settle)
@@ -426,6 +440,21 @@ def read_frames(reader: VideoReader, analyzer: Analyzer, first: int = 0) -> Iter
     select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
     size = analyzer.batch_size(reader.info.width, reader.info.height)
     return reader.batches(size, select, first)
+
+
+def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:
+    """Return about how many frames of a clip will be analyzed, None where nothing tells."""
+    duration_s = info.duration_s or 0.0
+    n_frames = float(info.n_frames or duration_s * float(info.fps or 0))
+    if not n_frames:
+        return None
+    if duration_s:
+        end_s = min(options.end_s or duration_s, duration_s)
+        wanted_s = max(end_s - (options.start_s or 0.0), 0.0)
+        n_frames *= wanted_s / duration_s
+        if options.fps is not None:
+            return min(n_frames, wanted_s * options.fps)
+    return n_frames / options.every
 
 
 def analyze_frames(

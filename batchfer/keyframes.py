@@ -63,12 +63,15 @@ def introduce_neighbours(
     """
     first, here = None, next(batches, None)
     while here is not None:
-        upcoming = next(batches, None)
-        goes_on = upcoming is not None and upcoming[0].clip == here[0].clip
-        after = upcoming[0] if upcoming is not None and goes_on else None
+        # An empty batch, which ends a clip, is not kept until the next clip begins.
+        upcoming = next(batches, None) if len(here[0]) else None
+        after = upcoming[0] if upcoming is not None and len(upcoming[0]) else None
+        if after is not None and after.clip != here[0].clip:
+            after = None
         handed: Future[FaceDetections] = Future()
         yield *here, Neighbours(first, after, handed)
-        first, here = handed if goes_on else None, upcoming
+        first = None if after is None else handed
+        here = upcoming or next(batches, None)
 
 
 def detect_between(

@@ -11,6 +11,7 @@ import os
 import platform
 import queue
 import shutil
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from batchfer.analyzer import (
     Analyzer,
     FaceLinker,
     analyze_frames,
+    estimate_frames,
     read_frames,
     wants_all_frames,
 )
@@ -335,35 +337,52 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
     Where there are several, the frames of the next are with the networks while the last ones of
     one are, and the page of one is written meanwhile.
     """
-    finishing: deque[Future[JobResult]] = deque()
+    # What may end the process is done alone, and nothing comes after a failure.
+    if len(jobs) > 1 and not batch.watch.suspects and not batch.outputs.fail_fast:
+        yield from _run_together(jobs, batch)
+        return
+    for job in jobs:
+        with closing(analyze_clips([job], batch)) as clips:
+            for clip in clips:
+                if clip is not None:
+                    result = clip.complete(write_results)
+                    batch.progress.end_file()
+                    yield result
 
-    def collect(n_left: int) -> Iterator[JobResult]:
-        """Yield what is finished; wait until no more than so many are not."""
-        while finishing and (len(finishing) > n_left or finishing[0].done()):
-            result = finishing.popleft().result()
-            batch.record(result)
-            yield result
 
-    suspects = batch.watch.suspects
-    with ExitStack() as stack:
-        write: Callable[..., None] = write_results
-        n_beside = 0
-        # What may end the process is done alone, and nothing comes after a failure.
-        if len(jobs) > 1 and not suspects and not batch.outputs.fail_fast:
-            write = stack.enter_context(ResultsProcess()).write
-            n_beside = 1
-        pool = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish"))
-        for group in [jobs] if n_beside else [[job] for job in jobs]:
-            with closing(analyze_clips(group, batch)) as clips:
+def _run_together(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
+    outcomes: queue.SimpleQueue[Future[JobResult] | None] = queue.SimpleQueue()
+    nobody_listens = threading.Event()
+
+    def analyze() -> None:
+        behind: list[Future[JobResult]] = []
+        try:
+            with closing(analyze_clips(jobs, batch)) as clips:
                 for clip in clips:
+                    if nobody_listens.is_set():
+                        return
                     if clip is not None:
-                        work = partial(clip.finish, write)
-                        finishing.append(pool.submit(batch.attempt, clip.job, work, clip.started))
-                        if not n_beside:
-                            wait(finishing)
+                        ended = finisher.submit(clip.complete, results.write)
+                        outcomes.put(ended)
                         batch.progress.end_file()
-                    yield from collect(n_beside)
-            yield from collect(0)
+                        wait(behind)
+                        behind = [ended]
+        finally:
+            outcomes.put(None)
+
+    with (
+        ResultsProcess() as results,
+        ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish") as finisher,
+        # So that an outcome is told when it is there, however long the next video takes to begin.
+        ThreadPoolExecutor(1, thread_name_prefix="batchfer-videos") as analyzing,
+    ):
+        analysis = analyzing.submit(analyze)
+        try:
+            while (ended := outcomes.get()) is not None:
+                yield ended.result()
+            analysis.result()
+        finally:
+            nobody_listens.set()
 
 
 def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]:
@@ -398,12 +417,9 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
             batch.analyzer.stream(read(), batch.analyzer.options.detect_every, fail)
         ) as analyzed:
             for part in analyzed:
-                while clips[0].number < part.frames.clip:
-                    yield leave()
-                clips[0].begin(since).add(part)
-                yield None
-        while clips:
-            yield leave()
+                if len(part.frames):
+                    clips[0].begin(since).add(part)
+                yield None if len(part.frames) else leave()
         return
     except Exception as error:
         in_hand = [clip.number for clip in clips]
@@ -453,10 +469,9 @@ class Clip:
     def read(self) -> Iterator[FrameBatch]:
         """Open the file and yield its frames, after those that an earlier run has done.
 
-        Without any, for whatever reason, one empty batch tells that its turn is over.
+        An empty batch at the end, however it comes, tells that its turn is over.
         """
         batch, name = self._batch, self.job.name
-        has_frames = False
         try:
             if name in batch.watch.faults:
                 raise InputError(*batch.watch.faults[name])
@@ -474,13 +489,11 @@ class Clip:
             for frames in read_frames(self._reader, batch.analyzer, self._done.next_frame):
                 if self._error is not None:
                     break
-                has_frames = True
                 yield replace(frames, clip=self.number)
         except Exception as error:
             self.fail(error)
-        if not has_frames:
-            nothing = np.zeros((0, 1, 1, 3), np.uint8)
-            yield FrameBatch(nothing, np.zeros(0, np.int64), np.zeros(0), self.number)
+        nothing = np.zeros((0, 1, 1, 3), np.uint8)
+        yield FrameBatch(nothing, np.zeros(0, np.int64), np.zeros(0), self.number)
 
     def fail(self, error: Exception) -> None:
         """Let this be why it fails, unless it has failed before."""
@@ -515,7 +528,7 @@ class Clip:
 
     def add(self, part: AnalyzedBatch) -> None:
         """Link, keep and draw the faces of the next frames."""
-        if self._error is not None or not len(part.frames):
+        if self._error is not None:
             return
         try:
             table = self._linker.link(part)
@@ -525,6 +538,16 @@ class Clip:
         except Exception as error:
             self.fail(error)
         self._batch.progress.advance(len(part.frames))
+
+    def complete(self, write: Callable[..., None]) -> JobResult:
+        """Finish it and write that down.
+
+        Args:
+            write: `write_results`, or what does the same elsewhere.
+        """
+        result = self._batch.attempt(self.job, partial(self.finish, write), self.started)
+        self._batch.record(result)
+        return result
 
     def finish(self, write: Callable[..., None]) -> JobResult:
         """Give the result folder its content and its final name; close everything.
@@ -650,17 +673,6 @@ class VideoParts:
         """Return the rows of all parts and of what came since the last."""
         tables = [read_timeline(path.with_suffix(".parquet")) for path in self._states]
         return pd.concat([*tables, *self._tables] or [build_empty_table()], ignore_index=True)
-
-
-def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:
-    """Return about how many frames will be analyzed, None where the container does not say."""
-    if info.n_frames is None or not info.duration_s:
-        return None
-    end_s = min(info.duration_s, options.end_s or info.duration_s)
-    share = max(end_s - (options.start_s or 0), 0) / info.duration_s
-    if options.fps is not None:
-        return min(share * info.duration_s * options.fps, share * info.n_frames)
-    return share * info.n_frames / options.every
 
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:

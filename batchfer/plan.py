@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from batchfer.analyzer import Analyzer
+from batchfer.analyzer import Analyzer, estimate_frames, read_frames
 from batchfer.errors import InputError, NothingToDoError
 from batchfer.files import plan_jobs
 from batchfer.media import VideoReader, VideoWriter, read_image
@@ -141,48 +141,39 @@ def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
             for _ in islice(reader.batches(8), PROBED_FRAMES // 8):
                 pass
             info = reader.info
-            return PlannedVideo(
-                job.name, info, _count_frames(info, options), reader.variable_rate, ""
-            )
+            n_frames = estimate_frames(info, options) or 0.0
+            return PlannedVideo(job.name, info, n_frames, reader.variable_rate)
     except InputError as error:
         return PlannedVideo(job.name, problem=f"{error.reason}: {error.detail}")
 
 
-def _count_frames(info: MediaInfo, options: AnalyzeOptions) -> float:
-    duration_s = info.duration_s or 0.0
-    n_frames = float(info.n_frames or (duration_s * float(info.fps or 25)))
-    if duration_s:
-        end_s = min(options.end_s or duration_s, duration_s)
-        n_frames *= max(end_s - (options.start_s or 0.0), 0.0) / duration_s
-    if options.fps is not None:
-        return min(n_frames, duration_s * options.fps)
-    return n_frames / options.every
-
-
 def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float, float]:
     """Return frames/s and, with ``encode``, bytes a pixel of the annotated video, measured."""
-    size = analyzer.batch_size(info.width, info.height)
     with tempfile.TemporaryDirectory() as folder, VideoReader(info.path) as reader:
         path = Path(folder) / "trial.mp4"
         writer = VideoWriter(path, reader.info)
-        n_frames = -1
-        started = time.monotonic()
+        n_frames = n_first = 0
+        started = since = time.monotonic()
         with writer:
-            for batch in analyzer.stream(reader.batches(size)):
-                if n_frames < 0:
-                    # The first batch waits for the graphs to be traced.
-                    n_frames, started = 0, time.monotonic()
-                    continue
+            every = analyzer.options.detect_every
+            for batch in analyzer.stream(read_frames(reader, analyzer), every):
                 if encode:
                     for image, time_s in zip(
                         batch.frames.images, batch.frames.times_s, strict=True
                     ):
                         writer.write(image, float(time_s))
                 n_frames += len(batch.frames)
-                if time.monotonic() - started > TIMED_S:
+                if not n_first:
+                    # The first batch waits for the graphs to be traced.
+                    n_first, since = n_frames, time.monotonic()
+                elif time.monotonic() - since > TIMED_S:
                     break
+        n_written = max(n_frames, 1)
+        # Where it is the only one, its time has to do.
+        if n_frames > n_first:
+            n_frames, started = n_frames - n_first, since
         seconds = max(time.monotonic() - started, 1e-3)
-        n_pixels = max(n_frames, 1) * info.width * info.height
+        n_pixels = n_written * info.width * info.height
         return max(n_frames, 1) / seconds, path.stat().st_size / n_pixels if encode else 0.0
 
 

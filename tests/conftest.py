@@ -2,14 +2,15 @@
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from batchfer.schema import EMOTIONS
+from batchfer.analyzer import Analyzer
+from batchfer.schema import EMOTIONS, FaceDetections, Images
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell that started the tests in the background has them ignore the Ctrl-C that they send.
@@ -35,6 +36,24 @@ def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     for when in ("setup", "call"):
         errors = [r for r in caplog.get_records(when) if r.levelno >= logging.ERROR]
         assert not errors, errors[0].getMessage()
+
+
+@pytest.fixture
+def count_searched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Analyzer], list[int]]:
+    """What counts the frames that an analyzer's whole cascade looks at from then on."""
+
+    def watch(analyzer: Analyzer) -> list[int]:
+        searched: list[int] = []
+        detect = analyzer.detector.detect
+
+        def count(images: Images) -> FaceDetections:
+            searched.append(len(images))
+            return detect(images)
+
+        monkeypatch.setattr(analyzer.detector, "detect", count)
+        return searched
+
+    return watch
 
 
 def shake(model: Any, rng: np.random.Generator) -> None:

@@ -321,13 +321,16 @@ def test_a_hang_ends_with_its_time(toy_model: Path, tmp_path: Path) -> None:
     for name in ("0.mp4", "1.mp4"):
         make_clip(folder / name, 3)
     options = ("--model", toy_model, "--no-report", "--no-annotate", "--json", "--timeout", 8)
-    fault = plant_fault(tmp_path / "fault", "1.mp4", "time.sleep(3600)")
+    tries = tmp_path / "tries"
+    hang = f"open({str(tries)!r}, 'a').write('x'); time.sleep(3600)"
+    fault = plant_fault(tmp_path / "fault", "1.mp4", hang)
     command = Command("video", folder, "-o", tmp_path / "out", *options, env=fault)
     code, out, _ = command.finish(120)
     entries = {entry["input"]: entry for entry in map(json.loads, out.splitlines())}
     assert {name: (entry["status"], entry["reason"]) for name, entry in entries.items()} == {
         "0.mp4": ("ok", None), "1.mp4": ("failed", "timeout"),
     }  # fmt: skip
+    assert tries.read_text() == "x", "the one before was told meanwhile, so this one is to blame"
     assert code == 3
     assert command.list_group() == []
 
@@ -338,8 +341,8 @@ def test_a_crash_among_pictures_finds_nobody_guilty_who_is_not(
 ) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    for index in range(40):
-        shutil.copy(STILLS / "admiral.png", folder / f"{index:02d}.png")
+    for index in range(400):
+        shutil.copy(STILLS / "admiral.png", folder / f"{index:03d}.png")
     options = ("--model", toy_model, "--no-report", "--json")
     command = Command("images", folder, "-o", output, *options)
     command.wait_for("pictures")

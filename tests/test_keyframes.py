@@ -92,19 +92,6 @@ def find_boxes(batches: Iterator[AnalyzedBatch]) -> list[np.ndarray]:
     ]
 
 
-def count_searched(analyzer: Analyzer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the frames that the whole cascade looks at from here on."""
-    searched: list[int] = []
-    detect = analyzer.detector.detect
-
-    def count(images: Images) -> FaceDetections:
-        searched.append(len(images))
-        return detect(images)
-
-    monkeypatch.setattr(analyzer.detector, "detect", count)
-    return searched
-
-
 @pytest.mark.parametrize("scene", [cuts_between_places, people_come_and_go, fast_motion])
 def test_nobody_who_stays_half_a_second_is_missed(
     scene: Scene, full: Analyzer, sparse: Analyzer
@@ -131,9 +118,9 @@ def test_nobody_who_stays_half_a_second_is_missed(
 
 
 def test_quiet_clips_are_searched_in_key_frames_alone(
-    sparse: Analyzer, monkeypatch: pytest.MonkeyPatch
+    sparse: Analyzer, count_searched: Callable[[Analyzer], list[int]]
 ) -> None:
-    searched = count_searched(sparse, monkeypatch)
+    searched = count_searched(sparse)
     found = find_boxes(
         sparse.stream(make_batches(lambda t: show((20 + 2 * t, 60, 150)), 40, 10), EVERY)
     )
@@ -157,9 +144,9 @@ def test_clips_of_one_stream_know_nothing_of_each_other(sparse: Analyzer) -> Non
 
 
 def test_frames_far_apart_in_time_are_all_searched(
-    sparse: Analyzer, monkeypatch: pytest.MonkeyPatch
+    sparse: Analyzer, count_searched: Callable[[Analyzer], list[int]]
 ) -> None:
-    searched = count_searched(sparse, monkeypatch)
+    searched = count_searched(sparse)
     batches = (
         replace(batch, times_s=batch.times_s * RATE)
         for batch in make_batches(lambda _: show((20, 60, 150)), 20, 10)

@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -230,7 +232,8 @@ def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
     for result in run_jobs("video", [folder], output, options, outputs, machine, Silence(), watch):
         told.append(f"{result.status} {result.job.name}")
         lines = (output / "run.jsonl").read_text().splitlines()
-        assert json.loads(lines[-1])["input"] == result.job.name, "on record before it is told"
+        on_record = [json.loads(line)["input"] for line in lines]
+        assert result.job.name in on_record, "on record before it is told"
     assert [line for line in told if not line.startswith("begin")] == [
         "ok a.mp4", "ok b.mp4", "failed c.mp4", "ok d.mp4",
     ]  # fmt: skip
@@ -243,6 +246,29 @@ def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
         len({page.replace(b"b.mp4", b"a.mp4").replace(b"d.mp4", b"a.mp4") for page in pages}) == 1
     )
     assert not list((output / ".batchfer").glob("*/result"))
+
+
+@pytest.mark.parametrize("detect_every", [1, 3])
+def test_a_video_is_on_record_however_long_the_next_takes_to_begin(
+    detect_every: int, toy_model: Path, tmp_path: Path
+) -> None:
+    journal, was_there = tmp_path / "out" / "run.jsonl", []
+    (tmp_path / "in").mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(CLIPS / "rotated.mp4", tmp_path / "in" / name)
+
+    def begin(name: str) -> None:
+        end = time.monotonic() + 60
+        while name == "b.mp4" and not journal.exists() and time.monotonic() < end:
+            time.sleep(0.02)
+        was_there.append(journal.exists())
+
+    options = AnalyzeOptions(model=str(toy_model), detect_every=detect_every)
+    outputs, machine = OutputOptions(annotate=False), ("cpu", None, 2)
+    jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, machine, Silence())
+    results = list(run_jobs(*jobs, Watch(begin)))  # type: ignore[arg-type]
+    assert [result.status for result in results] == ["ok", "ok"]
+    assert was_there == [False, True]
 
 
 @pytest.mark.parametrize("detect_every", [1, 3])
@@ -448,6 +474,27 @@ def test_an_error_of_the_source_reaches_the_caller(analyzer: Analyzer) -> None:
     with pytest.raises(InputError, match="the reader died"):
         seen.extend(analyzer.stream(frames()))
     assert len(seen) == 3, "what was read before is not lost"
+
+
+@pytest.mark.parametrize("detect_every", [1, 5])
+def test_a_clip_that_is_over_does_not_wait_for_the_next(
+    detect_every: int, analyzer: Analyzer
+) -> None:
+    is_over = threading.Event()
+
+    def frames() -> Iterator[FrameBatch]:
+        for clip in range(2):
+            for n_frames in (2, 2, 0):
+                images = np.zeros((n_frames, 64, 64, 3), np.uint8)
+                yield FrameBatch(images, np.arange(n_frames), np.zeros(n_frames), clip)
+            assert is_over.wait(60), "the first clip's end was never seen"
+
+    seen = []
+    for batch in analyzer.stream(frames(), detect_every):
+        seen.append((batch.frames.clip, len(batch.frames)))
+        if seen[-1] == (0, 0):
+            is_over.set()
+    assert seen == [(clip, n_frames) for clip in range(2) for n_frames in (2, 2, 0)]
 
 
 def test_leaving_early_stops_the_source(analyzer: Analyzer) -> None:

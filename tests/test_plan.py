@@ -1,14 +1,19 @@
 """The dry run: what it finds in files, and estimates that come from real work."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from batchfer.analyzer import Analyzer, estimate_frames
 from batchfer.cli import format_plan
 from batchfer.errors import NothingToDoError
-from batchfer.plan import make_plan
-from batchfer.schema import AnalyzeOptions, OutputOptions
+from batchfer.media import VideoReader
+from batchfer.plan import make_plan, time_video
+from batchfer.schema import AnalyzeOptions, MediaInfo, OutputOptions
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 MACHINE = ("cpu", None, 2)
@@ -46,3 +51,42 @@ def test_a_plan_tells_what_is_there_and_what_it_takes(
     text = "\n".join(format_plan(plan))
     assert "broken: 1\n  torn.mp4" in text
     assert "clips/rotated.mp4  90 degrees" in text
+
+
+HOUR = MediaInfo(Path("hour.mp4"), 640, 360, Fraction(25), 90_000, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("info", "options", "n_frames"),
+    [
+        (HOUR, AnalyzeOptions(), 90_000),
+        (HOUR, AnalyzeOptions(every=10), 9_000),
+        (HOUR, AnalyzeOptions(fps=5), 18_000),
+        (HOUR, AnalyzeOptions(fps=100), 90_000),
+        (HOUR, AnalyzeOptions(start_s=600, end_s=1200, fps=5), 3_000),
+        (HOUR, AnalyzeOptions(start_s=3000, end_s=7200), 15_000),
+        (HOUR, AnalyzeOptions(start_s=4000), 0),
+        (replace(HOUR, n_frames=None), AnalyzeOptions(every=2), 45_000),
+        (replace(HOUR, duration_s=None), AnalyzeOptions(start_s=600), 90_000),
+        (replace(HOUR, n_frames=None, fps=None), AnalyzeOptions(), None),
+        (replace(HOUR, n_frames=None, duration_s=None), AnalyzeOptions(), None),
+    ],
+)
+def test_the_frames_to_come_are_estimated(
+    info: MediaInfo, options: AnalyzeOptions, n_frames: float | None
+) -> None:
+    assert estimate_frames(info, options) == n_frames
+
+
+@pytest.mark.parametrize("options", [{"detect_every": 5}, {"every": 20}], ids=str)
+def test_a_clip_is_timed_as_it_will_be_analyzed(
+    options: dict[str, int], toy_model: Path, count_searched: Callable[[Analyzer], list[int]]
+) -> None:
+    analyzer = Analyzer(AnalyzeOptions(model=str(toy_model), **options), *MACHINE)
+    searched = count_searched(analyzer)
+    with VideoReader(SAMPLES / "clips" / "portrait.mp4") as reader:
+        info = reader.info
+    rate, bytes_a_pixel = time_video(info, analyzer, True)
+    assert 0 < sum(searched) < 75, "not every frame of 150 is searched for faces"
+    assert 0.1 < rate < 2000
+    assert bytes_a_pixel > 0
