@@ -248,7 +248,7 @@ class Analyzer:
         ):
             work: Iterator[Any] = introduce_neighbours(supply) if detect_every > 1 else supply
             pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
-            pending: deque[tuple[FrameBatch, Future[AnalyzedBatch]]] = deque()
+            pending: deque[tuple[FrameBatch, Future[Any]]] = deque()
             try:
                 while True:
                     coming: Future[Any] = source.submit(next, work, None)
@@ -256,8 +256,7 @@ class Analyzer:
                         if pending[0][1].done():
                             yield from finish()
                         else:
-                            both: list[Future[Any]] = [coming, pending[0][1]]
-                            wait(both, return_when=FIRST_COMPLETED)
+                            wait([coming, pending[0][1]], return_when=FIRST_COMPLETED)
                     if (item := coming.result()) is None:
                         break
                     future = pool.submit(self.analyze_batch, *item)

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,6 @@ from batchfer.media import read_image
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
 
 logger = logging.getLogger(__name__)
-
-Part = Literal["train", "val", "test", "all"]
 
 PART_FOLDERS: Mapping[str, str] = {
     "train": "train",
@@ -143,7 +141,8 @@ def _hold_out(faces: FaceList) -> FaceList:
     parts = list(faces.parts)
     for row, name in enumerate(faces.names):
         match = RAFDB_NAME.fullmatch(name)
-        if match and int(match["number"]) % HOLD_OUT_EVERY == 0 and parts[row] in ("train", ""):
+        number = int(match["number"] or match["plain"]) if match else 1
+        if number % HOLD_OUT_EVERY == 0 and parts[row] in ("train", ""):
             parts[row] = "heldout" if has_test else "test"
         elif match and not parts[row]:
             parts[row] = "train"
@@ -368,8 +367,8 @@ def load_faces(
 ) -> FaceSet:
     """Decode every picture once, resized to a square; a later call reads the array from ``cache``.
 
-    The cache's name is a hash of the content of all pictures, their names and the size, so that it
-    is found again after a move and never after a change. Pictures that cannot be decoded are
+    The cache's name is a hash of the content of all pictures, in their order, and the size, so that
+    it is found again after a move and never after a change. Pictures that cannot be decoded are
     skipped, counted and named.
 
     Raises:
@@ -523,12 +522,20 @@ def keep_frequencies(faces: FaceSet) -> FaceSet:
 
 
 def relabel_by_majority(faces: FaceSet, votes: Mapping[str, Floats]) -> FaceSet:
-    """Return the faces with the label that most FER+ annotators chose, where there are votes."""
+    """Return the faces labelled as most FER+ annotators who chose one of the seven did.
+
+    Of emotions with equally many votes it is the first; a face without votes keeps its label.
+
+    Raises:
+        DataError: There are votes, but for none of the faces.
+    """
     labels = faces.labels.copy()
-    for row, name in enumerate(faces.names):
-        vote = votes.get(name.rsplit("/", 1)[-1])
+    found = [votes.get(name.rsplit("/", 1)[-1]) for name in faces.names]
+    for row, vote in enumerate(found):
         if vote is not None:
             labels[row] = int(vote.argmax())
+    if votes and all(vote is None for vote in found):
+        raise DataError("the votes name none of the pictures")
     return replace(faces, labels=labels, targets=np.eye(len(EMOTIONS), dtype=np.float32)[labels])
 
 

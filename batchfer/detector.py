@@ -95,6 +95,31 @@ def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
         UsageError: the device is none of these.
         MachineError: the GPU asked for is not there.
     """
+    name = choose_device(device)
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(max(workers, 2))
+        if device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        # On a GPU, products of float32 stay float32, so that boxes equal those of a CPU.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    except RuntimeError:
+        _log.debug("TensorFlow runs already: its threads and memory stay as they are")
+    return name
+
+
+def choose_device(device: str) -> str:
+    """Return TensorFlow's name of a device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
+
+    ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: the device is none of these.
+        MachineError: the GPU asked for is not there.
+    """
     if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
         raise UsageError(f"unknown device {device!r}: use auto, cpu, gpu or gpu:N")
     kind, _, number = device.partition(":")
@@ -106,17 +131,6 @@ def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
             f"device {device} is not there (GPUs that TensorFlow sees: {len(gpus)}); "
             "use --device cpu or auto"
         )
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(max(workers, 2))
-        if kind == "cpu":
-            tf.config.set_visible_devices([], "GPU")
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        # On a GPU, products of float32 stay float32, so that boxes equal those of a CPU.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-    except RuntimeError:
-        _log.debug("TensorFlow runs already: its threads and memory stay as they are")
     return f"/GPU:{index}" if gpus and kind != "cpu" else "/CPU:0"
 
 

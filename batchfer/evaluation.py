@@ -30,7 +30,7 @@ from batchfer.datasets import (
     read_votes,
     relabel_by_majority,
 )
-from batchfer.errors import DataError, MachineError
+from batchfer.errors import DataError
 from batchfer.files import (
     atomic_write,
     display_name,
@@ -73,7 +73,8 @@ def measure(probabilities: Floats, labels: Integers) -> dict[str, Any]:
         probabilities: ``(N,7)``; a row of NaN is a face that was missed, wrong whatever its label.
         labels: ``(N,)`` indices into `EMOTIONS`.
 
-    Means over classes take in those that occur among the labels.
+    Means over classes take in those that occur among the labels. ECE and log loss are of the faces
+    that were not missed.
     """
     predictions = predict_labels(probabilities)
     confusion = count_confusion(predictions, labels)
@@ -183,16 +184,17 @@ def find_uncertain_below(probabilities: Floats, labels: Integers) -> float:
     """
     from scipy.optimize import isotonic_regression
 
-    confidences = probabilities.max(axis=1)
-    order = np.argsort(confidences, kind="stable")
-    correct = (probabilities.argmax(axis=1) == labels)[order].astype(np.float64)
-    accuracy = isotonic_regression(correct).x
+    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    # Faces of equal confidence stand or fall together, whatever their order.
+    confidences, group = np.unique(probabilities.max(axis=1), return_inverse=True)
+    n_faces = np.bincount(group).astype(np.float64)
+    accuracy = isotonic_regression(np.bincount(group, correct) / n_faces, weights=n_faces).x
     n_below = int(np.searchsorted(accuracy, 0.5))
     if n_below == 0:
         return 0.0
-    if n_below == len(order):
+    if n_below == len(confidences):
         return 1.0
-    return float(confidences[order][n_below])
+    return float(confidences[n_below])
 
 
 # --- an evaluation ----------------------------------------------------------------------------
@@ -259,11 +261,12 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
     for one, root in zip(lists, options.data, strict=True):
         if not len(one):
             raise DataError(f"{display_name(root)} has no picture in its part {options.part!r}")
+    from batchfer.detector import choose_device
+
     prepare_output(options.output)
     with lock_output(options.output):
-        classifier = load_classifier(
-            options.model, options.labels, options.rescale, _choose_device(options)
-        )
+        device = choose_device(options.device)
+        classifier = load_classifier(options.model, options.labels, options.rescale, device)
         faces = load_faces(
             lists,
             classifier.card.input_size,
@@ -298,18 +301,6 @@ def record_figures(model: Path, name: str, metrics: Mapping[str, Any]) -> None:
     card = replace(card, figures={**card.figures, name: summary})
     with atomic_write(locate_card(model)) as path:
         path.write_text(format_card(card), encoding="utf-8")
-
-
-def _choose_device(options: EvaluateOptions) -> str:
-    import keras
-
-    gpus = keras.distribution.list_devices("gpu")
-    kind, _, number = options.device.lower().partition(":")
-    if kind == "cpu" or (kind == "auto" and not gpus):
-        return "/CPU:0"
-    if int(number or 0) >= len(gpus):
-        raise MachineError(f"device {options.device} is not there; use --device cpu or auto")
-    return f"/GPU:{int(number or 0)}"
 
 
 def _predict_crops(faces: FaceSet, classifier: Classifier, progress: Progress | None) -> Floats:

@@ -179,7 +179,9 @@ def _write_subtitles(segments: pd.DataFrame, media: MediaInfo, end_s: float, pat
         start, end = (_to_clock(ms, "." if webvtt else ",") for ms in span)
         text = f"{emotion} {100 * confidence:.0f} %"
         if several:
-            text = f"{html.escape(' '.join(person.split()), quote=False)}: {text}"
+            name = " ".join(person.split())
+            # SubRip has no entities.
+            text = f"{html.escape(name, quote=False) if webvtt else name}: {text}"
         cues.append(f"{number}\n{start} --> {end}\n{text}\n")
     path.write_text("\n".join(cues), encoding="utf-8", newline="\n")
 

@@ -21,10 +21,11 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
 
     The model counts by its content, so that a renamed file is the same model and a retrained one
     is not; the same holds for the user's events. How a batch goes on (``overwrite``,
-    ``fail_fast``) does not count, nor who took part: that is told beside the results.
+    ``fail_fast``, ``timeout_s``) does not count, nor who took part: that is told beside the
+    results.
     """
     written = dataclasses.asdict(outputs)
-    for name in ("overwrite", "fail_fast", "participants"):
+    for name in ("overwrite", "fail_fast", "timeout_s", "participants"):
         del written[name]
     if outputs.events is not None:
         written["events"] = mark_input(outputs.events)

@@ -306,6 +306,19 @@ def frame_durations(times_s: Times) -> Times:
     return np.append(np.minimum(steps, longest), median)
 
 
+def find_emotion(table: pd.DataFrame) -> str:
+    """Return the emotion of a clip whose mean probability is greatest, "" if there is no face.
+
+    Faces count by the time that their frame is shown.
+    """
+    has_face = _has_face(table)
+    if not has_face.any():
+        return ""
+    weights = np.maximum(row_durations(table)[has_face], 1e-9)
+    means = np.average(table.loc[has_face, list(EMOTIONS)], axis=0, weights=weights)
+    return EMOTIONS[int(means.argmax())]
+
+
 def row_durations(table: pd.DataFrame) -> Times:
     """Return how long the frame of every row of a timeline is shown, ``(N,)`` in seconds."""
     _, first, inverse = np.unique(
@@ -709,8 +722,12 @@ def read_people(path: Path) -> dict[int, str]:
             raise UsageError(
                 f"{display_name(path)}, line {line}: {row['face_id']!r} is no face_id"
             ) from None
-        if not row["name"]:
+        if not row["name"].strip():
             raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has no name")
+        if not row["name"].isprintable():
+            raise UsageError(
+                f"{display_name(path)}, line {line}: {row['name']!r} has an unprintable character"
+            )
         if people.setdefault(face_id, row["name"]) != row["name"]:
             raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has a second name")
     return people

@@ -59,10 +59,12 @@ from batchfer.files import (
     prepare_output,
     publish_folder,
 )
-from batchfer.journal import Journal, hash_settings, mark_input
+from batchfer.journal import DONE, Journal, hash_settings, mark_input
 from batchfer.media import VideoReader, VideoWriter, read_image, write_image
 from batchfer.people import (
+    SUMMARY_COLUMNS,
     assign_people,
+    find_emotion,
     join_recordings,
     read_events,
     read_participants,
@@ -94,7 +96,6 @@ from batchfer.timeline import (
     build_empty_table,
     build_table,
     read_timeline,
-    summarize,
     write_csv,
     write_parquet,
 )
@@ -117,7 +118,7 @@ MAX_WAITING_SIZES = 64
 
 
 class Progress(Protocol):
-    """What a batch tells about its progress."""
+    """What a batch tells about its progress, from a thread of its own."""
 
     def begin_batch(self, n_jobs: int) -> None:
         """Learn the number of inputs."""
@@ -167,7 +168,7 @@ def analyze_video(
         ModelError: The model cannot be used.
     """
     analyzer = analyzer or Analyzer(options)
-    with VideoReader(Path(path)) as reader:
+    with VideoReader(Path(path), analyzer.options.max_pixels) as reader:
         linker = FaceLinker(analyzer)
         tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
         table = pd.concat(tables or [build_empty_table()], ignore_index=True)
@@ -216,7 +217,8 @@ def run_jobs(
     participants = None
     if outputs.participants is not None:
         participants = read_participants(outputs.participants)
-        join_recordings([(name, pd.DataFrame()) for name in recordings], participants)
+        nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
+        join_recordings([(name, nobody) for name in recordings], participants)
     events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
     prepare_output(output)
     with lock_output(output):
@@ -237,6 +239,9 @@ def run_jobs(
         names = {job.name for job in jobs}
         stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
         if not todo and not stale:
+            if rows is None:
+                # A run before may have ended before these, or had other participants.
+                write_index_pages(output, results, outputs, participants)
             return
         marks = {job.name: mark_input(job.source) for job in todo}
         batch = Batch(
@@ -252,12 +257,15 @@ def run_jobs(
         )
         progress.begin_batch(len(todo) if rows is None else 1)
         run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
-        for result in run:
-            results.append(result)
-            yield result
-            if outputs.fail_fast and result.status == "failed":
-                return
+        with closing(run):
+            for result in run:
+                results.append(result)
+                yield result
+                if outputs.fail_fast and result.status == "failed":
+                    return
         if rows is None:
+            places = {job.name: place for place, job in enumerate(jobs)}
+            results.sort(key=lambda result: places.get(result.job.name, -1))
             write_index_pages(output, results, outputs, participants)
         elif outputs.report:
             table = read_timeline(output / f"faces.{outputs.formats[-1]}")
@@ -331,7 +339,7 @@ def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
     )
 
 
-def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
+def run_videos(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
     """Process videos, all cores at one after the other.
 
     Where there are several, the frames of the next are with the networks while the last ones of
@@ -350,7 +358,7 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
                     yield result
 
 
-def _run_together(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
+def _run_together(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
     outcomes: queue.SimpleQueue[Future[JobResult] | None] = queue.SimpleQueue()
     nobody_listens = threading.Event()
 
@@ -360,6 +368,8 @@ def _run_together(jobs: Sequence[Job], batch: Batch) -> Iterator[JobResult]:
             with closing(analyze_clips(jobs, batch)) as clips:
                 for clip in clips:
                     if nobody_listens.is_set():
+                        if clip is not None:
+                            clip.abandon()
                         return
                     if clip is not None:
                         ended = finisher.submit(clip.complete, results.write)
@@ -393,6 +403,7 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
     again, each alone.
     """
     clips: deque[Clip] = deque()
+    n_left = 0
     since = time.monotonic()
 
     def read() -> Iterator[FrameBatch]:
@@ -407,7 +418,8 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
 
     def leave() -> Clip:
         """Return the first clip, whose turn is over."""
-        nonlocal since
+        nonlocal since, n_left
+        n_left += 1
         clip = clips.popleft().begin(since)
         since = time.monotonic()
         return clip
@@ -422,8 +434,8 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
                 yield None if len(part.frames) else leave()
         return
     except Exception as error:
-        in_hand = [clip.number for clip in clips]
-        if not in_hand:
+        alone, rest = jobs[n_left : n_left + len(clips)], jobs[n_left + len(clips) :]
+        if not clips and not n_left:
             raise
         if len(jobs) == 1:
             clips[0].fail(error)
@@ -433,9 +445,9 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
     finally:
         while clips:
             clips.popleft().abandon()
-    for number in in_hand:
-        yield from analyze_clips(jobs[number : number + 1], batch)
-    if rest := jobs[in_hand[-1] + 1 :]:
+    for job in alone:
+        yield from analyze_clips([job], batch)
+    if rest:
         yield from analyze_clips(rest, batch)
 
 
@@ -677,7 +689,6 @@ class VideoParts:
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:
     """Return the outcome of a video that was analyzed to its end."""
-    summary = summarize(table)
     loss = reader.loss()
     reason, detail = loss or (None, "")
     return JobResult(
@@ -685,10 +696,10 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
         "ok" if loss is None else "partial",
         reason,
         detail,
-        n_frames=summary.n_frames,
-        n_faces=summary.n_faces,
+        n_frames=table["frame"].nunique(),
+        n_faces=int(table["face_id"].notna().sum()),
         n_people=int(table["person"].nunique()),
-        emotion=summary.emotion,
+        emotion=find_emotion(table),
         facts={"first_bad_s": reader.first_bad_s} if loss else {},
     )
 
@@ -903,6 +914,10 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
         )
 
 
+def _locate_faces(output: Path) -> list[Path]:
+    return [output / f"faces.{suffix}" for suffix in ("parquet", "csv")]
+
+
 class PictureRows:
     """The rows of finished pictures: those of the last table, and parts of an unfinished run.
 
@@ -920,8 +935,8 @@ class PictureRows:
         self._folder = output / PARTS_FOLDER / "pictures"
         parts = sorted(self._folder.glob("part-*.parquet"))
         self.is_unfinished = bool(parts)
-        last = [output / f"faces.{suffix}" for suffix in ("parquet", "csv")]
-        self._paths = [*[path for path in last if path.exists()][:1], *parts]
+        last = [path for path in _locate_faces(output) if path.exists()]
+        self._paths = [*last[:1], *parts]
         self._n_parts = len(parts)
         self.names = {str(name) for table in self._read() for name in table["input"].unique()}
         """The pictures that were done before this run."""
@@ -950,7 +965,11 @@ class PictureRows:
         self._paths.append(path)
 
     def publish(self, jobs: Sequence[Job], formats: Sequence[str]) -> pd.DataFrame:
-        """Write the table of these jobs, in their order, and drop the parts; return the table."""
+        """Write the table of these jobs, in their order; return it.
+
+        The parts are dropped, and so is an earlier table in a format that is not asked for: it
+        would tell of other pictures or options.
+        """
         places = {job.name: place for place, job in enumerate(jobs)}
         tables = [build_empty_pictures_table()]
         for age, table in enumerate(self._read()):
@@ -964,13 +983,16 @@ class PictureRows:
         for suffix in formats:
             with atomic_write(self._output / f"faces.{suffix}") as path:
                 (write_csv if suffix == "csv" else write_parquet)(table, path)
+        for path in _locate_faces(self._output):
+            if path.suffix[1:] not in formats:
+                path.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
         return table
 
 
 def run_images(
     jobs: Sequence[Job], everything: Sequence[Job], rows: PictureRows, batch: Batch
-) -> Iterator[JobResult]:
+) -> Generator[JobResult]:
     """Process pictures: annotated copies as they come, then one table and one ``run.json``.
 
     Args:
@@ -982,9 +1004,16 @@ def run_images(
     batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
     alone = [job for job in jobs if job.name in batch.watch.suspects]
     together = [job for job in jobs if job.name not in batch.watch.suspects]
+    without_result = set()
     for group in [*([job] for job in alone), together]:
-        yield from process_pictures(group, rows, batch)
-    table = rows.publish(everything, batch.outputs.formats)
+        for result in process_pictures(group, rows, batch):
+            if result.status not in DONE:
+                # An earlier run may have left one.
+                without_result.add(result.job.name)
+                result.job.destination.unlink(missing_ok=True)
+            yield result
+    kept = [job for job in everything if job.name not in without_result]
+    table = rows.publish(kept, batch.outputs.formats)
     faces = table[table["face_id"].notna()]
     facts = {
         "batchfer": __version__,

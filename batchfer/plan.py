@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,9 @@ from batchfer.schema import AnalyzeOptions, FrameBatch, Job, MediaInfo, OutputOp
 
 PROBED_FRAMES = 48
 """Frames decoded of each video to see that it can be, and whether its rate varies."""
+
+ENCODED_FRAMES = 96
+"""Frames encoded of a video for each of the frame sizes that are timed."""
 
 TIMED_S = 4.0
 """Seconds of real work for each of the frame sizes that are timed."""
@@ -109,7 +113,8 @@ def make_plan(
             continue
         seconds += video.n_frames / _scale_rate(rates, _size(video.info))
         n_pixels = video.info.width * video.info.height
-        disk_bytes += (video.info.n_frames or video.n_frames) * n_pixels * bytes_a_pixel
+        n_drawn = estimate_frames(video.info, AnalyzeOptions()) or 0.0
+        disk_bytes += n_drawn * n_pixels * bytes_a_pixel
         disk_bytes += video.n_frames * TABLE_BYTES_A_ROW + outputs.report * REPORT_BYTES
     if pictures:
         a_picture_s = time_pictures(pictures, analyzer)
@@ -137,7 +142,7 @@ def _size(info: MediaInfo) -> tuple[int, int]:
 def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
     """Open a video, decode its first frames, and return what it is and what it lacks."""
     try:
-        with VideoReader(job.source) as reader:
+        with VideoReader(job.source, options.max_pixels) as reader:
             for _ in islice(reader.batches(8), PROBED_FRAMES // 8):
                 pass
             info = reader.info
@@ -149,32 +154,45 @@ def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
 
 def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float, float]:
     """Return frames/s and, with ``encode``, bytes a pixel of the annotated video, measured."""
+    every = analyzer.options.detect_every
+    n_frames = 0
+    for is_timed in (False, True):  # the first frames wait for the graphs to be traced
+        started = time.monotonic()
+        with (
+            VideoReader(info.path) as reader,
+            closing(analyzer.stream(read_frames(reader, analyzer), every)) as analyzed,
+        ):
+            for batch in analyzed:
+                n_frames += len(batch.frames) * is_timed
+                seconds = time.monotonic() - started
+                if not is_timed or seconds > TIMED_S:
+                    break
+            else:
+                seconds = time.monotonic() - started
+    a_frame_s = seconds / max(n_frames, 1)
+    bytes_a_pixel = 0.0
+    if encode:
+        # All frames are drawn, however few are analyzed.
+        an_encoded_frame_s, bytes_a_pixel = time_encoding(info)
+        n_all = estimate_frames(info, AnalyzeOptions()) or 0.0
+        n_analyzed = estimate_frames(info, analyzer.options) or n_all
+        a_frame_s += an_encoded_frame_s * n_all / max(n_analyzed, 1)
+    return 1 / max(a_frame_s, 1e-6), bytes_a_pixel
+
+
+def time_encoding(info: MediaInfo) -> tuple[float, float]:
+    """Return seconds a frame and bytes a pixel of an annotated video, measured on its beginning."""
+    started, n_frames = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder, VideoReader(info.path) as reader:
         path = Path(folder) / "trial.mp4"
-        writer = VideoWriter(path, reader.info)
-        n_frames = n_first = 0
-        started = since = time.monotonic()
-        with writer:
-            every = analyzer.options.detect_every
-            for batch in analyzer.stream(read_frames(reader, analyzer), every):
-                if encode:
-                    for image, time_s in zip(
-                        batch.frames.images, batch.frames.times_s, strict=True
-                    ):
-                        writer.write(image, float(time_s))
-                n_frames += len(batch.frames)
-                if not n_first:
-                    # The first batch waits for the graphs to be traced.
-                    n_first, since = n_frames, time.monotonic()
-                elif time.monotonic() - since > TIMED_S:
-                    break
-        n_written = max(n_frames, 1)
-        # Where it is the only one, its time has to do.
-        if n_frames > n_first:
-            n_frames, started = n_frames - n_first, since
-        seconds = max(time.monotonic() - started, 1e-3)
-        n_pixels = n_written * info.width * info.height
-        return max(n_frames, 1) / seconds, path.stat().st_size / n_pixels if encode else 0.0
+        with VideoWriter(path, reader.info) as writer:
+            for batch in islice(reader.batches(8), ENCODED_FRAMES // 8):
+                for image, time_s in zip(batch.images, batch.times_s, strict=True):
+                    writer.write(image, float(time_s))
+                n_frames += len(batch)
+        n_frames = max(n_frames, 1)
+        seconds = time.monotonic() - started
+        return seconds / n_frames, path.stat().st_size / (n_frames * info.width * info.height)
 
 
 def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
@@ -186,7 +204,7 @@ def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
             _, image = read_image(job.source, analyzer.options.max_pixels)
         except InputError:
             continue
-        frames = FrameBatch(image[None], np.zeros(1, np.int64), np.zeros(1))
+        frames = FrameBatch(image[None], np.zeros(1, np.int64), np.full(1, np.nan))
         analyzer.analyze_batch(frames)
         n_done += 1
         if time.monotonic() - started > TIMED_S:

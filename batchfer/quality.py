@@ -23,7 +23,7 @@ TURNED_ABOVE_DEGREES = 35.0
 """A face whose absolute yaw is above this is turned: one half of it is barely seen."""
 
 _BLUR_SIDE_PX = 64
-"""Every face is measured on this grid, so that the measure does not depend on its size."""
+"""Every crop is measured on this grid, so that the measure does not depend on the face's size."""
 
 _HEAD_CM = np.array(
     [[-3.16, 2.63, 3.65], [3.16, 2.63, 3.65], [0.0, -1.13, 7.48], [-2.46, -4.34, 4.28],
@@ -40,7 +40,8 @@ def measure_blur(crops: Images) -> Floats:
 
     The variance of the Laplacian of the grey crop on a fixed grid: LAPV of Pech-Pacheco et al.,
     "Diatom autofocusing in brightfield microscopy", ICPR 2000. It grows with contrast, so compare
-    it within a clip rather than between clips.
+    it within a clip rather than between clips. Crops of more pixels show more detail: compare what
+    belongs to one model.
     """
     import cv2
 

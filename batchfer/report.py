@@ -343,7 +343,9 @@ def _measure_clip(table: pd.DataFrame) -> _Clip:
 def _measure_issues(table: pd.DataFrame) -> list[tuple[str, float]]:
     """Return each issue that any face of a frame had, and its part of the time."""
     issues = find_issues(table).groupby(table["frame"]).any()
-    weights = frame_durations(table.groupby("frame")["timestamp"].first().to_numpy(np.float64))
+    durations = frame_durations(table.groupby("frame")["timestamp"].first().to_numpy(np.float64))
+    # A lone frame lasts 0 s; all the same it can be looked at.
+    weights = np.maximum(durations, 1e-9)
     total = max(float(weights.sum()), 1e-9)
     shares = {name: float(weights[issues[name].to_numpy(bool)].sum()) / total for name in _ISSUES}
     return [(name.replace("_", " "), share) for name, share in shares.items() if share > 0]
@@ -404,7 +406,9 @@ def _count_frames(
     if decoded is not None:
         corrupt, missing = told.get("corrupt") or 0, (declared or 0) - decoded
         note = f"{corrupt:,} damaged" if corrupt else "none damaged"
-        if missing > 0:
+        options = facts.get("options") or {}
+        whole = options.get("start_s") is None and options.get("end_s") is None
+        if missing > 0 and whole:
             note = f"{missing:,} fewer, {note}"
         counts.append(("decoded", f"{decoded:,}", note))
     note = f"{analyzed / decoded:.0%} of decoded" if decoded else ""
@@ -964,6 +968,7 @@ def render_index(rows: Sequence[Mapping[str, Any]]) -> str:
         duration_s=sum(row["duration_s"] or 0 for row in listed),
         n_frames=sum(row["n_frames"] for row in listed),
         seconds=sum(row["seconds"] for row in listed),
+        n_timed=sum(row["n_frames"] for row in listed if row["seconds"]),
         has_shares=any(row["shares"] for row in listed),
     )
 

@@ -10,6 +10,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +23,7 @@ from batchfer.export import FORMATS, export_timeline
 from batchfer.files import atomic_write, display_name, start_python
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.people import (
+    SUMMARY_COLUMNS,
     assign_people,
     bin_timeline,
     find_segments,
@@ -31,7 +33,7 @@ from batchfer.people import (
 )
 from batchfer.report import write_index, write_report
 from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
-from batchfer.timeline import TableWriter, read_timeline, write_csv
+from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +160,10 @@ def write_index_pages(
     for result in results:
         path = result.job.destination / "summary.csv"
         if result.n_frames and path.is_file():
-            summaries.append((result.job.name, pd.read_csv(path)))
+            try:
+                summaries.append((result.job.name, read_table(path, SUMMARY_COLUMNS)))
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("%s is left out of the summary (%s)", display_name(path), error)
     with atomic_write(output / "summary.csv") as path:
         write_csv(join_recordings(summaries, participants), path)
     if outputs.report:
@@ -233,6 +238,8 @@ def redo_reports(
 ) -> Iterator[Path]:
     """Write summary, segments and report of finished videos again; yield each report.
 
+    So are bins and events that are there.
+
     Args:
         folders: The result folders.
         outputs: Smoothing, bins and thumbnails.
@@ -243,8 +250,26 @@ def redo_reports(
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
         source = timeline.media.path if timeline.media.path.is_file() else None
-        write_results(folder, timeline, facts, source, outputs)
+        bin_s, events = _read_windows(folder)
+        wanted = replace(outputs, bin_s=outputs.bin_s or bin_s)
+        write_results(folder, timeline, facts, source, wanted, events)
         yield folder / "report.html"
+
+
+def _read_windows(folder: Path) -> tuple[float | None, pd.DataFrame | None]:
+    """Return the length of the bins in s and the events that the tables of a result tell of."""
+    bin_s = events = None
+    try:
+        if (folder / "bins.csv").is_file():
+            columns = {"bin_start": "float64", "bin_end": "float64"}
+            for start, end in read_table(folder / "bins.csv", columns).head(1).to_numpy():
+                bin_s = float(end - start)
+        if (folder / "events.csv").is_file():
+            columns = {"name": "string", "start": "float64", "end": "float64"}
+            events = read_table(folder / "events.csv", columns).drop_duplicates(ignore_index=True)
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("%s: bins or events are left as they are (%s)", display_name(folder), error)
+    return bin_s, events
 
 
 def redo_videos(

@@ -7,9 +7,8 @@ empty cells, and text cannot be taken for a formula by a spreadsheet. The bytes 
 depend on the rows alone: not on the parts that they came in, the locale, or the time zone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -164,7 +163,10 @@ class TableWriter:
         self._schema = schema
         with self._explain():
             if "csv" in self._files:
-                self._files["csv"].write((",".join(schema.names) + "\n").encode())
+                import pyarrow as pa
+
+                names = _quote(pa.array(schema.names, pa.string())).to_pylist()
+                self._files["csv"].write((",".join(names) + "\n").encode())
             if "parquet" in self._files:
                 from pyarrow import parquet
 
@@ -194,20 +196,6 @@ class TableWriter:
             raise OutputError(f"cannot write {names}: {error.strerror or error}") from error
 
 
-class TimelineWriter(TableWriter):
-    """Writes the table of a clip in parts as ``timeline.csv`` and ``timeline.parquet``."""
-
-    def __init__(
-        self, folder: Path, formats: Iterable[str] = ("csv", "parquet"), stem: str = "timeline"
-    ) -> None:
-        """Create ``<stem>.<format>`` for each format in an existing folder.
-
-        Raises:
-            OutputError: a file cannot be created.
-        """
-        super().__init__({kind: folder / f"{stem}.{kind}" for kind in sorted(set(formats))})
-
-
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write any table as CSV in the way that timelines are written.
 
@@ -226,24 +214,6 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
     """
     with TableWriter({"parquet": path}) as writer:
         writer.append(table)
-
-
-def join_timelines(parts: Iterable[Path], writer: TableWriter) -> None:
-    """Append timelines that were written in parts, in order, a row group at a time.
-
-    Raises:
-        InputError: a part cannot be read.
-        OutputError: the rows cannot be written.
-    """
-    for part in parts:
-        if part.suffix == ".csv":
-            writer.append(read_timeline(part))
-            continue
-        from pyarrow import parquet
-
-        with part.open("rb") as source, parquet.ParquetFile(source) as file:
-            for batch in file.iter_batches(ROW_GROUP_ROWS):
-                writer.append(_to_pandas(batch))
 
 
 def _to_arrow(table: pd.DataFrame) -> Any:
@@ -271,14 +241,19 @@ def _format_rows(table: Any) -> bytes:
     cells = []
     for column in table.columns:
         text = pc.cast(column, pa.string())
-        if pa.types.is_string(column.type):
-            text = pc.replace_substring_regex(text, f"^({_DEFUSED})", r"'\1")
-            doubled = pc.replace_substring(text, '"', '""')
-            quoted = pc.binary_join_element_wise('"', doubled, '"', "")
-            text = pc.if_else(pc.match_substring_regex(text, '[",\r\n]'), quoted, text)
-        cells.append(text)
+        cells.append(_quote(text) if pa.types.is_string(column.type) else text)
     lines = pc.binary_join_element_wise(*cells, ",", null_handling="replace", null_replacement="")
     return "".join(f"{line}\n" for line in lines.to_pylist()).encode()
+
+
+def _quote(text: Any) -> Any:
+    """Return cells of text that are no formula to a spreadsheet, quoted where CSV wants it."""
+    import pyarrow.compute as pc
+
+    text = pc.replace_substring_regex(text, f"^({_DEFUSED})", r"'\1")
+    doubled = pc.replace_substring(text, '"', '""')
+    quoted = pc.binary_join_element_wise('"', doubled, '"', "")
+    return pc.if_else(pc.match_substring_regex(text, '[",\r\n]'), quoted, text)
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -304,14 +279,15 @@ def read_timeline(path: Path) -> pd.DataFrame:
             with path.open("rb") as file:
                 table = _to_pandas(parquet.read_table(file, partitioning=None))
         else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            table = _read_cells(path)
         lacking = [name for name in TIMELINE_COLUMNS if name not in table]
         if lacking:
             raise InputError(
                 Reason.UNSUPPORTED, f"{path.name} is no timeline: it lacks the column {lacking[0]}"
             )
         if kind == ".csv":
-            table = _parse_cells(table)
+            declared = {**TIMELINE_COLUMNS, **QUALITY_COLUMNS, **PEOPLE_COLUMNS}
+            table = _parse_cells(table, declared)
         return table.astype(dict(TIMELINE_COLUMNS))
     except FileNotFoundError as error:
         raise InputError(Reason.VANISHED, f"{path.name} is not there") from error
@@ -322,6 +298,21 @@ def read_timeline(path: Path) -> pd.DataFrame:
         # Parse errors of pandas, Arrow and Unicode are all ValueErrors.
         detail = " ".join(str(error).split())[:200]
         raise InputError(Reason.CORRUPT, f"{path.name} is no timeline: {detail}") from error
+
+
+def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Return some columns, with their dtypes, of any table that `write_csv` wrote.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else.
+        KeyError: a column is not there.
+    """
+    return _parse_cells(_read_cells(path)[list(columns)], columns)
+
+
+def _read_cells(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 
 
 def _to_pandas(table: Any) -> pd.DataFrame:
@@ -337,11 +328,10 @@ def _to_pandas(table: Any) -> pd.DataFrame:
     return frame.astype({"frame": "int64"}) if "frame" in frame else frame
 
 
-def _parse_cells(table: pd.DataFrame) -> pd.DataFrame:
+def _parse_cells(table: pd.DataFrame, declared: Mapping[str, Any]) -> pd.DataFrame:
     import pyarrow as pa
 
     columns: dict[str, Any] = {}
-    declared = {**TIMELINE_COLUMNS, **QUALITY_COLUMNS, **PEOPLE_COLUMNS}
     for name in table:
         cells = table[name].astype("string")
         cells = cells.mask(cells == "")
@@ -371,46 +361,3 @@ def _guess_dtype(name: str, cells: pd.Series) -> str:
         return "Int64"
     number = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)"
     return "float32" if known.str.fullmatch(number).all() else "string"
-
-
-# --- summary ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TableSummary:
-    """What a table holds in short.
-
-    ``n_frames`` counts analyzed frames (or pictures), ``n_faces`` rows with a face, ``n_people``
-    tracks (in pictures, where ids mean nothing beyond one picture, the most at once).
-    ``shares`` maps each emotion to its mean probability, faces weighted by the time that their
-    frame is shown; ``emotion`` is the greatest of them, empty if there is no face.
-    """
-
-    n_frames: int
-    n_faces: int
-    n_people: int
-    emotion: str
-    shares: dict[str, float]
-
-
-def summarize(table: pd.DataFrame) -> TableSummary:
-    """Return the counts and the dominant emotion of a table."""
-    keys = [name for name in ("input", "frame") if name in table]
-    shown = table.drop_duplicates(keys)
-    faces = table[table["face_id"].notna()]
-    counts = (len(shown), len(faces), int(faces["face_id"].nunique()))
-    if faces.empty:
-        return TableSummary(*counts, "", dict.fromkeys(EMOTIONS, 0.0))
-    if "input" in table:
-        weights = np.ones(len(faces))
-    else:
-        times_s = shown["timestamp"].to_numpy(np.float64)
-        steps = np.diff(times_s)
-        usual = float(np.median(steps)) if len(steps) else 1.0
-        # A step far beyond the usual one is a hole in the recording, not a frame that was held.
-        steps = np.minimum(np.append(steps, usual), max(2.0, 3 * usual))
-        place = np.searchsorted(shown["frame"].to_numpy(), faces["frame"].to_numpy())
-        weights = np.maximum(steps[place], 1e-6)
-    means = np.average(faces[list(EMOTIONS)].to_numpy(np.float64), axis=0, weights=weights)
-    shares = dict(zip(EMOTIONS, means.tolist(), strict=True))
-    return TableSummary(*counts, max(shares, key=lambda name: shares[name]), shares)

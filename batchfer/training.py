@@ -727,6 +727,7 @@ def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
     """Return what has to be the same for a run to be resumed."""
     given = {name: getattr(options, name) for name in (*KEPT_OPTIONS, "recipe", "teachers")}
     given["data"] = [path.name for path in options.data]
+    given["votes"] = options.votes.name if options.votes else ""
     given["recipe"] = asdict(recipe)
     return json.dumps(given, sort_keys=True)
 

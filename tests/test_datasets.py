@@ -206,6 +206,17 @@ def test_held_out_tenth_of_rafdb_folders_is_the_test_part(tmp_path: Path) -> Non
     assert len(faces.select_part("train")) == 2
 
 
+@pytest.mark.parametrize("folder", ["train/1", "1"])
+def test_unaligned_pictures_of_rafdb_are_held_out_too(folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    for number in (9, 10, 11, 20):
+        path = tmp_path / folder / f"train_{number:05d}.jpg"
+        Image.fromarray(draw_face(0, number)).save(path)
+    faces = list_faces(tmp_path)
+    assert len(faces.select_part("test")) == len(faces.select_part("train")) == 2
+    assert all(name.endswith("0.jpg") for name in faces.select_part("test").names)
+
+
 def test_votes(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text(
@@ -224,6 +235,8 @@ def test_votes(tmp_path: Path) -> None:
     assert np.isclose(soft[0, 0], 0.8) and np.isclose(soft[0, 6], 0.2)
     assert np.isclose(soft[1, 1], 0.94) and np.isclose(soft[1, 0], 0.01)
     assert relabel_by_majority(faces, votes).labels.tolist() == [0, 1, 3]
+    with pytest.raises(DataError, match="name none of the pictures"):
+        relabel_by_majority(faces, {"another.png": votes["a.png"]})
     strangers = replace(faces, names=np.array(["1.png", "2.png", "3.png"]))
     with pytest.raises(DataError, match="none of the pictures"):
         soften_targets(strangers, votes, 0.4, 0.1)

@@ -10,7 +10,7 @@ from toy_faces import write_class_folders
 
 from batchfer.architectures import ModelCard, format_card, locate_card, read_card
 from batchfer.cli import app, run_command
-from batchfer.errors import DataError, ExitCode, ModelError
+from batchfer.errors import DataError, ExitCode, ModelError, UsageError
 from batchfer.evaluation import (
     MISSED,
     EvaluateOptions,
@@ -128,6 +128,10 @@ def test_uncertain_below_is_where_accuracy_crosses_one_half() -> None:
     assert find_uncertain_below(probabilities, labels) == pytest.approx(0.5, abs=0.05)
     assert find_uncertain_below(probabilities, np.full(20_000, 3)) == 0
     assert find_uncertain_below(probabilities, np.full(20_000, 4)) == 1
+    # Equal confidences are one, in whatever order their faces come.
+    equal = np.repeat(probabilities[np.argmin(np.abs(confidences - 0.6))][None], 4, axis=0)
+    for right in range(4):
+        assert find_uncertain_below(equal, np.where(np.arange(4) == right, 3, 4)) == 1
 
 
 def test_place_on_canvas() -> None:
@@ -199,6 +203,14 @@ def test_a_part_without_pictures_is_refused(data: Path, toy_model: Path, tmp_pat
     with pytest.raises(DataError, match="no picture in its part 'val'"):
         evaluate(options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu:x", "tpu"])
+def test_an_unknown_device_is_refused(
+    device: str, data: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="unknown device"):
+        evaluate(EvaluateOptions((data,), tmp_path / "out", str(toy_model), device=device))
 
 
 def test_an_unknown_model_is_refused(data: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from batchfer.people import (
     assign_people,
     bin_timeline,
     describe_people,
+    find_emotion,
     find_segments,
     frame_durations,
     join_recordings,
@@ -79,6 +80,7 @@ def test_nobody(table: pd.DataFrame) -> None:
     assert list(summarize_people(table)) == list(SUMMARY_COLUMNS)
     assert summarize_people(table).empty
     pd.testing.assert_frame_equal(smooth(table), table)
+    assert find_emotion(table) == ""
     bins = bin_timeline(table, 0.5)
     assert len(bins) == (4 if len(table) else 0)
     assert bins["person"].isna().all()
@@ -192,6 +194,17 @@ def test_summary_weights_frames_by_their_duration() -> None:
     assert told["longest_episode"] == pytest.approx(2)
 
 
+def test_the_emotion_of_a_clip_is_weighed_by_time() -> None:
+    # The sad face is shown for 1.0 s, the happy ones for 0.1 s each.
+    table = make_table(
+        [(0, 0.0, 0, HAPPY), (1, 0.1, 0, HAPPY), (2, 0.2, None, None), (3, 0.3, 1, SAD),
+         (4, 1.3, None, None), (5, 1.4, None, None)]
+    )  # fmt: skip
+    assert find_emotion(table) == EMOTIONS[SAD]
+    assert find_emotion(table[:3]) == EMOTIONS[HAPPY]
+    assert find_emotion(table[3:4]) == EMOTIONS[SAD], "a lone frame lasts no time"
+
+
 def test_summary_of_persons_rather_than_tracks() -> None:
     rows = [row for n in range(100) for row in ((n, n / 25, n // 50, HAPPY), (n, n / 25, 9, SAD))]
     table = make_table(rows)
@@ -303,6 +316,7 @@ def test_events_are_read_and_split(tmp_path: Path) -> None:
         ("face,name\n0,Ann\n", "lacks face_id"),
         ("face_id,name\nzero,Ann\n", "line 2: 'zero'"),
         ("face_id,name\n0,\n", "no name"),
+        ("face_id,name\n0,Ann\x01\n", "unprintable"),
         ("face_id,name\n0,Ann\n0,Bob\n", "second name"),
         ("face_id,name\n0,Ann,Bob\n", "3 cells"),
         ("face_id,name,name\n0,Ann,Bob\n", "twice"),

@@ -20,7 +20,14 @@ from PIL import Image
 from batchfer import analyze_images, analyze_video
 from batchfer.analyzer import NICE, Analyzer
 from batchfer.detector import Detector
-from batchfer.errors import InputError, ModelError, NothingToDoError, OutputError, UsageError
+from batchfer.errors import (
+    InputError,
+    ModelError,
+    NothingToDoError,
+    OutputError,
+    Reason,
+    UsageError,
+)
 from batchfer.journal import hash_settings
 from batchfer.pipeline import Watch, run_jobs
 from batchfer.schema import (
@@ -219,6 +226,67 @@ def test_one_bad_file_does_not_end_the_batch(run: Run, tmp_path: Path) -> None:
     assert {json.loads(line)["input"] for line in lines} == set(told) - {"notes.txt"}
 
 
+def test_a_table_of_pictures_is_of_the_command_that_was_given(run: Run, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        shutil.copy(STILLS / "admiral.png", folder / name)
+    run("image", [folder], output, report=False)
+    assert (output / "annotated" / "b.png").is_file()
+    # Other formats: no table of another run stays, from which a third would take its rows.
+    run("image", [folder], output, report=False, formats=("csv",))
+    assert not (output / "faces.parquet").exists()
+    # A picture that fails now has no result, not that of before.
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:500])
+    results = run("image", [folder], output, report=False, formats=("csv",))
+    assert {name: result.status for name, result in results.items()} == {
+        "a.png": "skipped", "b.png": "failed",
+    }  # fmt: skip
+    assert set(read_timeline(output / "faces.csv")["input"]) == {"a.png"}
+    assert not (output / "annotated" / "b.png").exists()
+    assert json.loads((output / "run.json").read_text())["pictures"]["analyzed"] == 1
+
+
+def test_what_joins_all_recordings_follows_the_command(run: Run, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    shutil.copy(CLIPS / "rotated.mp4", folder / "b.mp4")
+    run("video", [folder], output, annotate=False)
+    (output / "summary.csv").unlink()
+    (output / "index.html").unlink()
+    participants = tmp_path / "participants.csv"
+    participants.write_text("file,group\na,young\nb,old\n")
+    results = run("video", [folder], output, annotate=False, participants=participants)
+    assert [result.status for result in results.values()] == ["skipped"]
+    assert pd.read_csv(output / "summary.csv")["group"].tolist() == ["old"]
+    assert (output / "index.html").is_file()
+    # As if all had been done in one run.
+    shutil.copy(CLIPS / "rotated.mp4", folder / "a.mp4")
+    run("video", [folder], output, annotate=False, participants=participants)
+    run("video", [folder], tmp_path / "at_once", annotate=False, participants=participants)
+    joined = (output / "summary.csv").read_bytes()
+    assert joined == (tmp_path / "at_once" / "summary.csv").read_bytes()
+    # A summary that somebody has spoilt is left out and named.
+    (output / "a.mp4" / "summary.csv").write_text("a,b\n1,2\n")
+    run("video", [folder], output, annotate=False, participants=participants)
+    assert pd.read_csv(output / "summary.csv")["file"].tolist() == ["b.mp4"]
+
+
+def test_a_slip_in_the_participants_costs_no_work(run: Run, tmp_path: Path) -> None:
+    participants = tmp_path / "participants.csv"
+    participants.write_text("file,episodes\nrotated,3\n")
+    with pytest.raises(UsageError, match="episodes is a column of the summary"):
+        run("video", [CLIPS / "rotated.mp4"], tmp_path / "out", participants=participants)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_limit_of_pixels_holds_from_python(toy_model: Path) -> None:
+    options = AnalyzeOptions(model=str(toy_model), max_pixels=1000)
+    with pytest.raises(InputError) as caught:
+        analyze_video(CLIPS / "rotated.mp4", options)
+    assert caught.value.reason is Reason.TOO_LARGE
+
+
 def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
     options: AnalyzeOptions, tmp_path: Path
 ) -> None:
@@ -349,6 +417,26 @@ def test_few_videos_are_open_at_a_time(toy_model: Path, tmp_path: Path) -> None:
     assert first.job.name == "00.mp4"
     assert len(begun) < 15
     assert len(list(results)) == 29
+
+
+def test_what_fails_between_two_videos_costs_none(toy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(6):
+        make_clip(tmp_path / "in" / f"{index}.mp4", 3)
+    begun: list[str] = []
+
+    def begin(name: str) -> None:
+        begun.append(name)
+        if begun.count("3.mp4") == 1 and name == "3.mp4":
+            time.sleep(2)  # by then those before are done with
+            raise MemoryError
+
+    options, outputs = AnalyzeOptions(model=str(toy_model)), OutputOptions(report=False)
+    jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, ("cpu", None, 2))
+    results = list(run_jobs(*jobs, Silence(), Watch(begin)))  # type: ignore[arg-type]
+    assert [result.job.name for result in results] == [f"{index}.mp4" for index in range(6)]
+    assert {result.status for result in results} == {"ok"}
+    assert begun.count("3.mp4") == 2
 
 
 def test_what_the_stream_fails_on_is_tried_alone(
@@ -520,7 +608,7 @@ def test_other_results_are_made_when_others_are_asked_for(change: dict[str, obje
     options = AnalyzeOptions()
     plain = hash_settings(options, OutputOptions(), "0")
     assert hash_settings(options, OutputOptions(**change), "0") != plain  # type: ignore[arg-type]
-    assert hash_settings(options, OutputOptions(overwrite=True), "0") == plain
+    assert hash_settings(options, OutputOptions(overwrite=True, timeout_s=9), "0") == plain
     assert hash_settings(options, OutputOptions(), "1") != plain
 
 

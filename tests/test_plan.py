@@ -1,6 +1,7 @@
 """The dry run: what it finds in files, and estimates that come from real work."""
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -8,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from batchfer import analyze_video
 from batchfer.analyzer import Analyzer, estimate_frames
 from batchfer.cli import format_plan
 from batchfer.errors import NothingToDoError
 from batchfer.media import VideoReader
-from batchfer.plan import make_plan, time_video
-from batchfer.schema import AnalyzeOptions, MediaInfo, OutputOptions
+from batchfer.plan import make_plan, time_encoding, time_pictures, time_video
+from batchfer.schema import AnalyzeOptions, Job, MediaInfo, OutputOptions
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 MACHINE = ("cpu", None, 2)
@@ -78,15 +80,34 @@ def test_the_frames_to_come_are_estimated(
     assert estimate_frames(info, options) == n_frames
 
 
-@pytest.mark.parametrize("options", [{"detect_every": 5}, {"every": 20}], ids=str)
+@pytest.mark.parametrize("options", [{"detect_every": 5}, {"every": 5}, {"every": 20}], ids=str)
 def test_a_clip_is_timed_as_it_will_be_analyzed(
-    options: dict[str, int], toy_model: Path, count_searched: Callable[[Analyzer], list[int]]
+    options: dict[str, int], toy_model: Path, count_searched: Callable[..., list[int]]
 ) -> None:
     analyzer = Analyzer(AnalyzeOptions(model=str(toy_model), **options), *MACHINE)
-    searched = count_searched(analyzer)
-    with VideoReader(SAMPLES / "clips" / "portrait.mp4") as reader:
+    path = SAMPLES / "clips" / "portrait.mp4"
+    with VideoReader(path) as reader:
         info = reader.info
-    rate, bytes_a_pixel = time_video(info, analyzer, True)
-    assert 0 < sum(searched) < 75, "not every frame of 150 is searched for faces"
-    assert 0.1 < rate < 2000
-    assert bytes_a_pixel > 0
+    searched = count_searched(analyzer)
+    rate, nothing = time_video(info, analyzer, False)
+    assert sum(searched) < 2 * 75, "not every frame of 150 is searched for faces"
+    assert nothing == 0
+    started = time.monotonic()
+    n_frames = len(analyze_video(path, analyzer=analyzer).table["frame"].unique())
+    taken_s = time.monotonic() - started
+    assert 0.2 < taken_s * rate / n_frames < 5
+    slower, bytes_a_pixel = time_video(info, analyzer, True)
+    assert slower < 1.2 * rate
+    # Whatever is analyzed, all frames are drawn.
+    assert bytes_a_pixel == pytest.approx(time_encoding(info)[1], rel=0.1)
+    assert 0 < bytes_a_pixel < 0.05
+
+
+def test_pictures_are_timed_as_they_will_be_analyzed(
+    toy_model: Path, count_searched: Callable[..., list[int]]
+) -> None:
+    analyzer = Analyzer(AnalyzeOptions(model=str(toy_model)), *MACHINE)
+    looked = count_searched(analyzer, "detect_in_stills")
+    jobs = [Job(path, path.name, path) for path in sorted((SAMPLES / "stills").iterdir())]
+    assert 0 < time_pictures(jobs, analyzer) < 60
+    assert looked == [1] * len(jobs)

@@ -307,6 +307,19 @@ def test_the_header_tells_what_happened_to_the_frames() -> None:
         assert told in text, told
 
 
+def test_frames_that_were_not_asked_for_are_not_lost() -> None:
+    facts = {**FACTS, "options": {**FACTS.get("options", {}), "start_s": None, "end_s": 1.0}}
+    text = check_page(render_report(make_timeline(1000, 1), facts)).text
+    assert "3 damaged" in text
+    assert "fewer" not in text
+
+
+def test_a_lone_frame_without_a_face_is_told() -> None:
+    text = " ".join(check_page(render_report(make_timeline(1, 0), {})).text.split())
+    assert "no face" in text
+    assert "Nothing to mark" not in text
+
+
 def test_names_are_text_wherever_they_stand() -> None:
     timeline = make_timeline(100, 1)
     table = timeline.table.assign(person=pd.array([EVIL] * 100, "string"))
@@ -475,6 +488,18 @@ def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
     assert "1:15" in page.text
     assert "75%" in page.text
     assert {"happy 75%", "sad 25%"} <= set(page.values("title"))
+
+
+def test_the_rate_in_the_index_is_of_what_this_run_did(tmp_path: Path) -> None:
+    jobs = [Job(Path(name), name, tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    results = [
+        JobResult(jobs[0], "skipped", Reason.UP_TO_DATE, n_frames=90_000),
+        JobResult(jobs[1], "ok", n_frames=100, seconds=10.0),
+    ]
+    write_index(tmp_path / "index.html", results)
+    text = check_page((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert "90,100" in text
+    assert "10.0 frames/s" in text
 
 
 def test_an_empty_index(tmp_path: Path) -> None:

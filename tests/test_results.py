@@ -10,8 +10,9 @@ import pytest
 
 from batchfer.cli import app, run_command
 from batchfer.errors import OutputError
-from batchfer.results import ResultsProcess, load_result, write_results
-from batchfer.schema import OutputOptions
+from batchfer.results import ResultsProcess, load_result, write_index_pages, write_results
+from batchfer.schema import Job, JobResult, OutputOptions
+from batchfer.timeline import read_table
 
 ROOT = Path(__file__).parent.parent
 CLIPS = ROOT / "samples" / "clips"
@@ -91,6 +92,30 @@ def test_a_slip_in_the_users_tables_costs_no_work(tmp_path: Path, toy_model: Pat
     words = ["video", CLIPS / "rotated.mp4", "-o", tmp_path / "out", "--events", events]
     assert run(*words, "--model", toy_model) == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_names_are_joined_as_they_are(batch: Path, tmp_path: Path) -> None:
+    results = []
+    for name, own in (("portrait.mp4", "007"), ("rotated.mp4", "NA")):
+        folder = Path(shutil.copytree(batch / name, tmp_path / "out" / name))
+        (folder / "people.csv").write_text(f"face_id,name\n0,{own}\n")
+        assert run("report", folder, "--people", folder / "people.csv", "-q") == 0
+        results.append(JobResult(Job(CLIPS / name, name, folder), "ok", n_frames=1))
+    write_index_pages(tmp_path / "out", results, OutputOptions(report=False), None)
+    summary = read_table(tmp_path / "out" / "summary.csv", {"file": "string", "person": "string"})
+    assert summary["person"].tolist() == ["007", "NA"]
+
+
+def test_bins_and_events_are_redone_with_the_rest(result: Path) -> None:
+    before = {name: pd.read_csv(result / name) for name in ("bins.csv", "events.csv")}
+    (result / "people.csv").write_text("face_id,name\n0,Eileen\n")
+    assert run("report", result, "--people", result / "people.csv", "--smooth", "0", "-q") == 0
+    for name, old in before.items():
+        new = pd.read_csv(result / name)
+        assert set(new["person"].dropna()) == {"Eileen"}
+        assert len(new) == len(old)
+        assert set(new.columns) == set(old.columns)
+    assert pd.read_csv(result / "events.csv")["name"].tolist() == ["first", "last"]
 
 
 def test_reports_are_redone_without_tensorflow(result: Path) -> None:

@@ -14,15 +14,17 @@ from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, FaceDetections
 from batchfer.timeline import (
     ROW_GROUP_ROWS,
     TableWriter,
-    TimelineWriter,
     build_empty_table,
     build_table,
-    join_timelines,
+    read_table,
     read_timeline,
-    summarize,
     write_csv,
     write_parquet,
 )
+
+
+def name_files(folder: Path, stem: str = "timeline") -> dict[str, Path]:
+    return {suffix: folder / f"{stem}.{suffix}" for suffix in ("csv", "parquet")}
 
 
 def make_table(n_frames: int = 50, seed: int = 0) -> pd.DataFrame:
@@ -136,29 +138,14 @@ def test_bytes_do_not_depend_on_the_parts(
 ) -> None:
     monkeypatch.setattr("batchfer.timeline.ROW_GROUP_ROWS", 64)
     table = make_table(200)
-    with TimelineWriter(tmp_path, stem="whole") as writer:
+    with TableWriter(name_files(tmp_path, "whole")) as writer:
         writer.append(table)
-    with TimelineWriter(tmp_path, stem="parts") as writer:
+    with TableWriter(name_files(tmp_path, "parts")) as writer:
         for start in range(0, len(table), rows):
             writer.append(table.iloc[start : start + rows])
     for suffix in (".csv", ".parquet"):
         whole = (tmp_path / f"whole{suffix}").read_bytes()
         assert (tmp_path / f"parts{suffix}").read_bytes() == whole
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_joined_parts_equal_the_whole(suffix: str, tmp_path: Path) -> None:
-    table = make_table(90)
-    parts = [tmp_path / f"part{index}{suffix}" for index in range(3)]
-    for part, rows in zip(parts, np.array_split(np.arange(len(table)), 3), strict=True):
-        (write_csv if suffix == ".csv" else write_parquet)(table.iloc[rows], part)
-    with TimelineWriter(tmp_path, stem="joined") as writer:
-        join_timelines(parts, writer)
-    write_csv(table, tmp_path / "whole.csv")
-    write_parquet(table, tmp_path / "whole.parquet")
-    for kind in ("csv", "parquet"):
-        joined = (tmp_path / f"joined.{kind}").read_bytes()
-        assert joined == (tmp_path / f"whole.{kind}").read_bytes()
 
 
 def test_row_groups_have_a_fixed_size_and_no_pandas_metadata(tmp_path: Path) -> None:
@@ -191,9 +178,10 @@ def test_bytes_do_not_depend_on_locale_or_time_zone(tmp_path: Path) -> None:
         "import sys, locale, pathlib; sys.path.insert(0, 'tests')\n"
         "try: locale.setlocale(locale.LC_ALL, '')\n"
         "except locale.Error: pass\n"
-        "from test_timeline import make_table\n"
-        "from batchfer.timeline import TimelineWriter\n"
-        "with TimelineWriter(pathlib.Path(sys.argv[1])) as writer: writer.append(make_table())\n"
+        "from test_timeline import make_table, name_files\n"
+        "from batchfer.timeline import TableWriter\n"
+        "files = name_files(pathlib.Path(sys.argv[1]))\n"
+        "with TableWriter(files) as writer: writer.append(make_table())\n"
     )
     contents = []
     for zone, language in (("UTC", "C"), ("Asia/Kathmandu", "de_DE.UTF-8")):
@@ -213,14 +201,14 @@ def test_bytes_do_not_depend_on_locale_or_time_zone(tmp_path: Path) -> None:
 
 
 def test_nothing_appended_leaves_a_readable_empty_timeline(tmp_path: Path) -> None:
-    with TimelineWriter(tmp_path):
+    with TableWriter(name_files(tmp_path)):
         pass
     for name in ("timeline.csv", "timeline.parquet"):
         pd.testing.assert_frame_equal(read_timeline(tmp_path / name), build_empty_table())
 
 
 def test_only_the_formats_asked_for_are_written(tmp_path: Path) -> None:
-    with TimelineWriter(tmp_path, ("csv",)) as writer:
+    with TableWriter({"csv": tmp_path / "timeline.csv"}) as writer:
         writer.append(make_table(3))
     assert [path.name for path in tmp_path.iterdir()] == ["timeline.csv"]
 
@@ -267,37 +255,23 @@ def test_a_cell_that_is_no_number_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write timeline\.csv"):
-        TimelineWriter(tmp_path / "missing")
+        TableWriter(name_files(tmp_path / "missing"))
 
 
-def test_summary_weights_frames_by_their_time() -> None:
-    detections = FaceDetections(
-        np.array([0, 1, 3]),
-        np.tile(np.float32([0, 0, 9, 9]), (3, 1)),
-        np.ones(3, np.float32),
-        np.zeros((3, 5, 2), np.float32),
+def test_text_comes_back_as_it_was_and_no_formula(tmp_path: Path) -> None:
+    words = ["NA", "None", "007", "=1+1", "'=quoted", 'he said "q"', "a, b", "-", "1e5"]
+    columns = {"=name": "string", "age, years": "Int64", 'the "q"': "float64"}
+    table = pd.DataFrame(
+        {
+            "=name": pd.array(words, "string"),
+            "age, years": pd.array([None, *range(8)], "Int64"),
+            'the "q"': np.linspace(0, 1, 9),
+        }
     )
-    probabilities = np.eye(7, dtype=np.float32)[[3, 3, 4]]
-    # The sad face is shown for 1.0 s, the happy ones for 0.1 s each.
-    times_s = np.array([0.0, 0.1, 0.2, 0.3, 1.3, 1.4])
-    table = build_table(np.arange(6), times_s, detections, np.array([0, 0, 1]), probabilities)
-    summary = summarize(table)
-    assert (summary.n_frames, summary.n_faces, summary.n_people) == (6, 3, 2)
-    assert summary.emotion == "sad"
-    assert summary.shares["sad"] == pytest.approx(1 / 1.2)
-
-
-def test_summary_of_no_face_and_of_nothing() -> None:
-    nothing = FaceDetections.empty()
-    arrays = (nothing, np.zeros(0, np.int64), np.zeros((0, 7), np.float32))
-    summary = summarize(build_table(np.arange(4), np.arange(4) / 25, *arrays))
-    assert (summary.n_frames, summary.n_faces, summary.n_people, summary.emotion) == (4, 0, 0, "")
-    assert summarize(build_empty_table()).n_frames == 0
-
-
-def test_summary_of_pictures_counts_pictures() -> None:
-    table = make_table(2)
-    table["frame"] = 0
-    table["timestamp"] = np.nan
-    table.insert(0, "input", pd.array([f"{i // 2}.jpg" for i in range(len(table))], "string"))
-    assert summarize(table).n_frames == (len(table) + 1) // 2
+    write_csv(table, tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().splitlines()[0] == '\'=name,"age, years","the ""q"""'
+    renamed = {"'=name": "string", **dict(list(columns.items())[1:])}
+    back = read_table(tmp_path / "a.csv", renamed)
+    pd.testing.assert_frame_equal(back, table.rename(columns={"=name": "'=name"}), check_exact=True)
+    with pytest.raises(KeyError):
+        read_table(tmp_path / "a.csv", {"other": "string"})

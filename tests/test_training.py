@@ -32,6 +32,7 @@ from batchfer.schema import EMOTIONS
 from batchfer.training import (
     BASE_SHARES,
     EARLIER_RUNS,
+    _fingerprint,
     ask_teacher,
     average_with_base,
     cosine_rate,
@@ -296,6 +297,8 @@ def test_the_whole_network_learns_in_phases(options: TrainOptions) -> None:
     assert trained.card.recipe["average"] == 0.5
     with pytest.raises(UsageError, match="other data, recipe or seed"):
         train(replace(options, resume=True, seed=1), None, WHOLE)
+    voted = replace(options, votes=Path("votes.csv"))
+    assert _fingerprint(voted, WHOLE) != _fingerprint(options, WHOLE)
 
 
 def test_a_teacher_shares_in_the_targets(
