@@ -142,8 +142,8 @@ def annotate_clip(
     """Draw a timeline onto every frame of its clip.
 
     Between analyzed frames the boxes are interpolated and drawn thin. With ``blur_faces`` faces are
-    made unrecognizable first, also within `HIDE_S` of a frame in which they were found; a face
-    that was never found cannot be hidden.
+    made unrecognizable first, also within `HIDE_S` of a frame in which they were found, and so is
+    all of a frame before or after those analyzed; a face that was missed cannot be hidden.
 
     Raises:
         InputError: the clip cannot be decoded.
@@ -167,8 +167,10 @@ def draw_timeline(table: pd.DataFrame, painter: "FacePainter", blur_faces: bool 
     def draw(image: Images, frame: int, time_s: float) -> Images:
         found, thin = faces.find(frame, time_s)
         if blur_faces:
-            near = faces.find_near(time_s, HIDE_S)
-            image = hide_faces(image, np.concatenate([near, found.boxes]))
+            hidden = np.concatenate([faces.find_near(time_s, HIDE_S), found.boxes])
+            if not faces.covers(time_s):
+                hidden = np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
+            image = hide_faces(image, hidden)
         return painter.draw(image, found, thin)
 
     return draw
@@ -256,6 +258,14 @@ class _FaceTrack:
 
     def _read(self, index: int) -> DrawnFaces:
         return self._faces.slice(int(self._starts[index]), int(self._stops[index]))
+
+    def covers(self, time_s: float) -> bool:
+        """Return whether a time lies within the analyzed part of the clip."""
+        if not len(self._times_s):
+            return False
+        # The last frame is shown about as long as the others.
+        shown_s = float(np.median(np.diff(self._times_s))) if len(self._times_s) > 1 else 0.0
+        return bool(self._times_s[0] - 1e-3 <= time_s <= self._times_s[-1] + shown_s + 1e-3)
 
     def find_near(self, time_s: float, seconds: float) -> npt.NDArray[np.float64]:
         """Return the boxes of all faces within ``seconds`` of a time, ``(N,4)`` px.

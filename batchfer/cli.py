@@ -48,7 +48,8 @@ Rescale = Annotated[
     typer.Option("--rescale", help="Factor on pixels 0-255 for such a model, as in 1/255."),
 ]
 MinFace = Annotated[
-    int, typer.Option("--min-face", min=12, help="Smallest face side to look for, in pixels.")
+    int,
+    typer.Option("--min-face", min=12, help="Smallest face, by its longer side, in pixels."),
 ]
 FaceThreshold = Annotated[
     float, typer.Option("--face-threshold", min=0, max=1, help="Least score of a face.")
@@ -88,6 +89,10 @@ Smooth = Annotated[
 ]
 Bin = Annotated[
     str | None, typer.Option("--bin", help="Write means per time bin, as in 1s, to bins.csv.")
+]
+Events = Annotated[
+    Path | None,
+    typer.Option("--events", help="CSV of file,name,start,end: a summary per window."),
 ]
 People = Annotated[
     Path | None, typer.Option("--people", help="CSV of face_id,name that names the faces.")
@@ -162,10 +167,7 @@ def video(
         Path | None,
         typer.Option("--participants", help="CSV of file,... whose columns summary.csv gets."),
     ] = None,
-    events: Annotated[
-        Path | None,
-        typer.Option("--events", help="CSV of file,name,start,end: a summary per window."),
-    ] = None,
+    events: Events = None,
     blur_faces: BlurFaces = False,
     thumbnails: Thumbnails = True,
     overwrite: Overwrite = False,
@@ -197,7 +199,7 @@ def video(
         rescale=_parse_factor(rescale),
     )
     if options.end_s is not None and options.end_s <= (options.start_s or 0):
-        raise UsageError("--end lies before --start")
+        raise UsageError("--end lies at or before --start, which is 0 by default")
     outputs = OutputOptions(
         formats=_parse_formats(formats),
         annotate=annotate,
@@ -341,6 +343,7 @@ def report(
     people: People = None,
     smooth: Smooth = 0.5,
     bin_: Bin = None,
+    events: Events = None,
     thumbnails: Thumbnails = True,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -351,7 +354,9 @@ def report(
 
     _set_up_logging(quiet, verbose)
     folders = find_results(results)
-    outputs = OutputOptions(thumbnails=thumbnails, smooth_s=smooth, bin_s=_parse_bin(bin_))
+    outputs = OutputOptions(
+        thumbnails=thumbnails, smooth_s=smooth, bin_s=_parse_bin(bin_), events=events
+    )
     for path in redo_reports(folders, outputs, _read_people(people, folders)):
         if not quiet:
             typer.echo(path)
@@ -486,7 +491,7 @@ def train(
         str, typer.Option("--precision", help="auto, float32 or bfloat16.")
     ] = "auto",
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where the run in the output folder ended.")
+        bool, typer.Option("--resume", help="Insist on going on with the run in the folder.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse broken pictures instead of skipping them.")
@@ -912,8 +917,10 @@ def format_plan(plan: "Plan") -> Iterator[str]:
         yield f"timed here: {rate:.0f} frames/s at {width}x{height}"
     minutes = plan.seconds / 60
     took = f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.1f} minutes"
+    if minutes < 2:
+        took = f"{plan.seconds:.0f} seconds"
     disk, memory = plan.disk_bytes / 1e9, plan.memory_bytes / 1e9
-    yield f"estimate: {took}, {disk:.2f} GB on disk, {memory:.1f} GB of memory"
+    yield f"estimate, without the start: {took}, {disk:.2f} GB on disk, {memory:.1f} GB of memory"
 
 
 # --- the process ------------------------------------------------------------------------------

@@ -347,8 +347,12 @@ class FaceSet:
 
     def count_classes(self) -> dict[str, int]:
         """Return the number of faces by emotion."""
-        counts = np.bincount(self.labels, minlength=len(EMOTIONS))
-        return {name: int(n) for name, n in zip(EMOTIONS, counts, strict=True)}
+        return _count_classes(self.labels)
+
+
+def _count_classes(labels: Integers) -> dict[str, int]:
+    counts = np.bincount(labels, minlength=len(EMOTIONS)).tolist()
+    return dict(zip(EMOTIONS, counts, strict=True))
 
 
 def locate_cache() -> Path:
@@ -457,13 +461,13 @@ def _decode_into(
         unfinished.write_text(json.dumps(broken), encoding="utf-8")
 
 
-def check_classes(faces: FaceSet, where: str) -> None:
-    """Refuse faces that cannot train a classifier of seven emotions.
+def check_classes(labels: Integers, where: str) -> None:
+    """Refuse faces that cannot train a classifier of seven emotions, by their labels ``(N,)``.
 
     Raises:
         DataError: A class is missing, or there is only one.
     """
-    counts = faces.count_classes()
+    counts = _count_classes(labels)
     present = [name for name, n in counts.items() if n]
     if len(present) == 1:
         raise DataError(f"{where} shows a single class, {present[0]}; training needs all seven")

@@ -261,6 +261,8 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
     for one, root in zip(lists, options.data, strict=True):
         if not len(one):
             raise DataError(f"{display_name(root)} has no picture in its part {options.part!r}")
+        if options.part in ("train", "test") and not any(one.parts):
+            logger.warning("%s has no parts: all its pictures are measured", display_name(root))
     from batchfer.detector import choose_device
 
     prepare_output(options.output)

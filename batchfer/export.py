@@ -7,6 +7,7 @@ segments of `batchfer.people.find_segments`.
 
 import html
 import mimetypes
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -191,6 +192,11 @@ def _to_clock(ms: int, point: str) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{ms // 1000:02d}{point}{ms % 1000:03d}"
 
 
+def _find_way(document: Path, media: Path) -> str:
+    """Return the relative path from where a document lies to its clip."""
+    return Path(os.path.relpath(media.resolve(), document.resolve().parent)).as_posix()
+
+
 def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
     """Write an ELAN document with a tier per person, linked to the clip by its name."""
     from pympi.Elan import Eaf, to_eaf
@@ -198,8 +204,11 @@ def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
     document = Eaf(author="batchfer")
     document.remove_tier("default")
     mime = mimetypes.guess_type(media.path.name)[0] or "video/unknown"
-    url = f"./{media.path.name}"
-    document.add_linked_file(url, relpath=url, mimetype=mime)
+    near = url = f"./{media.path.name}"
+    if media.path.is_file():
+        url = media.path.resolve().as_uri()
+        near = f"./{_find_way(path, media.path)}"
+    document.add_linked_file(url, relpath=near, mimetype=mime)
     for person, part in segments.groupby("person", sort=False):
         document.add_tier(person)
         for (start, end), emotion in zip(_to_milliseconds(part), part["emotion"], strict=True):
@@ -236,7 +245,8 @@ def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
 
     name = media.path.name
     whole = span(0.0, end_s)
-    reference = otio.schema.ExternalReference(target_url=name, available_range=whole)
+    target = _find_way(path, media.path) if media.path.is_file() else name
+    reference = otio.schema.ExternalReference(target_url=target, available_range=whole)
     clip = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
     for segment in segments.to_dict("records"):
         marker = otio.schema.Marker(

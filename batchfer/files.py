@@ -126,6 +126,10 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     inputs = list(found.values())
     if not inputs:
         where = ", ".join(display_name(path) for path in paths)
+        others = IMAGE_SUFFIXES if kind == "video" else VIDEO_SUFFIXES
+        command = "images" if kind == "video" else "video"
+        if any(result.job.source.suffix.lower() in others for result in skipped):
+            raise NothingToDoError(f"found no {kind} in {where}; try batchfer {command}")
         raise NothingToDoError(f"found no {kind} in {where}")
     names = _name_apart(inputs, RESERVED if kind == "video" else frozenset())
     destinations = _name_outputs(names, kind)

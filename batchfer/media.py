@@ -290,7 +290,7 @@ def _check_frame_size(width: int, height: int, max_pixels: int) -> None:
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise InputError(
-            Reason.TOO_LARGE, f"{width}x{height} pixels exceed the limit of {max_pixels}"
+            Reason.TOO_LARGE, f"{width}x{height} pixels exceed --max-pixels {max_pixels}"
         )
 
 

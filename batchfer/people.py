@@ -648,7 +648,8 @@ def join_recordings(
     """Return the summaries of all recordings as one table.
 
     Its columns are ``file``, those of ``participants`` (`read_participants`), and those of the
-    summaries. A recording that nobody listed has nulls there; one without a person keeps a row.
+    summaries. A recording that nobody listed has nulls there; one without a person keeps a row;
+    what is listed and is no recording is left out.
     """
     named = list(summaries)
     parts = []
@@ -668,7 +669,7 @@ def join_recordings(
             f"participants: the column {taken[0]} is a column of the summary; rename it"
         )
     names = [name for name, _ in named]
-    meant = pd.array(match_files(participants["file"], names), "string")
+    meant = pd.array(match_files(participants["file"], names, warn=False), "string")
     listed = participants.assign(file=meant).dropna(subset=["file"])
     if twice := listed["file"][listed["file"].duplicated()].tolist():
         raise UsageError(f"participants: {twice[0]} stands in more than one row")
@@ -678,11 +679,12 @@ def join_recordings(
 # --- the user's own tables ----------------------------------------------------------------------
 
 
-def match_files(files: Iterable[str], names: Sequence[str]) -> list[str | None]:
+def match_files(files: Iterable[str], names: Sequence[str], warn: bool = True) -> list[str | None]:
     """Return the recording that each file of a user's table means, None where there is none.
 
     ``names`` are the recordings' paths below the given folder. A file may be such a path, its last
-    parts, or these without the ending; it must mean one recording only.
+    parts, or these without the ending; it must mean one recording only. With ``warn`` those that
+    mean none are named.
     """
     endings: dict[str, set[str]] = {}
     for name in names:
@@ -698,7 +700,7 @@ def match_files(files: Iterable[str], names: Sequence[str]) -> list[str | None]:
         if len(meant) > 1:
             one, other, *_ = sorted(meant)
             raise UsageError(f"the file {file} may be {one} or {other}; give more of its path")
-        if not meant:
+        if not meant and warn:
             _log.warning("no recording is called %s", file)
         found.append(next(iter(meant), None))
     return found

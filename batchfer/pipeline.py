@@ -66,6 +66,7 @@ from batchfer.people import (
     assign_people,
     find_emotion,
     join_recordings,
+    match_files,
     read_events,
     read_participants,
     split_events,
@@ -80,6 +81,7 @@ from batchfer.results import (
 )
 from batchfer.schema import (
     EMOTIONS,
+    QUALITY_COLUMNS,
     AnalyzeOptions,
     Floats,
     FrameBatch,
@@ -171,7 +173,7 @@ def analyze_video(
     with VideoReader(Path(path), analyzer.options.max_pixels) as reader:
         linker = FaceLinker(analyzer)
         tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
-        table = pd.concat(tables or [build_empty_table()], ignore_index=True)
+        table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)
         return Timeline(reader.info, assign_people(table, linker.join_people()))
 
 
@@ -217,6 +219,7 @@ def run_jobs(
     participants = None
     if outputs.participants is not None:
         participants = read_participants(outputs.participants)
+        match_files(participants["file"], recordings)
         nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
         join_recordings([(name, nobody) for name in recordings], participants)
     events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
@@ -232,6 +235,11 @@ def run_jobs(
             has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
             if entry is not None and has_rows and has_files and not outputs.overwrite:
                 current.append(recall_result(job, entry))
+            elif kind == "video" and not outputs.overwrite and (other := find_other(job)):
+                where = f"{display_name(job.destination)} holds the results of {other}"
+                advice = "give another -o, or --overwrite"
+                detail = f"{where}; {advice}"
+                current.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
             else:
                 todo.append(job)
         results = [*skipped, *current]
@@ -271,7 +279,8 @@ def run_jobs(
             table = read_timeline(output / f"faces.{outputs.formats[-1]}")
             facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
             page = output / "report.html"
-            write_images_report(page, table, facts, results, thumbnails=outputs.thumbnails)
+            shows_faces = outputs.thumbnails and not outputs.blur_faces
+            write_images_report(page, table, facts, results, thumbnails=shows_faces)
 
 
 @dataclass(frozen=True)
@@ -326,12 +335,29 @@ class Batch:
         self.journal.append(marked, self.settings)
 
 
+def find_other(job: Job) -> str:
+    """Return the video whose results stand where those of a job shall go, "" if it is the job's."""
+    try:
+        facts = json.loads((job.destination / "run.json").read_text(encoding="utf-8"))
+        source = str(facts["source"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return "" if source == describe_source(job) else source
+
+
+def describe_source(job: Job) -> str:
+    """Return the absolute path of an input, as ``run.json`` names it."""
+    return str(display_name(Path(os.path.abspath(job.source))))  # noqa: PTH100
+
+
 def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
     """Return the outcome of an input that an earlier run finished and that has not changed."""
     return JobResult(
         job,
         "skipped",
         Reason.UP_TO_DATE,
+        # What was lost stays lost.
+        f"partial: {entry['reason']}, {entry['detail']}" if entry["status"] == "partial" else "",
         n_frames=entry.get("frames", 0),
         n_faces=entry.get("faces", 0),
         n_people=entry.get("people", 0),
@@ -684,7 +710,8 @@ class VideoParts:
     def join(self) -> pd.DataFrame:
         """Return the rows of all parts and of what came since the last."""
         tables = [read_timeline(path.with_suffix(".parquet")) for path in self._states]
-        return pd.concat([*tables, *self._tables] or [build_empty_table()], ignore_index=True)
+        nothing = build_empty_table(QUALITY_COLUMNS)
+        return pd.concat([*tables, *self._tables] or [nothing], ignore_index=True)
 
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:
@@ -713,7 +740,7 @@ def describe_video(
     return {
         "batchfer": __version__,
         "input": result.job.name,
-        "source": str(display_name(Path(os.path.abspath(result.job.source)))),  # noqa: PTH100
+        "source": describe_source(result.job),
         "status": result.status,
         "reason": result.reason,
         "detail": result.detail,
@@ -737,6 +764,7 @@ def describe_video(
             "first_bad_s": reader.first_bad_s,
             "missing_s": reader.gaps if reader.loss() else [],
         },
+        "blur_faces": batch.outputs.blur_faces,
         **describe_run(batch),
     }
 
@@ -799,7 +827,7 @@ def analyze_images(
 
 def build_empty_pictures_table() -> pd.DataFrame:
     """Return a table of no rows whose first column is ``input``."""
-    table = build_empty_table()
+    table = build_empty_table(QUALITY_COLUMNS)
     table.insert(0, "input", pd.Series(dtype="string"))
     return table
 
@@ -1012,6 +1040,8 @@ def run_images(
                 without_result.add(result.job.name)
                 result.job.destination.unlink(missing_ok=True)
             yield result
+    if others := len(rows.names - {job.name for job in everything}):
+        logger.warning("%d pictures that this command does not name leave the table", others)
     kept = [job for job in everything if job.name not in without_result]
     table = rows.publish(kept, batch.outputs.formats)
     faces = table[table["face_id"].notna()]

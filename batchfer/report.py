@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.boxes import crop_faces
-from batchfer.errors import InputError
+from batchfer.errors import InputError, Reason
 from batchfer.files import atomic_write, display_name
 from batchfer.media import read_frames, read_image
 from batchfer.people import (
@@ -933,13 +933,17 @@ def _tell_result(
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     frames = (facts or {}).get("frames") or {}
+    # What was done before counts as what it was then.
+    status, reason, detail = str(result.status), str(result.reason or ""), result.detail
+    if result.reason is Reason.UP_TO_DATE and facts and "status" in facts:
+        status, reason, detail = (str(facts.get(k) or "") for k in ("status", "reason", "detail"))
     n_frames = result.n_frames or frames.get("analyzed") or 0
     with_face = frames.get("with_face")
     return {
         "name": display_name(result.job.name),
-        "status": result.status,
-        "reason": str(result.reason or "").replace("_", " "),
-        "detail": result.detail,
+        "status": status,
+        "reason": reason.replace("_", " "),
+        "detail": detail,
         "duration_s": ((facts or {}).get("media") or {}).get("duration_s"),
         "n_frames": n_frames,
         "face_share": with_face / n_frames if with_face is not None and n_frames else None,

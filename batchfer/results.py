@@ -28,6 +28,8 @@ from batchfer.people import (
     bin_timeline,
     find_segments,
     join_recordings,
+    read_events,
+    split_events,
     summarize_events,
     summarize_people,
 )
@@ -77,7 +79,7 @@ def write_results(
             folder / "report.html",
             timeline,
             facts,
-            source=source if outputs.thumbnails else None,
+            source=source if outputs.thumbnails and not outputs.blur_faces else None,
             video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
             smooth_s=outputs.smooth_s,
             summary=summary,
@@ -238,20 +240,28 @@ def redo_reports(
 ) -> Iterator[Path]:
     """Write summary, segments and report of finished videos again; yield each report.
 
-    So are bins and events that are there.
+    So are bins and events that are there, and those that are asked for.
 
     Args:
         folders: The result folders.
-        outputs: Smoothing, bins and thumbnails.
+        outputs: Smoothing, bins, events and thumbnails.
         people: The user's name of each ``face_id``, for a single folder.
+
+    Raises:
+        UsageError: A result, or the table of events, cannot be read.
     """
+    windows = None if outputs.events is None else read_events(outputs.events)
     for folder in folders:
         timeline, facts = load_result(folder)
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
         source = timeline.media.path if timeline.media.path.is_file() else None
         bin_s, events = _read_windows(folder)
-        wanted = replace(outputs, bin_s=outputs.bin_s or bin_s)
+        if windows is not None:
+            events = split_events(windows, [facts["input"]]).get(facts["input"])
+        # A video whose faces were hidden shows none of them in its report either.
+        hidden = bool(facts.get("blur_faces"))
+        wanted = replace(outputs, bin_s=outputs.bin_s or bin_s, blur_faces=hidden)
         write_results(folder, timeline, facts, source, wanted, events)
         yield folder / "report.html"
 
@@ -287,7 +297,7 @@ def redo_videos(
         source: Where the video is now, for a single folder; else where it was.
 
     Raises:
-        UsageError: The video is gone.
+        UsageError: The video is gone, or another one.
     """
     for folder in folders:
         timeline, _ = load_result(folder)
@@ -296,6 +306,14 @@ def redo_videos(
             raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
+        with VideoReader(clip) as reader:
+            sizes = [(media.width, media.height) for media in (reader.info, timeline.media)]
+        if sizes[0] != sizes[1]:
+            (width, height), (own_width, own_height) = sizes
+            raise UsageError(
+                f"{display_name(clip)} has {width}x{height} px, not the {own_width}x{own_height} "
+                "of the video that was analyzed"
+            )
         with atomic_write(folder / "annotated.mp4") as path:
             draw_video(clip, timeline, path, blur_faces)
         yield folder / "annotated.mp4"
@@ -311,17 +329,26 @@ def export_results(
     """Write timelines in another tool's format; yield each file.
 
     Args:
-        paths: Timelines (``.csv``, ``.parquet``), or result folders that hold one.
+        paths: Timelines (``.csv``, ``.parquet``), or folders with or of results.
         to: One of `batchfer.export.FORMATS`.
         output: The file to write, for a single timeline; else ``<format>.<suffix>`` beside it.
         people: The user's name of each ``face_id``, for a single timeline.
         smooth_s: Smoothing of the formats that hold segments, in seconds.
     """
+    located_all = []
     for path in paths:
-        folder = path if path.is_dir() else path.parent
-        located = _locate_timeline(path) if path.is_dir() else path
-        if located is None or not located.is_file():
-            raise UsageError(f"{display_name(path)}: no timeline there")
+        if not path.is_dir():
+            located_all.append(path)
+        elif (own := _locate_timeline(path)) is not None:
+            located_all.append(own)
+        else:
+            located_all += [_locate_timeline(folder) or folder for folder in find_results([path])]
+    if output is not None and len(located_all) > 1:
+        raise UsageError("-o goes with one timeline")
+    for located in located_all:
+        folder = located.parent
+        if not located.is_file():
+            raise UsageError(f"{display_name(located)}: no timeline there")
         if (folder / "run.json").is_file():
             media = load_result(folder)[0].media
         else:

@@ -78,7 +78,8 @@ def supervise(
         worker = Worker(task)
         try:
             for result in worker.results(progress):
-                key = hash((result.job.source, result.job.name))
+                is_double = result.reason is Reason.DUPLICATE
+                key = hash((result.job.source, result.job.name, is_double))
                 if key not in told:  # a new worker calls "up to date" what the one before it did
                     told.add(key)
                     yield result

@@ -90,11 +90,12 @@ def build_table(
     return pd.DataFrame(columns)
 
 
-def build_empty_table() -> pd.DataFrame:
-    """Return a table of no rows."""
+def build_empty_table(more: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """Return a table of no rows; ``more`` columns follow, each with its pandas dtype."""
     nothing = np.zeros(0, np.int64)
     probabilities = np.zeros((0, len(EMOTIONS)), np.float32)
-    return build_table(nothing, np.zeros(0), FaceDetections.empty(), nothing, probabilities)
+    table = build_table(nothing, np.zeros(0), FaceDetections.empty(), nothing, probabilities)
+    return table.assign(**{name: pd.Series(dtype=dtype) for name, dtype in (more or {}).items()})
 
 
 # --- writing ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from batchfer.architectures import (
 from batchfer.boxes import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.classifier import load_network
 from batchfer.datasets import (
+    FaceList,
     FaceSet,
     TrainingBatches,
     check_classes,
@@ -113,14 +114,16 @@ def describe_run(options: TrainOptions) -> Iterator[str]:
         UsageError: An option cannot be meant as given.
         DataError: The data is refused.
     """
-    yield format_recipe(find_recipe(options))
-    for root in options.data:
-        faces = list_faces(root)
+    recipe = find_recipe(options)
+    yield format_recipe(recipe)
+    lists = [list_faces(root) for root in options.data]
+    for root, faces in zip(options.data, lists, strict=True):
         for part in dict.fromkeys(faces.parts):
             own = faces.select([row for row, name in enumerate(faces.parts) if name == part])
             counts = np.bincount(own.labels, minlength=len(EMOTIONS))
             classes = ", ".join(f"{n} {name}" for name, n in zip(EMOTIONS, counts, strict=True))
             yield f"{display_name(root)} {part or 'all'}: {len(own)} pictures ({classes})"
+    _choose_training(lists, options, recipe)
 
 
 # --- data -------------------------------------------------------------------------------------
@@ -142,13 +145,9 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     Raises:
         DataError: The data cannot train a classifier of the seven emotions.
     """
-    lists = [list_faces(root) for root in options.data]
+    kept = _choose_training([list_faces(root) for root in options.data], options, recipe)
     cache = options.cache or locate_cache()
-    wanted = ("train", "val", "", *(("test", "PublicTest") if recipe.validate_on_test else ()))
-    kept = [one.select([i for i, part in enumerate(one.parts) if part in wanted]) for one in lists]
-    where = ", ".join(display_name(root) for root in options.data)
-    if not any(len(one) for one in kept):
-        raise DataError(f"{where}: no training picture")
+    where = _name_data(options)
     if recipe.per_class is not None:
         kept = draw_per_class(kept, recipe.per_class, options.seed)
     kept = [one for one in kept if len(one)]
@@ -156,7 +155,7 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     votes = read_votes(options.votes) if options.votes else {}
     if options.hard_votes:
         faces = relabel_by_majority(faces, votes)
-    check_classes(faces, where)
+    check_classes(faces.labels, where)
     faces = soften_targets(
         faces, {} if options.hard_votes else votes, recipe.vote_share, recipe.smoothing
     )
@@ -171,13 +170,30 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
         faces = keep_frequencies(faces)
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)
-    check_classes(training, f"the training part of {where}")
+    check_classes(training.labels, f"the training part of {where}")
     if not options.dedupe:
         return Splits(training, validation)
     doubles = find_near_duplicates(training, validation)
     repeated = find_near_duplicates(validation, training)
     logger.info("%d training faces repeat a validation face and are left out", doubles.sum())
     return Splits(training.select(~doubles), validation, int(doubles.sum()), repeated)
+
+
+def _choose_training(
+    lists: Sequence[FaceList], options: TrainOptions, recipe: Recipe
+) -> list[FaceList]:
+    """Return the pictures to train on and to validate on."""
+    wanted = ("train", "val", "", *(("test", "PublicTest") if recipe.validate_on_test else ()))
+    kept = [one.select([i for i, part in enumerate(one.parts) if part in wanted]) for one in lists]
+    labels = np.concatenate([one.labels for one in kept])
+    if not len(labels):
+        raise DataError(f"{_name_data(options)}: no training picture")
+    check_classes(labels, _name_data(options))
+    return kept
+
+
+def _name_data(options: TrainOptions) -> str:
+    return ", ".join(display_name(root) for root in options.data)
 
 
 def ask_teacher(card: ModelCard, teacher: Any, faces: FaceSet) -> Floats:
@@ -630,11 +646,11 @@ class TrainingRun:
             raise UsageError(f"nothing to resume in {display_name(self.options.output)}")
         state = read_state(path)
         if state is None:
-            raise UsageError(f"{display_name(path)} is damaged; start without --resume")
+            raise UsageError(f"{display_name(path)} is damaged; give another -o")
         if state.settings != self.state.settings:
             raise UsageError(
-                "the run to resume had other data, recipe or seed; start without --resume, or "
-                "give the settings of that run"
+                "the run to resume had other data, recipe or seed; give the settings of that run, "
+                "or another -o"
             )
         self.state = state
         self._started = time.monotonic()
@@ -712,7 +728,7 @@ def _catch_signals(run: TrainingRun) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        logger.warning("stopped after %d batches; --resume goes on", run.state.batches_done)
+        logger.warning("stopped after %d batches", run.state.batches_done)
         for number, handler in previous.items():
             signal.signal(number, handler)
         if received and received[0] == signal.SIGTERM:
@@ -778,7 +794,8 @@ def train(
     """Train a network and write model, card, curves and log into ``options.output``.
 
     The files are ``<model>.keras``, ``<model>.json``, ``log.csv``, ``curve.png`` and, on request,
-    ``<model>.h5``; checkpoints live below ``.batchfer``. ``recipe`` replaces the named one.
+    ``<model>.h5``; checkpoints live below ``.batchfer``, and the same call goes on from them.
+    ``recipe`` replaces the named one.
 
     Raises:
         UsageError: An option cannot be meant as given.
@@ -790,6 +807,7 @@ def train(
     recipe = recipe or find_recipe(options)
     prepare_output(options.output)
     with lock_output(options.output):
+        options = _find_own_run(options, recipe)
         splits = prepare_data(options, recipe)
         keras.utils.set_random_seed(options.seed)
         keras.config.set_dtype_policy(choose_precision(options, recipe))
@@ -810,6 +828,25 @@ def train(
         share = average_with_base(best, options, recipe, splits.validation)
         runs = trace_runs(options, done)
         return publish(best, options, recipe, splits, run.history, share, runs)
+
+
+def _find_own_run(options: TrainOptions, recipe: Recipe) -> TrainOptions:
+    """Return the options with ``resume`` where the output folder holds this very run.
+
+    Raises:
+        UsageError: It holds another one, or its model, which would be lost.
+    """
+    path = options.output / PARTS_FOLDER / "state.json"
+    if options.resume:
+        return options
+    if path.is_file():
+        state = read_state(path)
+        if state is not None and state.settings == _fingerprint(options, recipe):
+            logger.warning("going on after %d batches", state.batches_done)
+            return replace(options, resume=True)
+    elif not (options.output / f"{options.model}.keras").exists():
+        return options
+    raise UsageError(f"{display_name(options.output)} holds another run; give another -o")
 
 
 def repeat_runs(model: str, options: TrainOptions, progress: Progress | None = None) -> Trained:

@@ -14,6 +14,7 @@ from batchfer.annotate import (
     FacePainter,
     annotate_clip,
     draw_faces,
+    draw_timeline,
     interpolate_faces,
 )
 from batchfer.media import VideoReader, VideoWriter
@@ -47,6 +48,23 @@ def measure_changes(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8])
     """The box ``x1 y1 x2 y2`` around all changed pixels."""
     rows, columns = np.nonzero((before != after).any(axis=-1))
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 160, 3)).astype(np.uint8)
+    nobody = np.zeros((0, 7), np.float32)
+    times_s = np.array([2.0, 2.5, 3.0])
+    table = build_table(
+        np.arange(50, 80, 12)[:3], times_s, FaceDetections.empty(), np.zeros(0, np.int64), nobody
+    )
+    draw = draw_timeline(table, FacePainter(), blur_faces=True)
+    for time_s, is_clear in ((0.0, False), (1.9, False), (2.0, True), (3.4, True), (3.6, False)):
+        drawn = draw(image, round(25 * time_s), time_s)
+        assert np.array_equal(drawn, image) == is_clear
+        assert is_clear or len(np.unique(drawn.reshape(-1, 3), axis=0)) < 100
+    assert not np.array_equal(
+        draw_timeline(table[:0], FacePainter(), blur_faces=True)(image, 0, 0.0), image
+    )
 
 
 def test_no_face_changes_nothing() -> None:

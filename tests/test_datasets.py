@@ -104,15 +104,14 @@ def test_class_folders_beside_parts_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_single_classes_are_refused(tmp_path: Path) -> None:
-    images = np.stack([draw_face(3, seed, 24) for seed in range(4)])
     with pytest.raises(DataError, match="single class, happy"):
-        check_classes(make_faces(images, [3, 3, 3, 3]), "here")
+        check_classes(np.array([3, 3, 3, 3]), "here")
     with pytest.raises(DataError, match=r"no picture of angry.*neutral"):
-        check_classes(make_faces(images, [3, 3, 4, 4]), "here")
+        check_classes(np.array([3, 3, 4, 4]), "here")
     write_class_folders(tmp_path, {"": 1})
     (tmp_path / "fear" / "0.png").unlink()
     with pytest.raises(DataError, match="no picture of fear"):
-        check_classes(load(tmp_path, tmp_path / ".c"), "here")
+        check_classes(load(tmp_path, tmp_path / ".c").labels, "here")
 
 
 def test_fer_csv(tmp_path: Path) -> None:

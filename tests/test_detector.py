@@ -100,6 +100,18 @@ def test_larger_minimum_faces_work_where_stock_finds_nothing(stock: mtcnn.MTCNN)
     assert (np.diff(faces.boxes[:, 0]) > 30).all()
 
 
+def test_no_face_is_smaller_than_the_minimum() -> None:
+    sides = [
+        (faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1)
+        for faces in (Detector(min_face_px=px).detect(MOVING) for px in (40, 100))
+    ]
+    least = float(np.median(sides[0]))
+    larger = Detector(min_face_px=int(least)).detect(MOVING)
+    assert 0 < len(larger) < len(sides[0])
+    assert ((larger.boxes[:, 2:] - larger.boxes[:, :2]).max(axis=1) >= int(least)).all()
+    assert (sides[1] >= 100).all()
+
+
 def test_the_pyramid_keeps_stocks_levels_at_any_minimum() -> None:
     """Else faces near the thresholds come and go with the minimum."""
     sizes, scales = Detector(min_face_px=20)._plan_pyramid(360, 640)

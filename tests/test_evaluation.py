@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,6 +287,16 @@ def test_models_are_listed_and_checked(
         stream.write(b"\0")
     assert run("models") == ExitCode.MODEL
     assert "DAMAGED" in capsys.readouterr().out
+
+
+def test_a_dry_run_refuses_what_training_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_class_folders(tmp_path / "data", {"": 2})
+    shutil.rmtree(tmp_path / "data" / "fear")
+    words = ["train", str(tmp_path / "data"), "-o", str(tmp_path / "out"), "--dry-run"]
+    assert run_command(lambda: app(words)) == ExitCode.MODEL
+    assert "no picture of fear" in capsys.readouterr().err
 
 
 def test_dry_run_prints_recipe_and_data(

@@ -416,6 +416,13 @@ def test_results_among_the_inputs_are_no_inputs(toy_model: Path, tmp_path: Path)
         assert set(told) == {"face.png", "below/face.png"}
         assert set(told.values()) == expected
         assert [r.reason for r in results].count("duplicate") == 1
+    words = ("images", folder, folder / "face.png", "-o", output, "--model", toy_model, "--json")
+    code, out, _ = Command(*words).finish()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    names = [entry["input"] for entry in lines]
+    assert sorted(names) == ["below/face.png", "face.png", "face.png"], "each is told"
+    assert [entry["input"] for entry in lines if entry["reason"] == "duplicate"] == ["face.png"]
     assert (folder / "face.png").read_bytes() == (STILLS / "admiral.png").read_bytes()
 
 
@@ -656,7 +663,9 @@ def test_lost_frames_are_told_and_may_be_allowed(toy_model: Path, tmp_path: Path
     missing_s = sum(end_s - start_s for start_s, end_s in facts["missing_s"])
     assert missing_s * 24 == pytest.approx(96 - len(table), abs=2)
     code, out, _ = Command("video", clip, *options).finish()
-    assert (code, json.loads(out)["reason"]) == (0, "up_to_date")
+    entry = json.loads(out)
+    assert (code, entry["reason"]) == (0, "up_to_date")
+    assert entry["detail"].startswith("partial: corrupt, "), "what was lost stays lost"
 
 
 def test_the_limit_of_pixels_holds_for_video(toy_model: Path, tmp_path: Path) -> None:

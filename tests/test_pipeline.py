@@ -30,6 +30,7 @@ from batchfer.errors import (
 )
 from batchfer.journal import hash_settings
 from batchfer.pipeline import Watch, run_jobs
+from batchfer.results import redo_reports
 from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
@@ -278,6 +279,59 @@ def test_a_slip_in_the_participants_costs_no_work(run: Run, tmp_path: Path) -> N
     with pytest.raises(UsageError, match="episodes is a column of the summary"):
         run("video", [CLIPS / "rotated.mp4"], tmp_path / "out", participants=participants)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_video_replaces_the_results_of_another(run: Run, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    clips = [tmp_path / name / "clip.mp4" for name in ("one", "other")]
+    shutil.copy(CLIPS / "rotated.mp4", clips[0])
+    make_clip(clips[1], 5)
+    few = {"annotate": False, "report": False}
+    run("video", [clips[0]], output, **few)
+    before = (output / "clip.mp4" / "timeline.csv").read_bytes()
+    (result,) = run("video", [clips[1]], output, **few).values()
+    assert (result.status, result.reason) == ("failed", "output_error")
+    assert str(clips[0]) in result.detail and "--overwrite" in result.detail
+    assert (output / "clip.mp4" / "timeline.csv").read_bytes() == before
+    (result,) = run("video", [clips[0]], output, **few).values()
+    assert result.reason == "up_to_date", "what is there is still known"
+    (result,) = run("video", [clips[1]], output, overwrite=True, **few).values()
+    assert result.status == "ok"
+    # The same one, changed, is done again.
+    make_clip(clips[1], 7)
+    (result,) = run("video", [clips[1]], output, **few).values()
+    assert (result.status, result.n_frames) == ("ok", 7)
+
+
+def test_a_part_without_frames_has_all_columns(run: Run, toy_model: Path, tmp_path: Path) -> None:
+    options = AnalyzeOptions(model=str(toy_model), start_s=60.0)
+    machine, outputs = ("cpu", None, 2), OutputOptions(annotate=False, report=False)
+    clip = CLIPS / "rotated.mp4"
+    (result,) = run_jobs("video", [clip], tmp_path / "a", options, outputs, machine, Silence())
+    assert (result.status, result.n_frames) == ("ok", 0)
+    run("video", [clip], tmp_path / "b", annotate=False, report=False)
+    columns = [
+        read_timeline(tmp_path / name / clip.name / f"timeline.{suffix}").dtypes.to_dict()
+        for name in ("a", "b")
+        for suffix in ("csv", "parquet")
+    ]
+    assert all(one == columns[0] for one in columns)
+    assert "person" in columns[0] and "blur" in columns[0]
+    assert analyze_video(clip, options).table.dtypes.to_dict() == columns[0]
+
+
+def test_hidden_faces_are_in_no_report(run: Run, tmp_path: Path) -> None:
+    for name, blur in (("clear", False), ("hidden", True)):
+        run("video", [CLIPS / "rotated.mp4"], tmp_path / name, blur_faces=blur, annotate=False)
+        run("image", [STILLS / "admiral.png"], tmp_path / f"{name}_still", blur_faces=blur)
+    pages = [tmp_path / name / "rotated.mp4" / "report.html" for name in ("clear", "hidden")]
+    pages += [tmp_path / f"{name}_still" / "report.html" for name in ("clear", "hidden")]
+    shown = ["data:image/jpeg" in page.read_text(encoding="utf-8") for page in pages]
+    assert shown == [True, False, True, False]
+    list(redo_reports([pages[1].parent], OutputOptions(), None))
+    assert "data:image/jpeg" not in pages[1].read_text(encoding="utf-8")
 
 
 def test_the_limit_of_pixels_holds_from_python(toy_model: Path) -> None:

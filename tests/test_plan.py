@@ -14,7 +14,7 @@ from batchfer.analyzer import Analyzer, estimate_frames
 from batchfer.cli import format_plan
 from batchfer.errors import NothingToDoError
 from batchfer.media import VideoReader
-from batchfer.plan import make_plan, time_encoding, time_pictures, time_video
+from batchfer.plan import Plan, make_plan, time_encoding, time_pictures, time_video
 from batchfer.schema import AnalyzeOptions, Job, MediaInfo, OutputOptions
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -111,3 +111,8 @@ def test_pictures_are_timed_as_they_will_be_analyzed(
     jobs = [Job(path, path.name, path) for path in sorted((SAMPLES / "stills").iterdir())]
     assert 0 < time_pictures(jobs, analyzer) < 60
     assert looked == [1] * len(jobs)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(16.4, "16 seconds"), (600, "10.0 minutes")])
+def test_short_estimates_are_in_seconds(seconds: float, text: str) -> None:
+    assert f": {text}," in "\n".join(format_plan(Plan([], 3, seconds, 0.0, 0.0)))

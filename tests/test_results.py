@@ -94,6 +94,15 @@ def test_a_slip_in_the_users_tables_costs_no_work(tmp_path: Path, toy_model: Pat
     assert not (tmp_path / "out").exists()
 
 
+def test_events_are_added_to_a_finished_result(result: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events.csv"
+    events.write_text("file,name,start,end\nrotated,middle,1,2\nanother,end,0,1\n")
+    timeline = (result / "timeline.csv").read_bytes()
+    assert run("report", result, "--events", events, "-q") == 0
+    assert pd.read_csv(result / "events.csv")["name"].tolist() == ["middle"]
+    assert (result / "timeline.csv").read_bytes() == timeline
+
+
 def test_names_are_joined_as_they_are(batch: Path, tmp_path: Path) -> None:
     results = []
     for name, own in (("portrait.mp4", "007"), ("rotated.mp4", "NA")):
@@ -148,6 +157,12 @@ def test_an_annotated_video_is_redone(result: Path) -> None:
     hidden = (result / "annotated.mp4").read_bytes()
     assert abs(len(hidden) / len(before) - 1) < 0.9
     assert hidden != before
+
+
+def test_another_video_is_not_drawn_on(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("annotate", result, "--source", CLIPS / "portrait.mp4") == 2
+    assert "640x360 px, not the 270x480" in capsys.readouterr().err
+    assert "annotated" in "".join(path.name for path in result.iterdir())
 
 
 def test_a_video_that_moved_is_named(result: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -530,7 +531,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(options: TrainOptions) ->
     assert not (broken.output / "mobilenetv2.keras").exists()
     state = json.loads((broken.output / ".batchfer/state.json").read_text())
     assert state["batches_done"] % 3 != 0
-    train(replace(broken, resume=True), None, recipe)
+    train(broken, None, recipe)  # the same call goes on
     one, other = read_log(straight.output), read_log(broken.output)
     assert [row["val_loss"] for row in one] == pytest.approx(
         [row["val_loss"] for row in other], rel=1e-3
@@ -541,6 +542,21 @@ def test_an_interrupted_run_resumes_to_the_same_result(options: TrainOptions) ->
         strict=True,
     ):
         assert np.allclose(weight, same, atol=2e-3)
+
+
+def test_no_run_replaces_the_model_of_another(options: TrainOptions) -> None:
+    model = options.output / "mobilenetv2.keras"
+    train(options, None, FROZEN)
+    before = read_log(options.output)
+    train(options, None, FROZEN)
+    assert read_log(options.output) == before, "what is done is not done again"
+    content = model.read_bytes()
+    with pytest.raises(UsageError, match="holds another run; give another -o"):
+        train(replace(options, seed=options.seed + 1), None, FROZEN)
+    shutil.rmtree(options.output / ".batchfer")
+    with pytest.raises(UsageError, match="holds another run; give another -o"):
+        train(options, None, FROZEN)
+    assert model.read_bytes() == content
 
 
 def test_nothing_to_resume_is_a_usage_error(options: TrainOptions) -> None:
