@@ -76,6 +76,11 @@ class Journal:
         mark = mark_input(source)
         return entry if mark and mark.items() <= entry.items() else None
 
+    def knows(self, name: str, source: Path) -> bool:
+        """Return whether the last input of this name was this one, unchanged, wherever it lay."""
+        mark = mark_input(source)
+        return bool(mark) and mark.items() <= self._entries.get(name, {}).items()
+
     def append(
         self, finished: Iterable[tuple[JobResult, Mapping[str, int]]], settings: str
     ) -> None:

@@ -583,14 +583,16 @@ def bin_timeline(
     """Return `STATISTICS` per time bin of ``seconds`` and person.
 
     Bins ``bin_start <= t < bin_end`` begin at 0 s and follow one another without a hole up to the
-    last frame; a bin without a face keeps one row whose person is null. A frame that lasts over
-    the edge of a bin counts in both, each for its part.
+    end of the last frame; a bin without a face keeps one row whose person is null. A frame that
+    lasts over the edge of a bin counts in both, each for its part.
     """
     if not seconds > 0:
         raise UsageError(f"a bin lasts more than 0 s, not {seconds:g}")
     names, lines = _draw_lines(table, smoothing_s)
     times = table["timestamp"].to_numpy(np.float64)
-    n_bins = int(np.floor(times.max() / seconds)) + 1 if len(times) else 0
+    # Rounding must not give a bin to the very end of a frame.
+    ends = np.maximum(times, times + row_durations(table) - 1e-6)
+    n_bins = int(np.floor(ends.max() / seconds)) + 1 if len(times) else 0
     start, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
     first = np.maximum(np.floor(start / seconds), 0).astype(np.int64)
     last = np.floor(np.maximum(start, np.nextafter(start + duration, 0)) / seconds).astype(np.int64)

@@ -235,10 +235,9 @@ def run_jobs(
             has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
             if entry is not None and has_rows and has_files and not outputs.overwrite:
                 current.append(recall_result(job, entry))
-            elif kind == "video" and not outputs.overwrite and (other := find_other(job)):
+            elif kind == "video" and not outputs.overwrite and (other := find_other(job, journal)):
                 where = f"{display_name(job.destination)} holds the results of {other}"
-                advice = "give another -o, or --overwrite"
-                detail = f"{where}; {advice}"
+                detail = f"{where}; give another -o, or --overwrite"
                 current.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
             else:
                 todo.append(job)
@@ -335,14 +334,18 @@ class Batch:
         self.journal.append(marked, self.settings)
 
 
-def find_other(job: Job) -> str:
+def find_other(job: Job, journal: Journal) -> str:
     """Return the video whose results stand where those of a job shall go, "" if it is the job's."""
+    if journal.knows(job.name, job.source):
+        return ""
     try:
         facts = json.loads((job.destination / "run.json").read_text(encoding="utf-8"))
         source = str(facts["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return "" if source == describe_source(job) else source
+    paths = {os.path.realpath(path) for path in (source, job.source)}
+    is_same = source == describe_source(job) or len(paths) == 1
+    return "" if is_same else source
 
 
 def describe_source(job: Job) -> str:

@@ -897,7 +897,7 @@ def test_training_data(name: str, tmp_path: Path) -> None:
 
     def load() -> None:
         faces = load_faces([list_faces(path)], 24, tmp_path / "cache")
-        check_classes(faces, "the data")
+        check_classes(faces.labels, "the data")
         assert np.bincount(faces.labels).tolist() == [3] * 7
 
     err = io.StringIO()

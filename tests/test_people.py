@@ -230,10 +230,11 @@ def test_bins_share_a_frame_that_lasts_over_their_edge() -> None:
         [(0, 0.0, 0, HAPPY), (1, 0.6, 0, SAD), (2, 1.2, None, None), (3, 2.9, 0, SAD)]
     )
     bins = bin_timeline(table, 1.0, smoothing_s=0)
-    assert bins["bin_start"].tolist() == [0, 1, 2]
-    assert bins["seconds_on_screen"].tolist() == pytest.approx([1.0, 0.2, 0.1])
-    assert bins["share_happy"].tolist() == pytest.approx([0.6, 0, 0])
-    assert bins["dominant_emotion"].tolist() == ["happy", "sad", "sad"]
+    # The last frame is shown for 0.6 s, the median step, and so ends at 3.5 s.
+    assert bins["bin_start"].tolist() == [0, 1, 2, 3]
+    assert bins["seconds_on_screen"].tolist() == pytest.approx([1.0, 0.2, 0.1, 0.5])
+    assert bins["share_happy"].tolist() == pytest.approx([0.6, 0, 0, 0])
+    assert bins["dominant_emotion"].tolist() == ["happy", "sad", "sad", "sad"]
     empty = bin_timeline(make_table(steady([HAPPY] * 25 + [None] * 25 + [SAD] * 25)), 1)
     assert empty["person"].isna().tolist() == [False, True, False]
     assert empty["seconds_on_screen"].tolist() == pytest.approx([1, 0, 1])
@@ -248,8 +249,15 @@ def test_bins_add_up_to_the_summary() -> None:
     table = make_table(rows)
     total = bin_timeline(table, 0.7).groupby("person")["seconds_on_screen"].sum()
     expected = summarize_people(table).set_index("person")["seconds_on_screen"]
-    # The last frame may last over the end of the last bin.
-    assert total.to_dict() == pytest.approx(expected.to_dict(), abs=0.2)
+    assert total.to_dict() == pytest.approx(expected.to_dict(), abs=1e-5)
+
+
+@pytest.mark.parametrize("fps", [23.976, 25, 29.97, 30, 50, 59.94])
+def test_no_bin_is_left_over_at_the_end(fps: float) -> None:
+    for seconds in (0.1, 0.5, 1.0, 2.0):
+        bins = bin_timeline(make_table(steady([HAPPY] * 600, fps)), seconds)
+        assert bins["seconds_on_screen"].iloc[-1] > 1e-3
+        assert bins["seconds_on_screen"].sum() == pytest.approx(600 / fps, abs=1e-5)
 
 
 def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:

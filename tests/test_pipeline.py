@@ -299,7 +299,14 @@ def test_no_video_replaces_the_results_of_another(run: Run, tmp_path: Path) -> N
     assert result.reason == "up_to_date", "what is there is still known"
     (result,) = run("video", [clips[1]], output, overwrite=True, **few).values()
     assert result.status == "ok"
-    # The same one, changed, is done again.
+    # The same one is done again, moved or changed.
+    moved = tmp_path / "moved" / "clip.mp4"
+    moved.parent.mkdir()
+    clips[1].rename(moved)
+    (result,) = run("video", [moved], output, smooth_s=2.0, **few).values()
+    assert result.status == "ok"
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    clips[1] = tmp_path / "link" / "clip.mp4"
     make_clip(clips[1], 7)
     (result,) = run("video", [clips[1]], output, **few).values()
     assert (result.status, result.n_frames) == ("ok", 7)
