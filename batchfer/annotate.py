@@ -136,20 +136,28 @@ def hide_faces(image: Images, boxes: npt.NDArray[np.floating]) -> Images:
     return hidden
 
 
+Part = tuple[float | None, float | None]
+"""Where the analyzed part of a clip starts and ends in s; None where the clip does."""
+
+
 def annotate_clip(
-    reader: VideoReader, timeline: Timeline, writer: VideoWriter, blur_faces: bool = False
+    reader: VideoReader,
+    timeline: Timeline,
+    writer: VideoWriter,
+    blur_faces: bool = False,
+    part: Part = (None, None),
 ) -> None:
     """Draw a timeline onto every frame of its clip.
 
     Between analyzed frames the boxes are interpolated and drawn thin. With ``blur_faces`` faces are
     made unrecognizable first, also within `HIDE_S` of a frame in which they were found, and so is
-    all of a frame before or after those analyzed; a face that was missed cannot be hidden.
+    all of a frame outside the analyzed ``part``; a face that was missed cannot be hidden.
 
     Raises:
         InputError: the clip cannot be decoded.
         OutputError: the frames cannot be written.
     """
-    draw = draw_timeline(timeline.table, FacePainter(), blur_faces)
+    draw = draw_timeline(timeline.table, FacePainter(), blur_faces, part)
     with DrawingThreads(writer) as drawing:
         for batch in reader.batches():
             drawing.put(batch, draw)
@@ -160,15 +168,21 @@ Draw = Callable[[Images, int, float], Images]
 """Returns a picture with something drawn on it, given its frame index and its time in s."""
 
 
-def draw_timeline(table: pd.DataFrame, painter: "FacePainter", blur_faces: bool = False) -> Draw:
+def draw_timeline(
+    table: pd.DataFrame,
+    painter: "FacePainter",
+    blur_faces: bool = False,
+    part: Part = (None, None),
+) -> Draw:
     """Return what draws the rows of a timeline, sorted by frame, onto frames in their order."""
     faces = _FaceTrack(table)
+    start_s, end_s = part
 
     def draw(image: Images, frame: int, time_s: float) -> Images:
         found, thin = faces.find(frame, time_s)
         if blur_faces:
             hidden = np.concatenate([faces.find_near(time_s, HIDE_S), found.boxes])
-            if not faces.covers(time_s):
+            if time_s < (start_s or 0.0) or (end_s is not None and time_s >= end_s):
                 hidden = np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
             image = hide_faces(image, hidden)
         return painter.draw(image, found, thin)
@@ -258,14 +272,6 @@ class _FaceTrack:
 
     def _read(self, index: int) -> DrawnFaces:
         return self._faces.slice(int(self._starts[index]), int(self._stops[index]))
-
-    def covers(self, time_s: float) -> bool:
-        """Return whether a time lies within the analyzed part of the clip."""
-        if not len(self._times_s):
-            return False
-        # The last frame is shown about as long as the others.
-        shown_s = float(np.median(np.diff(self._times_s))) if len(self._times_s) > 1 else 0.0
-        return bool(self._times_s[0] - 1e-3 <= time_s <= self._times_s[-1] + shown_s + 1e-3)
 
     def find_near(self, time_s: float, seconds: float) -> npt.NDArray[np.float64]:
         """Return the boxes of all faces within ``seconds`` of a time, ``(N,4)`` px.

@@ -243,6 +243,9 @@ def run_jobs(
                 todo.append(job)
         results = [*skipped, *current]
         yield from current
+        refused = [result for result in current if result.status == "failed"]
+        if refused and (outputs.fail_fast or len(refused) == len(jobs)):
+            return
         names = {job.name for job in jobs}
         stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
         if not todo and not stale:
@@ -611,7 +614,8 @@ class Clip:
             timeline = Timeline(reader.info, table)
             if batch.outputs.annotate and self._drawing is None:
                 blur = batch.outputs.blur_faces
-                draw_video(job.source, timeline, folder / "annotated.mp4", blur)
+                path = folder / "annotated.mp4"
+                draw_video(job.source, timeline, path, blur, asdict(batch.analyzer.options))
             write(folder, timeline, facts, job.source, batch.outputs, batch.events.get(job.name))
             publish_folder(folder, job.destination)
             return result
@@ -1041,7 +1045,8 @@ def run_images(
             if result.status not in DONE:
                 # An earlier run may have left one.
                 without_result.add(result.job.name)
-                result.job.destination.unlink(missing_ok=True)
+                with suppress(OSError):
+                    result.job.destination.unlink()
             yield result
     if others := len(rows.names - {job.name for job in everything}):
         logger.warning("%d pictures that this command does not name leave the table", others)

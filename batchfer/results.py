@@ -172,10 +172,16 @@ def write_index_pages(
         write_index(output / "index.html", results)
 
 
-def draw_video(source: Path, timeline: Timeline, path: Path, blur_faces: bool) -> None:
-    """Draw a timeline onto its clip; between analyzed frames boxes are thin."""
+def draw_video(
+    source: Path, timeline: Timeline, path: Path, blur_faces: bool, options: Mapping[str, Any]
+) -> None:
+    """Draw a timeline onto its clip; between analyzed frames boxes are thin.
+
+    ``options`` are those of the analysis, as ``run.json`` names them.
+    """
+    part = options.get("start_s"), options.get("end_s")
     with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
-        annotate_clip(reader, timeline, writer, blur_faces)
+        annotate_clip(reader, timeline, writer, blur_faces, part)
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -250,15 +256,19 @@ def redo_reports(
     Raises:
         UsageError: A result, or the table of events, cannot be read.
     """
-    windows = None if outputs.events is None else read_events(outputs.events)
+    windows: Mapping[str, pd.DataFrame] = {}
+    if outputs.events is not None:
+        names = [str(load_result(folder)[1].get("input")) for folder in folders]
+        windows = split_events(read_events(outputs.events), names)
     for folder in folders:
         timeline, facts = load_result(folder)
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
         source = timeline.media.path if timeline.media.path.is_file() else None
         bin_s, events = _read_windows(folder)
-        if windows is not None:
-            events = split_events(windows, [facts["input"]]).get(facts["input"])
+        if outputs.events is not None:
+            events = windows.get(str(facts.get("input")))
+            (folder / "events.csv").unlink(missing_ok=True)
         # A video whose faces were hidden shows none of them in its report either.
         hidden = bool(facts.get("blur_faces"))
         wanted = replace(outputs, bin_s=outputs.bin_s or bin_s, blur_faces=hidden)
@@ -300,7 +310,7 @@ def redo_videos(
         UsageError: The video is gone, or another one.
     """
     for folder in folders:
-        timeline, _ = load_result(folder)
+        timeline, facts = load_result(folder)
         clip = source or timeline.media.path
         if not clip.is_file():
             raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
@@ -315,7 +325,7 @@ def redo_videos(
                 "of the video that was analyzed"
             )
         with atomic_write(folder / "annotated.mp4") as path:
-            draw_video(clip, timeline, path, blur_faces)
+            draw_video(clip, timeline, path, blur_faces, facts.get("options") or {})
         yield folder / "annotated.mp4"
 
 
@@ -343,8 +353,8 @@ def export_results(
             located_all.append(own)
         else:
             located_all += [_locate_timeline(folder) or folder for folder in find_results([path])]
-    if output is not None and len(located_all) > 1:
-        raise UsageError("-o goes with one timeline")
+    if (output is not None or people is not None) and len(located_all) > 1:
+        raise UsageError("-o and --people go with one timeline")
     for located in located_all:
         folder = located.parent
         if not located.is_file():

@@ -78,8 +78,11 @@ def supervise(
         worker = Worker(task)
         try:
             for result in worker.results(progress):
-                is_double = result.reason is Reason.DUPLICATE
-                key = hash((result.job.source, result.job.name, is_double))
+                if result.reason is Reason.DUPLICATE:
+                    if not (task.faults or task.suspects):  # by the first worker
+                        yield result
+                    continue
+                key = hash((result.job.source, result.job.name))
                 if key not in told:  # a new worker calls "up to date" what the one before it did
                     told.add(key)
                     yield result

@@ -5,6 +5,7 @@ written, the averaged weights are validated, and the best ones so far are kept.
 """
 
 import csv
+import hashlib
 import json
 import logging
 import math
@@ -188,7 +189,8 @@ def _choose_training(
     labels = np.concatenate([one.labels for one in kept])
     if not len(labels):
         raise DataError(f"{_name_data(options)}: no training picture")
-    check_classes(labels, _name_data(options))
+    if not options.hard_votes:  # votes may give a class its first pictures
+        check_classes(labels, _name_data(options))
     return kept
 
 
@@ -345,6 +347,7 @@ class RunState:
     history: list[dict[str, float]] = field(default_factory=list)
     checkpoint: str = ""
     settings: str = ""
+    faces: str = ""
 
 
 def read_state(path: Path) -> RunState | None:
@@ -394,7 +397,7 @@ class TrainingRun:
         self.options, self.recipe, self.progress = options, recipe, progress
         self.folder = options.output / PARTS_FOLDER
         self.splits = splits
-        self.state = RunState(settings=_fingerprint(options, recipe))
+        self.state = RunState(settings=_fingerprint(options, recipe), faces=_hash_faces(splits))
         self.interrupted = False
         self.rate = 0.0
         self.last_logs: dict[str, float] = {}
@@ -647,7 +650,7 @@ class TrainingRun:
         state = read_state(path)
         if state is None:
             raise UsageError(f"{display_name(path)} is damaged; give another -o")
-        if state.settings != self.state.settings:
+        if state.settings != self.state.settings or state.faces != self.state.faces:
             raise UsageError(
                 "the run to resume had other data, recipe or seed; give the settings of that run, "
                 "or another -o"
@@ -744,8 +747,19 @@ def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
     given = {name: getattr(options, name) for name in (*KEPT_OPTIONS, "recipe", "teachers")}
     given["data"] = [path.name for path in options.data]
     given["votes"] = options.votes.name if options.votes else ""
+    base = Path(options.base_weights)
+    given["base_weights"] = hash_file(base) if base.is_file() else options.base_weights
     given["recipe"] = asdict(recipe)
     return json.dumps(given, sort_keys=True)
+
+
+def _hash_faces(splits: Splits) -> str:
+    """Return a hash of which faces a run trains on and validates on, by their names and labels."""
+    told = hashlib.sha256()
+    for faces in (splits.training, splits.validation):
+        told.update("\n".join(map(str, faces.names)).encode(errors="surrogateescape"))
+        told.update(np.ascontiguousarray(faces.labels, np.int64).tobytes())
+    return told.hexdigest()
 
 
 def write_curves(output: Path, history: Sequence[Mapping[str, float]]) -> None:
@@ -807,8 +821,8 @@ def train(
     recipe = recipe or find_recipe(options)
     prepare_output(options.output)
     with lock_output(options.output):
-        options = _find_own_run(options, recipe)
         splits = prepare_data(options, recipe)
+        options = _find_own_run(options, recipe, splits)
         keras.utils.set_random_seed(options.seed)
         keras.config.set_dtype_policy(choose_precision(options, recipe))
         try:
@@ -830,18 +844,21 @@ def train(
         return publish(best, options, recipe, splits, run.history, share, runs)
 
 
-def _find_own_run(options: TrainOptions, recipe: Recipe) -> TrainOptions:
+def _find_own_run(options: TrainOptions, recipe: Recipe, splits: Splits) -> TrainOptions:
     """Return the options with ``resume`` where the output folder holds this very run.
 
     Raises:
-        UsageError: It holds another one, or its model, which would be lost.
+        UsageError: It holds another one, or its model, which would be lost; or a damaged state.
     """
     path = options.output / PARTS_FOLDER / "state.json"
     if options.resume:
         return options
     if path.is_file():
         state = read_state(path)
-        if state is not None and state.settings == _fingerprint(options, recipe):
+        if state is None:
+            raise UsageError(f"{display_name(path)} is damaged; give another -o")
+        own = _fingerprint(options, recipe), _hash_faces(splits)
+        if (state.settings, state.faces) == own:
             logger.warning("going on after %d batches", state.batches_done)
             return replace(options, resume=True)
     elif not (options.output / f"{options.model}.keras").exists():

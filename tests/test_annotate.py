@@ -52,19 +52,21 @@ def measure_changes(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8])
 
 def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:
     image = np.random.default_rng(0).integers(0, 256, (90, 160, 3)).astype(np.uint8)
-    nobody = np.zeros((0, 7), np.float32)
-    times_s = np.array([2.0, 2.5, 3.0])
-    table = build_table(
-        np.arange(50, 80, 12)[:3], times_s, FaceDetections.empty(), np.zeros(0, np.int64), nobody
-    )
-    draw = draw_timeline(table, FacePainter(), blur_faces=True)
-    for time_s, is_clear in ((0.0, False), (1.9, False), (2.0, True), (3.4, True), (3.6, False)):
-        drawn = draw(image, round(25 * time_s), time_s)
-        assert np.array_equal(drawn, image) == is_clear
-        assert is_clear or len(np.unique(drawn.reshape(-1, 3), axis=0)) < 100
-    assert not np.array_equal(
-        draw_timeline(table[:0], FacePainter(), blur_faces=True)(image, 0, 0.0), image
-    )
+    table = build_empty_table()
+    for part, times_s, is_clear in (
+        ((2.0, 3.5), (2.0, 2.1, 3.4), True),
+        ((2.0, 3.5), (0.0, 1.96, 3.5, 9.0), False),
+        ((None, 3.5), (0.0, 3.4), True),
+        ((2.0, None), (2.0, 9.0), True),
+        ((None, None), (0.0, 9.0), True),
+    ):
+        draw = draw_timeline(table, FacePainter(), True, part)
+        for time_s in times_s:
+            drawn = draw(image, round(25 * time_s), time_s)
+            assert np.array_equal(drawn, image) == is_clear
+            assert is_clear or len(np.unique(drawn.reshape(-1, 3), axis=0)) < 100
+    clear = draw_timeline(table, FacePainter(), False, (2.0, 3.5))(image, 0, 0.0)
+    assert np.array_equal(clear, image), "nothing is hidden unasked"
 
 
 def test_no_face_changes_nothing() -> None:

@@ -416,13 +416,23 @@ def test_results_among_the_inputs_are_no_inputs(toy_model: Path, tmp_path: Path)
         assert set(told) == {"face.png", "below/face.png"}
         assert set(told.values()) == expected
         assert [r.reason for r in results].count("duplicate") == 1
-    words = ("images", folder, folder / "face.png", "-o", output, "--model", toy_model, "--json")
+    words = (
+        "images",
+        folder,
+        folder / "face.png",
+        folder / "face.png",
+        "-o",
+        output,
+        "--model",
+        toy_model,
+        "--json",
+    )
     code, out, _ = Command(*words).finish()
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     names = [entry["input"] for entry in lines]
-    assert sorted(names) == ["below/face.png", "face.png", "face.png"], "each is told"
-    assert [entry["input"] for entry in lines if entry["reason"] == "duplicate"] == ["face.png"]
+    assert sorted(names) == ["below/face.png", *["face.png"] * 3], "each is told"
+    assert [e["input"] for e in lines if e["reason"] == "duplicate"] == ["face.png"] * 2
     assert (folder / "face.png").read_bytes() == (STILLS / "admiral.png").read_bytes()
 
 

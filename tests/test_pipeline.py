@@ -295,6 +295,11 @@ def test_no_video_replaces_the_results_of_another(run: Run, tmp_path: Path) -> N
     assert (result.status, result.reason) == ("failed", "output_error")
     assert str(clips[0]) in result.detail and "--overwrite" in result.detail
     assert (output / "clip.mp4" / "timeline.csv").read_bytes() == before
+    assert pd.read_csv(output / "summary.csv")["file"].tolist() == ["clip.mp4"], "nor what joins it"
+    more = tmp_path / "more"
+    shutil.copytree(clips[1].parent, more)
+    make_clip(more / "later.mp4", 5)
+    assert list(run("video", [more], output, fail_fast=True, **few)) == ["clip.mp4"]
     (result,) = run("video", [clips[0]], output, **few).values()
     assert result.reason == "up_to_date", "what is there is still known"
     (result,) = run("video", [clips[1]], output, overwrite=True, **few).values()

@@ -1,5 +1,6 @@
 """What is made again from a written timeline, and what joins the recordings of a batch."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -94,13 +95,36 @@ def test_a_slip_in_the_users_tables_costs_no_work(tmp_path: Path, toy_model: Pat
     assert not (tmp_path / "out").exists()
 
 
-def test_events_are_added_to_a_finished_result(result: Path, tmp_path: Path) -> None:
+def test_events_are_added_to_a_finished_result(
+    result: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     events = tmp_path / "events.csv"
     events.write_text("file,name,start,end\nrotated,middle,1,2\nanother,end,0,1\n")
     timeline = (result / "timeline.csv").read_bytes()
     assert run("report", result, "--events", events, "-q") == 0
     assert pd.read_csv(result / "events.csv")["name"].tolist() == ["middle"]
     assert (result / "timeline.csv").read_bytes() == timeline
+    # Those of other results are theirs, and none of an earlier table stay.
+    batch = tmp_path / "batch"
+    for name in ("x", "y"):
+        shutil.copytree(result, batch / name / "clip.mp4")
+        facts = json.loads((result / "run.json").read_text())
+        facts["input"] = f"{name}/clip.mp4"
+        (batch / name / "clip.mp4" / "run.json").write_text(json.dumps(facts))
+    events.write_text("file,name,start,end\ny/clip,late,2,3\n")
+    assert run("report", batch, "--events", events, "-q") == 0
+    assert not (batch / "x" / "clip.mp4" / "events.csv").exists()
+    told = pd.read_csv(batch / "y" / "clip.mp4" / "events.csv")
+    assert told["name"].tolist() == ["late"]
+    assert "no recording" not in capsys.readouterr().err
+    events.write_text("file,name,start,end\nclip,late,2,3\n")
+    assert run("report", batch, "--events", events, "-q") == 2
+    assert "may be x/clip.mp4 or y/clip.mp4" in capsys.readouterr().err
+    people = batch / "people.csv"
+    people.write_text("face_id,name\n0,Ann\n")
+    assert run("export", batch, "--to", "srt", "--people", people) == 2
+    assert run("export", batch, "--to", "srt", "-q") == 0
+    assert len(list(batch.rglob("timeline.srt"))) == 2
 
 
 def test_names_are_joined_as_they_are(batch: Path, tmp_path: Path) -> None:
@@ -160,9 +184,10 @@ def test_an_annotated_video_is_redone(result: Path) -> None:
 
 
 def test_another_video_is_not_drawn_on(result: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (result / "annotated.mp4").read_bytes()
     assert run("annotate", result, "--source", CLIPS / "portrait.mp4") == 2
     assert "640x360 px, not the 270x480" in capsys.readouterr().err
-    assert "annotated" in "".join(path.name for path in result.iterdir())
+    assert (result / "annotated.mp4").read_bytes() == before
 
 
 def test_a_video_that_moved_is_named(result: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -551,8 +551,15 @@ def test_no_run_replaces_the_model_of_another(options: TrainOptions) -> None:
     train(options, None, FROZEN)
     assert read_log(options.output) == before, "what is done is not done again"
     content = model.read_bytes()
-    with pytest.raises(UsageError, match="holds another run; give another -o"):
-        train(replace(options, seed=options.seed + 1), None, FROZEN)
+    (other,) = options.data
+    more = Path(shutil.copytree(other, options.output.parent / "more" / other.name))
+    for path in [path for path in more.rglob("*.png") if "test" not in path.parts][::2]:
+        path.rename(path.with_name(f"other_{path.name}"))
+    for change in (
+        {"seed": options.seed + 1}, {"data": (more,)}, {"base_weights": str(model)},
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match="holds another run; give another -o"):
+            train(replace(options, **change), None, FROZEN)
     shutil.rmtree(options.output / ".batchfer")
     with pytest.raises(UsageError, match="holds another run; give another -o"):
         train(options, None, FROZEN)
