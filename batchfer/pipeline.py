@@ -467,7 +467,7 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
         return
     except Exception as error:
         alone, rest = jobs[n_left : n_left + len(clips)], jobs[n_left + len(clips) :]
-        if not clips and not n_left:
+        if not clips and not (n_left and rest):
             raise
         if len(jobs) == 1:
             clips[0].fail(error)

@@ -505,6 +505,25 @@ def test_what_fails_between_two_videos_costs_none(toy_model: Path, tmp_path: Pat
     assert begun.count("3.mp4") == 2
 
 
+@pytest.mark.parametrize("n_clips", [1, 2])
+def test_what_fails_behind_the_last_video_is_told(
+    n_clips: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(n_clips):
+        make_clip(tmp_path / "in" / f"{index}.mp4", 3)
+    stream = Analyzer.stream
+
+    def fail_late(self: Analyzer, *arguments: Any) -> Iterator[Any]:
+        yield from stream(self, *arguments)
+        raise RuntimeError("too late")
+
+    monkeypatch.setattr(Analyzer, "stream", fail_late)
+    with pytest.raises(RuntimeError, match="too late"):
+        run("video", [tmp_path / "in"], tmp_path / "out", annotate=False, report=False)
+    assert len(list((tmp_path / "out").glob("*/timeline.csv"))) == n_clips
+
+
 def test_what_the_stream_fails_on_is_tried_alone(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
