@@ -18,10 +18,10 @@ import pandas as pd
 
 from batchfer.boxes import measure_iou
 from batchfer.errors import MachineError
-from batchfer.files import hide_stderr
 from batchfer.keyframes import Neighbours, detect_between, introduce_neighbours
 from batchfer.media import FrameSelector, VideoReader
 from batchfer.people import Appearances, People, describe_people
+from batchfer.processes import hide_stderr
 from batchfer.quality import measure_quality
 from batchfer.schema import (
     QUALITY_COLUMNS,

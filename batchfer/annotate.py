@@ -1,97 +1,31 @@
-"""Draws a timeline onto its clip: a box around each face, and a card with its emotions beside it.
+"""Draws a timeline onto its clip, in threads or in a process of its own."""
 
-Sizes follow the frame, so that a clip reads alike from 320x240 to 4K. A card that would hide a
-face, or for which there is no room, becomes a one-line label. Colours are `EMOTION_COLORS`, always
-with the word beside them.
-"""
-
+import logging
+import mmap
+import os
+import pickle
 import queue
+import signal
+import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.errors import MachineError, OutputError
 from batchfer.media import VideoReader, VideoWriter
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, Floats, FrameBatch, Images, Timeline
+from batchfer.painter import DrawnFaces, FacePainter, hide_faces
+from batchfer.processes import Messenger, keep_memory, start_python
+from batchfer.schema import FrameBatch, Images, MediaInfo, Timeline
 
-Pixels = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.float32]
-Color = tuple[int, int, int]
-
-_COLORS: dict[str, Color] = {
-    name: (int(code[1:3], 16), int(code[3:5], 16), int(code[5:7], 16))
-    for name, code in EMOTION_COLORS.items()
-}
-_PLATE: Color = (15, 17, 22)
-_TRACK: Color = (66, 71, 80)
-_DIM: Color = (178, 184, 194)
-_WHITE: Color = (255, 255, 255)
-_OPACITY = 0.82
-
-
-@dataclass(frozen=True)
-class DrawnFaces:
-    """The N faces of one frame: ``ids (N,)``, ``names``, ``boxes (N,4)`` px, ``probabilities``.
-
-    A name is that of the person where one is known, else the id.
-    """
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-    boxes: npt.NDArray[np.float64]
-    probabilities: Floats
-
-    def __len__(self) -> int:
-        """Return the number of faces N."""
-        return len(self.ids)
-
-    @classmethod
-    def from_rows(cls, rows: pd.DataFrame) -> "DrawnFaces":
-        """Take the faces from rows of a timeline; rows without a face are left out."""
-        # Column by column, without a table of the rows: this is done once a batch.
-        kept = rows["face_id"].notna().to_numpy(bool)
-        ids = tuple(rows["face_id"].to_numpy(np.int64, na_value=0)[kept].tolist())
-        names = tuple(f"#{face_id}" for face_id in ids)
-        if "person" in rows:
-            persons = rows["person"].fillna("").astype(str)[kept]
-            names = tuple(one or other for one, other in zip(persons, names, strict=True))
-        sides = [rows[name].to_numpy(np.float64)[kept] for name in ("x", "y", "width", "height")]
-        x, y, width, height = sides
-        boxes = np.column_stack([x, y, x + width, y + height])
-        probabilities = [rows[name].to_numpy(np.float32)[kept] for name in EMOTIONS]
-        return cls(ids, names, boxes, np.column_stack(probabilities))
-
-    def slice(self, start: int, stop: int) -> "DrawnFaces":
-        """Return consecutive faces."""
-        part = slice(start, stop)
-        return DrawnFaces(
-            self.ids[part], self.names[part], self.boxes[part], self.probabilities[part]
-        )
-
-    def select(self, places: list[int]) -> "DrawnFaces":
-        """Return the faces at the given places, in their order."""
-        return DrawnFaces(
-            tuple(self.ids[place] for place in places),
-            tuple(self.names[place] for place in places),
-            self.boxes[places],
-            self.probabilities[places],
-        )
-
-
-def draw_faces(image: Images, rows: pd.DataFrame, thin: bool = False) -> Images:
-    """Return a picture ``(H,W,3)`` RGB with the faces of its timeline rows drawn on it.
-
-    ``thin`` marks boxes that were not detected but interpolated. For the frames of a clip use one
-    `FacePainter`, which keeps each card on its side of the face.
-    """
-    return FacePainter().draw(image, DrawnFaces.from_rows(rows), thin)
+logger = logging.getLogger(__name__)
 
 
 def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> DrawnFaces:
@@ -110,30 +44,6 @@ def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> Dr
 
 HIDE_S = 0.5
 """A face is also hidden where it was or will be within this time: a detector may miss a frame."""
-
-
-def hide_faces(image: Images, boxes: npt.NDArray[np.floating]) -> Images:
-    """Return a picture whose faces, N boxes ``(N,4)`` px and a margin, are coarse squares.
-
-    The squares are a fifth of the largest face wide, so that nobody can be recognized.
-    """
-    import cv2
-
-    if not len(boxes):
-        return image
-    height, width = image.shape[:2]
-    sides = boxes[:, 2:] - boxes[:, :2]
-    cell = max(int(sides.max() / 5), 8)
-    small = cv2.resize(
-        image, (max(width // cell, 1), max(height // cell, 1)), interpolation=cv2.INTER_AREA
-    )
-    coarse = cv2.resize(small, (width, height), interpolation=cv2.INTER_NEAREST)
-    hidden = image.copy()
-    margin = 0.2 * sides
-    for x1, y1, x2, y2 in np.hstack([boxes[:, :2] - margin, boxes[:, 2:] + margin]).astype(int):
-        region = np.s_[max(y1, 0) : max(y2, 0), max(x1, 0) : max(x2, 0)]
-        hidden[region] = coarse[region]
-    return hidden
 
 
 Part = tuple[float | None, float | None]
@@ -170,7 +80,7 @@ Draw = Callable[[Images, int, float], Images]
 
 def draw_timeline(
     table: pd.DataFrame,
-    painter: "FacePainter",
+    painter: FacePainter,
     blur_faces: bool = False,
     part: Part = (None, None),
 ) -> Draw:
@@ -224,11 +134,14 @@ class DrawingThreads:
         self._error = self._error or RuntimeError("abandoned")
         self._join()
 
-    def put(self, frames: FrameBatch, draw: Draw) -> None:
-        """Queue a batch of frames and what draws on each; waits while the queue is full."""
+    def put(self, frames: FrameBatch, draw: Draw, drawn: Callable[[], None] = lambda: None) -> None:
+        """Queue a batch of frames and what draws on each; waits while the queue is full.
+
+        ``drawn`` is called, in a thread, once the frames are not needed any more.
+        """
         if self._error is not None:
             raise self._error
-        self._batches.put((frames, draw))
+        self._batches.put((frames, draw, drawn))
 
     def finish(self, end_s: float) -> None:
         """Wait until everything is drawn; ``end_s`` is when the last frame ends."""
@@ -253,10 +166,200 @@ class DrawingThreads:
             except BaseException as error:
                 self._error = error
 
-    def _draw(self, batch: FrameBatch, draw: Draw) -> None:
+    def _draw(self, batch: FrameBatch, draw: Draw, drawn: Callable[[], None]) -> None:
         for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
             picture = self._writer.convert(draw(image, int(frame), float(time_s)))
             self._pictures.put((picture, float(time_s)))
+        drawn()
+
+
+PART_BYTES = 8 * 1024**2
+SHARED_BYTES = 64 * 1024**2
+MOST_PARTS = 4
+"""Frames go to the process that draws in parts of about so many bytes, as many as fit at a time."""
+
+
+class DrawingProcess:
+    """A process that draws and encodes one video after another, beside the networks.
+
+    As threads of this one, drawing and encoding would wait for the interpreter's lock, and keep
+    those waiting who feed the networks. Frames go there through memory that both share; not by
+    ``/dev/shm``, which containers keep small.
+
+    Every method but `close` raises `ChildProcessError` where the process has died, and what the
+    process raises: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError` for a bug.
+    """
+
+    def __init__(self) -> None:
+        """Start it; it gets ready by itself."""
+        self._file = os.memfd_create("batchfer-frames")
+        self._size = 0
+        level = logging.getLogger("batchfer").getEffectiveLevel()
+        self._process = start_python(
+            f"from batchfer.annotate import serve; serve({self._file}, {level})", self._file
+        )
+
+    def close(self) -> None:
+        """End it, whatever it does; a video that was not finished is left as it is."""
+        self._process.kill()
+        self._process.communicate()
+        os.close(self._file)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can take another video."""
+        return self._process.poll() is None
+
+    def begin(self, path: Path, info: MediaInfo, audio_from: Path) -> None:
+        """Begin a video, as `VideoWriter` does."""
+        frame_bytes = 3 * info.width * info.height
+        self._n_frames = max(PART_BYTES // frame_bytes, 1)
+        self._part_bytes = self._n_frames * frame_bytes
+        n_parts = int(np.clip(SHARED_BYTES // self._part_bytes, 2, MOST_PARTS))
+        self._free = list(range(n_parts))
+        # Never smaller: what lies behind the end of the file must not be touched.
+        self._size = max(self._size, n_parts * self._part_bytes)
+        os.ftruncate(self._file, self._size)
+        self._memory = _share_memory(self._file, self._size)
+        self._ask("begin", path, info, audio_from, self._size)
+        self._wait_for("begun")
+
+    def put(self, frames: FrameBatch, table: pd.DataFrame) -> None:
+        """Give it the next frames, with their rows of the timeline, as soon as there is room."""
+        faces = _FaceTrack(table)
+        for first in range(0, len(frames), self._n_frames):
+            part = slice(first, first + self._n_frames)
+            while not self._free:
+                self._hear()
+            number = self._free.pop()
+            images = frames.images[part]
+            start = number * self._part_bytes
+            self._memory[start : start + images.nbytes] = images.reshape(-1)
+            where = (number, start, images.shape)
+            self._ask("draw", *where, frames.frames[part], frames.times_s[part], faces)
+
+    def end(self, end_s: float) -> None:
+        """Say that no frame comes any more; ``end_s`` is when the last one ends."""
+        self._ask("end", end_s)
+
+    def finish(self) -> None:
+        """Wait, behind `end`, until the file is complete."""
+        self._wait_for("ended")
+
+    def _ask(self, *request: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            pickle.dump(request, self._process.stdin)
+            self._process.stdin.flush()
+        except OSError as death:
+            raise ChildProcessError("the process that draws is gone") from death
+
+    def _hear(self) -> str:
+        """Take in the next thing that it tells, and return what that is."""
+        assert self._process.stdout is not None
+        try:
+            name, content = pickle.load(self._process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as death:
+            raise ChildProcessError("the process that draws is gone") from death
+        if name == "error":
+            raise content
+        if name == "log":
+            logging.getLogger(content.name).handle(content)
+        elif name == "drawn":
+            self._free.append(content)
+        return str(name)
+
+    def _wait_for(self, name: str) -> None:
+        while self._hear() != name:
+            pass
+
+
+def _share_memory(file: int, n_bytes: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(mmap.mmap(file, n_bytes), np.uint8)
+
+
+class DrawingPool:
+    """Processes that draw, kept for the videos to come; a context manager.
+
+    There are as many as videos are drawn at a time, and one to begin with.
+    """
+
+    def __init__(self) -> None:
+        """Start the first one, which gets ready by itself."""
+        self._idle = [DrawingProcess()]
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End those that wait."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def lend(self) -> Iterator[DrawingProcess]:
+        """Give a process for one video; one that is not done with it is ended."""
+        process = self._idle.pop() if self._idle else DrawingProcess()
+        is_done = False
+        try:
+            yield process
+            is_done = True
+        finally:
+            if is_done and process.is_alive:
+                self._idle.append(process)
+            else:
+                process.close()
+
+
+def serve(file: int, log_level: int) -> None:
+    """Draw the videos that are asked for on stdin; the life of a `DrawingProcess`."""
+    import cv2
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
+    cv2.setNumThreads(0)
+    messenger = Messenger()
+    logging.getLogger().addHandler(messenger)
+    logging.getLogger("batchfer").setLevel(log_level)
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        with suppress(EOFError):
+            while True:
+                requests.put(pickle.load(sys.stdin.buffer))
+        os._exit(0)  # nobody is there any more
+
+    threading.Thread(target=listen, daemon=True).start()
+    while True:
+        try:
+            _draw_video(requests, file, messenger)
+        except (OutputError, MachineError, MemoryError) as known:
+            messenger.send("error", known)
+        except Exception as unknown:
+            messenger.send("error", RuntimeError(f"{type(unknown).__name__}: {unknown}"))
+
+
+def _draw_video(requests: queue.SimpleQueue[Any], file: int, messenger: Messenger) -> None:
+    """Draw one video; after an error the process is of no further use to its owner."""
+    _, path, info, audio_from, size = requests.get()
+    memory = _share_memory(file, size)
+    painter = FacePainter()
+    with ExitStack() as stack:
+        writer = stack.enter_context(VideoWriter(path, info, audio_from))
+        drawing = stack.enter_context(DrawingThreads(writer))
+        messenger.send("begun")
+        while (request := requests.get())[0] == "draw":
+            number, start, shape, frames, times_s, faces = request[1:]
+            images = memory[start:][: np.prod(shape)].reshape(shape)
+
+            def draw(image: Images, frame: int, time_s: float, faces: _FaceTrack = faces) -> Images:
+                return painter.draw(image, *faces.find(frame, time_s))
+
+            batch = FrameBatch(images, frames, times_s)
+            drawing.put(batch, draw, partial(messenger.send, "drawn", number))
+        drawing.finish(request[1])
+    messenger.send("ended")
 
 
 class _FaceTrack:
@@ -297,396 +400,3 @@ class _FaceTrack:
         share = (time_s - start_s) / max(stop_s - start_s, 1e-9)
         before, following = self._read(after - 1), self._read(after)
         return interpolate_faces(before, following, float(np.clip(share, 0, 1))), True
-
-
-# --- layout -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Style:
-    """Sizes in px for one frame size."""
-
-    font: int
-    line: int
-    pad: int
-    gap: int
-
-    @classmethod
-    def fit(cls, width: int, height: int) -> "_Style":
-        # Less than in proportion: a large picture is looked at from nearer, in px.
-        font = max(10, round(11.5 * (width * height / (640 * 360)) ** 0.425))
-        return cls(font, max(1, round(font / 9)), round(0.6 * font), max(2, round(0.4 * font)))
-
-
-Rect = tuple[int, int, int, int]
-
-
-def _overlap(a: Rect, b: Rect) -> int:
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
-
-
-def _list_places(box: Rect, size: tuple[int, int], frame: tuple[int, int], gap: int) -> list[Rect]:
-    """Return where a plate may stand beside a box, the best places first, within the frame."""
-    x1, y1, x2, y2 = box
-    width, height = size
-    corners = (
-        (x2 + gap, y1),
-        (x1 - gap - width, y1),
-        (x1, y2 + gap),
-        (x1, y1 - gap - height),
-        (x2 + gap, y2 - height),
-        (x1 - gap - width, y2 - height),
-    )
-    places = []
-    for x, y in corners:
-        x = min(max(x, gap), max(frame[0] - gap - width, 0))
-        y = min(max(y, gap), max(frame[1] - gap - height, 0))
-        places.append((x, y, x + width, y + height))
-    return places
-
-
-class FacePainter:
-    """Draws the faces of consecutive frames of one clip, one frame a call.
-
-    It remembers where each card stood, so that cards do not jump from side to side.
-    """
-
-    def __init__(self) -> None:
-        """Start with nothing drawn."""
-        self._sides: dict[int, int] = {}
-        self._n_roomy = 1_000_000
-
-    def draw(self, image: Images, faces: DrawnFaces, thin: bool = False) -> Images:
-        """Return the picture ``(H,W,3)`` RGB with the faces on it; the given one stays as it is.
-
-        ``thin`` marks boxes that were not detected but interpolated.
-        """
-        if not len(faces):
-            return image
-        image = np.array(image, order="C")
-        height, width = image.shape[:2]
-        style = _Style.fit(width, height)
-        limits = np.array([width, height, width, height])
-        corners = np.clip(faces.boxes.round(), 0, limits).astype(int)
-        boxes: list[Rect] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in corners.tolist()]
-        for box, probabilities in zip(boxes, faces.probabilities, strict=True):
-            _draw_box(image, box, _COLORS[EMOTIONS[int(probabilities.argmax())]], style, thin)
-        plates: list[Rect] = []
-        cards = self._place_cards(faces, boxes, (width, height), style)
-        for index, place in cards.items():
-            _blend(image, place, *_draw_card(faces.names[index], faces.probabilities[index], style))
-            plates.append(place)
-        for index, box in enumerate(boxes):
-            if index in cards:
-                continue
-            name, probabilities = faces.names[index], faces.probabilities[index]
-            for tall in (True, False):
-                raster, mask = _draw_label(name, probabilities, style, tall)
-                size = (raster.shape[1], raster.shape[0])
-                place, hidden = _place_label(box, size, (width, height), boxes, plates)
-                if hidden == 0:
-                    break
-            _blend(image, place, raster, mask)
-            plates.append(place)
-        return image
-
-    def _place_cards(
-        self, faces: DrawnFaces, boxes: list[Rect], frame: tuple[int, int], style: _Style
-    ) -> dict[int, Rect]:
-        """Return a place for the card of each face that gets one.
-
-        Either all large faces get one or none does; faces in the background get a label.
-        """
-        sides = [max(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]
-        order = sorted(range(len(boxes)), key=lambda index: -sides[index])
-        large = [index for index in order if sides[index] >= 0.45 * sides[order[0]]]
-        sizes = [_measure_card(faces.names[index], style) for index in large]
-        room = 0.4 * frame[0] * frame[1]
-        fits = sum(width * height for width, height in sizes) <= room
-        cards: dict[int, Rect] = {}
-        chosen: dict[int, int] = {}
-        for index, size in zip(large, sizes, strict=True):
-            kept = self._sides.get(faces.ids[index])
-            plates = [*cards.values(), *boxes[:index], *boxes[index + 1 :]]
-            best = (
-                _choose_place(boxes[index], size, frame, style.gap, plates, kept) if fits else None
-            )
-            if best is None:
-                fits = False
-                break
-            chosen[faces.ids[index]], cards[index] = best
-        self._n_roomy = self._n_roomy + 1 if fits else 0
-        # Cards come back only when there has been room for a while, or they would flicker.
-        if self._n_roomy < 12:
-            return {}
-        self._sides |= chosen
-        return cards
-
-
-def _choose_place(
-    box: Rect,
-    size: tuple[int, int],
-    frame: tuple[int, int],
-    gap: int,
-    plates: list[Rect],
-    kept: int | None,
-) -> tuple[int, Rect] | None:
-    """Return the side and place of a card that hides least, None if each would hide much."""
-    best: tuple[float, int, Rect] | None = None
-    for side, place in enumerate(_list_places(box, size, frame, gap)):
-        own = _overlap(place, box) / max(_overlap(box, box), 1)
-        hidden = sum(_overlap(place, plate) for plate in plates) / (size[0] * size[1])
-        cost = 4 * own + 6 * hidden + 0.02 * side - 0.25 * (side == kept)
-        if own <= 0.1 and hidden <= 0.03 and (best is None or cost < best[0]):
-            best = (cost, side, place)
-    return None if best is None else best[1:]
-
-
-def _place_label(
-    box: Rect, size: tuple[int, int], frame: tuple[int, int], boxes: list[Rect], plates: list[Rect]
-) -> tuple[Rect, int]:
-    """Return the place of a label that hides least, and how many px it hides."""
-    width, height = size
-    best: tuple[int, Rect] | None = None
-    for y in (box[1] - height, box[3], box[1]):
-        for x in (box[0], box[2] - width):
-            left = min(max(x, 0), max(frame[0] - width, 0))
-            top = min(max(y, 0), max(frame[1] - height, 0))
-            place = (left, top, left + width, top + height)
-            hidden = sum(_overlap(place, other) for other in (*plates, *boxes))
-            if best is None or hidden < best[0]:
-                best = (hidden, place)
-    assert best is not None
-    return best[1], best[0]
-
-
-# --- drawing ------------------------------------------------------------------------------------
-
-
-def _draw_box(image: Pixels, box: Rect, color: Color, style: _Style, thin: bool) -> None:
-    """Draw a fine frame with strong corners, on a dark rim that keeps it visible on anything."""
-    import cv2
-
-    x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1
-    fine = max(1, round(0.6 * style.line))
-    rim = max(1, style.line // 2)
-    cv2.rectangle(image, (x1, y1), (x2, y2), _PLATE, fine + 2 * rim)
-    if not thin:
-        reach = max(2, round(0.2 * min(x2 - x1, y2 - y1)))
-        strong = max(2, 2 * style.line)
-        for width, paint in ((strong + 2 * rim, _PLATE), (strong, color)):
-            for x, dx in ((x1, reach), (x2, -reach)):
-                for y, dy in ((y1, reach), (y2, -reach)):
-                    cv2.line(image, (x, y), (x + dx, y), paint, width)
-                    cv2.line(image, (x, y), (x, y + dy), paint, width)
-    cv2.rectangle(image, (x1, y1), (x2, y2), color, fine)
-
-
-def _blend(image: Pixels, place: Rect, raster: Pixels, mask: Mask) -> None:
-    """Lay a raster onto the picture where its mask is above 0."""
-    import cv2
-
-    x1, y1 = place[:2]
-    target = image[y1 : y1 + raster.shape[0], x1 : x1 + raster.shape[1]]
-    height, width = target.shape[:2]
-    raster, mask = raster[:height, :width], mask[:height, :width]
-    target[...] = cv2.blendLinear(
-        np.ascontiguousarray(raster), np.ascontiguousarray(target), mask.copy(), 1 - mask
-    )
-
-
-@lru_cache(maxsize=32)
-def _load_font(size_px: int, plain: bool) -> Any:
-    """Return Pillow's own font, which is the finer one, or for other scripts Matplotlib's."""
-    from PIL import ImageFont
-
-    matplotlib = find_spec("matplotlib")
-    if plain or matplotlib is None or matplotlib.origin is None:
-        return ImageFont.load_default(size_px)
-    path = Path(matplotlib.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
-    return ImageFont.truetype(path, round(0.9 * size_px))
-
-
-@lru_cache(maxsize=2048)
-def _render_text(text: str, size_px: int) -> Mask:
-    """Return the coverage of a line of text in [0, 1]; lines of one size have one height."""
-    from PIL import Image, ImageDraw
-
-    ascent, descent = _load_font(size_px, True).getmetrics()
-    font = _load_font(size_px, text.replace("…", "").isascii())
-    width = max(1, int(np.ceil(font.getlength(text))))
-    picture = Image.new("L", (width, ascent + descent))
-    ImageDraw.Draw(picture).text((0, ascent), text, font=font, fill=255, anchor="ls")
-    return np.asarray(picture, np.float32) / np.float32(255)
-
-
-def _put_text(raster: Pixels, mask: Mask, text: Mask, x: int, y: int, color: Color) -> None:
-    """Draw a line of text with its left upper corner at x, y; what sticks out is cut."""
-    target = raster[max(y, 0) : y + text.shape[0], x : x + text.shape[1]]
-    cover = text[max(-y, 0) :][: target.shape[0], : target.shape[1]]
-    ink = np.array(color, np.float32)
-    target[...] = target + (ink - target) * cover[..., None]
-    area = mask[max(y, 0) : y + text.shape[0], x : x + text.shape[1]]
-    np.maximum(area, cover, out=area)
-
-
-def _fill(raster: Pixels, mask: Mask, rect: Rect, color: Color) -> None:
-    x1, y1, x2, y2 = rect
-    raster[y1:y2, x1:x2] = color
-    mask[y1:y2, x1:x2] = 1
-
-
-def _new_plate(width: int, height: int, radius: int) -> tuple[Pixels, Mask]:
-    """Return a dark plate with round corners."""
-    import cv2
-
-    fine = 4
-    shape = np.zeros((height * fine, width * fine), np.uint8)
-    r, right, bottom = radius * fine, width * fine - 1, height * fine - 1
-    cv2.rectangle(shape, (r, 0), (right - r, bottom), 255, -1)
-    cv2.rectangle(shape, (0, r), (right, bottom - r), 255, -1)
-    for x in (r, right - r):
-        for y in (r, bottom - r):
-            cv2.circle(shape, (x, y), r, 255, -1)
-    small = cv2.resize(shape, (width, height), interpolation=cv2.INTER_AREA)
-    mask = np.asarray(small, np.float32) * np.float32(_OPACITY / 255)
-    return np.full((height, width, 3), _PLATE, np.uint8), mask
-
-
-def _measure_card(name: str, style: _Style) -> tuple[int, int]:
-    """Return width and height of a card."""
-    height, width = _prepare_card(style, _is_named(name))[1].shape
-    return width, height
-
-
-def _is_named(name: str) -> bool:
-    """Return True for a person's name, which gets a line of its own, False for an id."""
-    return not name.startswith("#")
-
-
-def _locate_row(style: _Style, index: int, named: bool) -> tuple[int, int]:
-    """Return the top of a row of a card and its height; row -1 is the headline, -2 the name."""
-    row, head = round(1.2 * style.font), round(1.75 * style.font)
-    top = style.pad // 2 + style.line
-    if named:
-        top += row
-    if index < 0:
-        return (top, head) if index == -1 else (top - row, row)
-    return top + head + index * row, row
-
-
-def _locate_bars(style: _Style) -> tuple[int, int]:
-    """Return left and right end of the bars of a card."""
-    labels = max(_render_text(name, style.font).shape[1] for name in EMOTIONS)
-    left = style.pad + labels + round(0.6 * style.font)
-    return left, left + round(4.8 * style.font)
-
-
-def _locate_bar(style: _Style, index: int, named: bool) -> tuple[int, int]:
-    """Return top and bottom of a bar of a card."""
-    top, row = _locate_row(style, index, named)
-    thick = max(3, round(0.5 * style.font))
-    # Letters without ascent are what the eye takes for the middle of a line.
-    top += (row - thick + 1) // 2 + style.font // 12
-    return top, top + thick
-
-
-@lru_cache(maxsize=16)
-def _prepare_card(style: _Style, named: bool) -> tuple[Pixels, Mask]:
-    """Return what is the same on every card; not to be changed."""
-    left, right = _locate_bars(style)
-    bottom, _ = _locate_row(style, len(EMOTIONS), named)
-    raster, mask = _new_plate(right + style.pad, bottom + style.pad // 2, style.gap)
-    for index, emotion in enumerate(EMOTIONS):
-        _put_row(raster, mask, style, _render_text(emotion, style.font), (index, named), _DIM)
-        top, end = _locate_bar(style, index, named)
-        _fill(raster, mask, (left, top, right, end), _TRACK)
-    return raster, mask
-
-
-def _put_row(
-    raster: Pixels, mask: Mask, style: _Style, text: Mask, row: tuple[int, bool], color: Color
-) -> None:
-    top, height = _locate_row(style, *row)
-    _put_text(raster, mask, text, style.pad, top + (height - text.shape[0]) // 2, color)
-
-
-def _draw_card(name: str, probabilities: Floats, style: _Style) -> tuple[Pixels, Mask]:
-    """Return the card of a face: whose it is, its emotion, and a bar for each emotion."""
-    named = _is_named(name)
-    blank, blank_mask = _prepare_card(style, named)
-    raster, mask = blank.copy(), blank_mask.copy()
-    best = int(probabilities.argmax())
-    left, right = _locate_bars(style)
-    for index, emotion in enumerate(EMOTIONS):
-        top, end = _locate_bar(style, index, named)
-        length = round(float(probabilities[index]) * (right - left))
-        _fill(raster, mask, (left, top, left + length, end), _COLORS[emotion])
-    _put_row(raster, mask, style, _render_text(EMOTIONS[best], style.font), (best, named), _WHITE)
-    _fill(raster, mask, (0, 0, raster.shape[1], max(2, style.line)), _COLORS[EMOTIONS[best]])
-
-    size_px = round(1.2 * style.font)
-    word = _render_text(EMOTIONS[best], size_px)
-    number = _render_text(f"{100 * float(probabilities[best]):.0f}%", size_px)
-    top, height = _locate_row(style, -1, named)
-    top += (height - word.shape[0]) // 2
-    x = style.pad
-    if named:
-        text = _shorten(name, style.font, raster.shape[1] - 2 * style.pad)
-        _put_row(raster, mask, style, text, (-2, True), _DIM)
-    else:
-        text = _render_text(name, size_px)
-        if text.shape[1] + word.shape[1] + number.shape[1] + 3 * style.pad < raster.shape[1]:
-            _put_text(raster, mask, text, x, top, _DIM)
-            x += text.shape[1] + round(0.4 * style.font)
-    _put_text(raster, mask, word, x, top, _WHITE)
-    x = raster.shape[1] - style.pad - number.shape[1]
-    _put_text(raster, mask, number, x, top, _WHITE)
-    return raster, mask
-
-
-def _shorten(text: str, size_px: int, width: int) -> Mask:
-    """Return a text that is cut to a width in px."""
-    line = _render_text(text, size_px)
-    for length in range(len(text) - 1, 0, -1):
-        if line.shape[1] <= width:
-            break
-        line = _render_text(f"{text[:length].rstrip()}…", size_px)
-    return line[:, :width]
-
-
-def _draw_label(name: str, probabilities: Floats, style: _Style, tall: bool) -> tuple[Pixels, Mask]:
-    """Return the label of a face: one line over small columns, or over a strip of shares."""
-    best = int(probabilities.argmax())
-    texts = [
-        (_shorten(name, style.font, 6 * style.font), _DIM),
-        (_render_text(EMOTIONS[best], style.font), _WHITE),
-        (_render_text(f"{100 * float(probabilities[best]):.0f}%", style.font), _WHITE),
-    ]
-    space = round(0.45 * style.font)
-    width = max(sum(text.shape[1] + space for text, _ in texts) + space, 6 * style.font)
-    line = texts[0][0].shape[0] + 2
-    columns = round(1.6 * style.font) if tall else max(2, round(0.25 * style.font))
-    height = line + columns + (space if tall else 0)
-    raster = np.full((height, width, 3), _PLATE, np.uint8)
-    mask = np.full((height, width), _OPACITY, np.float32)
-    x = space
-    for text, color in texts:
-        _put_text(raster, mask, text, x, 1, color)
-        x += text.shape[1] + space
-    if tall:
-        ends = np.linspace(space, width - space, len(EMOTIONS) + 1).round().astype(int)
-        foot = line + columns
-        for index, emotion in enumerate(EMOTIONS):
-            start, stop = int(ends[index]), int(ends[index + 1]) - max(1, style.font // 8)
-            top = foot - max(style.line, round(float(probabilities[index]) * columns))
-            _fill(raster, mask, (start, line, stop, foot), _TRACK)
-            _fill(raster, mask, (start, top, stop, foot), _COLORS[emotion])
-    else:
-        ends = np.round(np.append(0, np.cumsum(probabilities)) * width).astype(int)
-        for index, emotion in enumerate(EMOTIONS):
-            rect = (int(ends[index]), height - columns, int(ends[index + 1]), height)
-            _fill(raster, mask, rect, _COLORS[emotion])
-    return raster, mask

@@ -20,7 +20,8 @@ import numpy as np
 from batchfer.architectures import ModelCard, load_legacy_h5, read_card
 from batchfer.boxes import align_faces, crop_faces
 from batchfer.errors import ModelError
-from batchfer.files import display_name, find_model, hash_file, hide_stderr
+from batchfer.files import display_name, find_model, hash_file
+from batchfer.processes import hide_stderr
 from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images
 
 logger = logging.getLogger(__name__)

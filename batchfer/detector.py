@@ -25,8 +25,8 @@ import numpy.typing as npt
 
 from batchfer.boxes import clip_boxes, square_boxes, suppress_overlaps
 from batchfer.errors import MachineError, UsageError
-from batchfer.files import hide_stderr
 from batchfer.kernels import has_instructions
+from batchfer.processes import hide_stderr
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 # The first TensorFlow import of the process decides how much it writes to stderr.

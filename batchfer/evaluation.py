@@ -35,11 +35,11 @@ from batchfer.files import (
     atomic_write,
     display_name,
     find_model,
-    hide_stderr,
     lock_output,
     prepare_output,
 )
 from batchfer.media import read_image, write_image
+from batchfer.processes import hide_stderr
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
 
 logger = logging.getLogger(__name__)

@@ -6,8 +6,6 @@ Names are bytes to the system; paths are kept as they are and made readable by `
 import hashlib
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -449,28 +447,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def start_python(code: str) -> "subprocess.Popen[bytes]":
-    """Start a Python that imports what this one does; talk to it by its stdin and stdout."""
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
-
-
-@contextmanager
-def hide_stderr() -> Iterator[None]:
-    """Drop what libraries in C write to stderr meanwhile; TensorFlow's start-up cannot be asked."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)

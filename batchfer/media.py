@@ -834,7 +834,10 @@ class VideoWriter:
         context.sample_aspect_ratio = self._info.pixel_aspect
         context.thread_count = ENCODER_THREADS
         # Without frames out of order the last packet is the last picture, and ends when it should.
-        context.options = {"preset": "superfast", "crf": "23", "x264-params": "bframes=0"}
+        # Without adaptive quantization encoding takes up to a quarter less time, and most files are
+        # smaller at a higher signal-to-noise ratio.
+        params = "bframes=0:aq-mode=0"
+        context.options = {"preset": "superfast", "crf": "23", "x264-params": params}
         context.flags |= av.codec.context.Flags.frame_duration.value
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709

@@ -37,14 +37,7 @@ from batchfer.analyzer import (
     read_frames,
     wants_all_frames,
 )
-from batchfer.annotate import (
-    DrawingThreads,
-    DrawnFaces,
-    FacePainter,
-    draw_faces,
-    draw_timeline,
-    hide_faces,
-)
+from batchfer.annotate import DrawingPool, DrawingProcess
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.files import (
     PARTS_FOLDER,
@@ -60,7 +53,8 @@ from batchfer.files import (
     publish_folder,
 )
 from batchfer.journal import DONE, Journal, hash_settings, mark_input
-from batchfer.media import VideoReader, VideoWriter, read_image, write_image
+from batchfer.media import VideoReader, read_image, write_image
+from batchfer.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.people import (
     SUMMARY_COLUMNS,
     assign_people,
@@ -254,20 +248,25 @@ def run_jobs(
                 write_index_pages(output, results, outputs, participants)
             return
         marks = {job.name: mark_input(job.source) for job in todo}
-        batch = Batch(
-            output,
-            outputs,
-            Analyzer(options, *machine),
-            journal,
-            settings,
-            marks,
-            events,
-            progress,
-            watch or Watch(),
-        )
-        progress.begin_batch(len(todo) if rows is None else 1)
-        run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
-        with closing(run):
+        with ExitStack() as stack:
+            drawing = None
+            if rows is None and draws_beside(options, outputs):
+                drawing = stack.enter_context(DrawingPool())  # gets ready while networks load
+            batch = Batch(
+                output,
+                outputs,
+                Analyzer(options, *machine),
+                drawing,
+                journal,
+                settings,
+                marks,
+                events,
+                progress,
+                watch or Watch(),
+            )
+            progress.begin_batch(len(todo) if rows is None else 1)
+            run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
+            stack.enter_context(closing(run))
             for result in run:
                 results.append(result)
                 yield result
@@ -285,13 +284,22 @@ def run_jobs(
             write_images_report(page, table, facts, results, thumbnails=shows_faces)
 
 
+def draws_beside(options: AnalyzeOptions, outputs: OutputOptions) -> bool:
+    """Return whether videos are drawn beside the analysis, not from their tables afterwards.
+
+    The analysis has to see every frame, and hiding faces takes those of the frames to come.
+    """
+    return outputs.annotate and wants_all_frames(options) and not outputs.blur_faces
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What all jobs of one run share."""
+    """What all jobs of one run share; ``drawing`` is None if nothing is drawn beside."""
 
     output: Path
     outputs: OutputOptions
     analyzer: Analyzer
+    drawing: DrawingPool | None
     journal: Journal
     settings: str
     marks: Mapping[str, Mapping[str, int]]
@@ -505,9 +513,7 @@ class Clip:
         self._batch = batch
         self._error: Exception | None = None
         self._open = ExitStack()
-        self._drawn = ExitStack()
-        self._drawing: DrawingThreads | None = None
-        self._painter = FacePainter()
+        self._drawing: DrawingProcess | None = None
         self._linker = FaceLinker(batch.analyzer)
 
     def read(self) -> Iterator[FrameBatch]:
@@ -560,15 +566,26 @@ class Clip:
         return self
 
     def _prepare(self) -> None:
-        options, outputs = self._batch.analyzer.options, self._batch.outputs
-        self._batch.progress.begin_file(self.job.name, estimate_frames(self._reader.info, options))
-        self._batch.progress.advance(self._done.n_frames)
-        # Drawn beside the analysis if that sees every frame, else from the table afterwards.
-        draw = outputs.annotate and wants_all_frames(options) and not outputs.blur_faces
-        if draw and not self._done.n_frames:
-            drawn = self._open.enter_context(self._drawn)
-            writer = VideoWriter(self._folder / "annotated.mp4", self._reader.info, self.job.source)
-            self._drawing = drawn.enter_context(DrawingThreads(drawn.enter_context(writer)))
+        batch, info = self._batch, self._reader.info
+        batch.progress.begin_file(self.job.name, estimate_frames(info, batch.analyzer.options))
+        batch.progress.advance(self._done.n_frames)
+        # What an earlier run has analyzed is drawn from its table, and so is all of that video.
+        if batch.drawing is not None and not self._done.n_frames:
+            self._drawing = self._open.enter_context(batch.drawing.lend())
+            self._draw("begin", self._path, info, self.job.source)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "annotated.mp4"
+
+    def _draw(self, step: str, *arguments: Any) -> None:
+        """Do a step of drawing it; if the process is gone, it is drawn afterwards instead."""
+        if self._drawing is not None:
+            try:
+                getattr(self._drawing, step)(*arguments)
+            except ChildProcessError as death:
+                logger.debug("%s: %s", self.job.name, death)
+                self._drawing = None
 
     def add(self, part: AnalyzedBatch) -> None:
         """Link, keep and draw the faces of the next frames."""
@@ -577,8 +594,7 @@ class Clip:
         try:
             table = self._linker.link(part)
             self._done.add(part.frames, table, self._linker)
-            if self._drawing is not None:
-                self._drawing.put(part.frames, draw_timeline(table, self._painter))
+            self._draw("put", part.frames, table)
         except Exception as error:
             self.fail(error)
         self._batch.progress.advance(len(part.frames))
@@ -602,23 +618,28 @@ class Clip:
         with self._open:
             if self._error is not None:
                 raise self._error
-            with self._drawn:
-                if self._drawing is not None:
-                    self._drawing.finish(self._reader.end_s)
             job, batch, folder, reader = self.job, self._batch, self._folder, self._reader
+            self._draw("end", reader.end_s)
             table = assign_people(self._done.join(), self._linker.join_people())
             write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
             facts = describe_video(reader, table, batch, result)
             (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             timeline = Timeline(reader.info, table)
-            if batch.outputs.annotate and self._drawing is None:
-                blur = batch.outputs.blur_faces
-                path = folder / "annotated.mp4"
-                draw_video(job.source, timeline, path, blur, asdict(batch.analyzer.options))
+            if self._drawing is None:
+                self._draw_afterwards(timeline)
             write(folder, timeline, facts, job.source, batch.outputs, batch.events.get(job.name))
+            if self._drawing is not None:
+                self._draw("finish")
+                if self._drawing is None:
+                    self._draw_afterwards(timeline)
             publish_folder(folder, job.destination)
             return result
+
+    def _draw_afterwards(self, timeline: Timeline) -> None:
+        outputs, options = self._batch.outputs, asdict(self._batch.analyzer.options)
+        if outputs.annotate:
+            draw_video(self.job.source, timeline, self._path, outputs.blur_faces, options)
 
     def abandon(self) -> None:
         """Close everything without an outcome; what is on disk is for the next run."""

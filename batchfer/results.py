@@ -20,7 +20,7 @@ import pandas as pd
 from batchfer.annotate import annotate_clip
 from batchfer.errors import BatchferError, NothingToDoError, UsageError
 from batchfer.export import FORMATS, export_timeline
-from batchfer.files import atomic_write, display_name, start_python
+from batchfer.files import atomic_write, display_name
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.people import (
     SUMMARY_COLUMNS,
@@ -33,6 +33,7 @@ from batchfer.people import (
     summarize_events,
     summarize_people,
 )
+from batchfer.processes import start_python
 from batchfer.report import write_index, write_report
 from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
 from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv

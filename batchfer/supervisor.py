@@ -6,7 +6,6 @@ started again: after a crash, or when a file takes longer than it may, the file 
 rest goes on in a new worker; on Ctrl-C the worker is killed, at once and in whatever state.
 """
 
-import ctypes
 import logging
 import os
 import pickle
@@ -23,18 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from batchfer.errors import BatchferError, Reason
-from batchfer.files import Kind, start_python
+from batchfer.files import Kind
 from batchfer.pipeline import Progress, Watch, run_jobs
+from batchfer.processes import Messenger, keep_memory, start_python
 from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
 
 logger = logging.getLogger(__name__)
 
 Fault = tuple[Reason, str]
-
-# By the numbers of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, which comes to
-# frames of up to 32 MiB; glibc takes no more.
-_KEPT_MEMORY = {-1: 2**30, -2: 2**26, -3: 2**25}
-_MOST_HEAPS = -8  # M_ARENA_MAX
 
 
 @dataclass(frozen=True)
@@ -206,30 +201,8 @@ class Worker:
 # --- in the worker ------------------------------------------------------------------------------
 
 
-class Messenger(logging.Handler):
+class ProgressMessenger(Messenger):
     """Sends what happens in the worker to its parent: progress, outcomes, log records."""
-
-    def __init__(self) -> None:
-        """Take over stdout, so that no library's chatter gets into the events."""
-        super().__init__()
-        self._pipe = os.fdopen(os.dup(1), "wb")
-        self._turn = threading.Lock()
-        os.dup2(2, 1)
-
-    def send(self, name: str, content: Any = None) -> None:
-        """Send one event, from any thread; leave if nobody listens."""
-        with self._turn:
-            try:
-                pickle.dump((name, content), self._pipe)
-                self._pipe.flush()
-            except BrokenPipeError:
-                os._exit(1)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send a log record as plain text."""
-        record.msg, record.args = self.format(record), None
-        record.exc_info = None
-        self.send("log", record)
 
     def begin_batch(self, n_jobs: int) -> None:
         """Pass on."""
@@ -248,25 +221,11 @@ class Messenger(logging.Handler):
         self.send("end_file", ())
 
 
-def keep_memory() -> None:
-    """Let the C library keep the memory of frames that are done with for the frames to come.
-
-    glibc gives memory at the end of a heap back and has it faulted in anew, page by page: 600 a
-    frame of 360p, 2,000 one of 720p, a twentieth of all processor time. The heaps may keep 64 MiB
-    each here, and are two a core, not eight, so that threads use again what others have left and
-    memory stops growing soon. Other C libraries do as they do.
-    """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
-        for parameter, value in _KEPT_MEMORY.items():
-            mallopt(parameter, value)
-        mallopt(_MOST_HEAPS, 2 * len(os.sched_getaffinity(0)))
-
-
 def work() -> None:
     """Do the task that comes on stdin; the life of a worker."""
     keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the parent as well
-    messenger = Messenger()
+    messenger = ProgressMessenger()
     logging.getLogger().addHandler(messenger)
     task: Task = pickle.load(sys.stdin.buffer)
     logging.getLogger("batchfer").setLevel(task.log_level)

@@ -30,12 +30,14 @@ Run = Callable[[Path, str], tuple[int, int, float]]
 def load_batchfer(model: str) -> Run:
     """Modes: ``table``, ``video``, ``default`` (each with a number of key frames), ``detect``."""
     from batchfer.analyzer import Analyzer
+    from batchfer.annotate import DrawingPool
     from batchfer.detector import Detector
     from batchfer.media import VideoReader
+    from batchfer.processes import keep_memory
     from batchfer.schema import AnalyzeOptions
-    from batchfer.supervisor import keep_memory
 
     keep_memory()  # as the worker process of the command does
+    pool = DrawingPool()
     analyzers: dict[tuple[int, int], Analyzer] = {}
 
     def get_analyzer(min_face_px: int, detect_every: int) -> Analyzer:
@@ -65,13 +67,15 @@ def load_batchfer(model: str) -> Run:
         if kind == "detect":
             return detect(clip, analyzer)
         with tempfile.TemporaryDirectory() as folder:
-            return write_results(clip, Path(folder), analyzer, kind)
+            return write_results(clip, Path(folder), analyzer, pool, kind)
 
     return run
 
 
-def write_results(clip: Path, folder: Path, analyzer: Any, kind: str) -> tuple[int, int, float]:
-    """Run the command ``batchfer video`` with networks that are loaded already."""
+def write_results(
+    clip: Path, folder: Path, analyzer: Any, pool: Any, kind: str
+) -> tuple[int, int, float]:
+    """Run the command ``batchfer video``, its networks loaded and its processes running already."""
     from batchfer import pipeline
     from batchfer.errors import BatchferError
     from batchfer.schema import OutputOptions
@@ -88,8 +92,9 @@ def write_results(clip: Path, folder: Path, analyzer: Any, kind: str) -> tuple[i
         "video": OutputOptions(formats=("csv",), annotate=True, report=False),
         "default": OutputOptions(),
     }[kind]
-    original = pipeline.Analyzer
+    originals = pipeline.Analyzer, pipeline.DrawingPool
     pipeline.Analyzer = lambda *_: analyzer
+    pipeline.DrawingPool = lambda: contextlib.nullcontext(pool)
     try:
         started = time.perf_counter()
         (result,) = pipeline.run_jobs(
@@ -97,7 +102,7 @@ def write_results(clip: Path, folder: Path, analyzer: Any, kind: str) -> tuple[i
         )
         seconds = time.perf_counter() - started
     finally:
-        pipeline.Analyzer = original
+        pipeline.Analyzer, pipeline.DrawingPool = originals
     if result.status != "ok":
         raise BatchferError(f"{clip.name}: {result.status}, {result.detail}")
     table = read_timeline(result.job.destination / "timeline.csv")

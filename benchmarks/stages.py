@@ -24,10 +24,11 @@ from compare import CLIPS, describe_machine, say, spell, write_section
 from make_clips import make_clips
 
 from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
-from batchfer.annotate import FacePainter, draw_timeline
+from batchfer.annotate import draw_timeline
 from batchfer.media import VideoReader, VideoWriter, write_image
+from batchfer.painter import FacePainter
+from batchfer.processes import keep_memory
 from batchfer.schema import AnalyzeOptions, FrameBatch
-from batchfer.supervisor import keep_memory
 
 REPEATS = 5
 ONE_AFTER_ANOTHER = 3
@@ -246,20 +247,26 @@ class Command(NamedTuple):
     cores: float
 
 
+WATCHER = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True)
+seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+cores = (usage.ru_utime + usage.ru_stime) / seconds
+print(json.dumps([usage.ru_maxrss * 1024 / 1e6, seconds, cores]))
+"""
+"""Runs a command from a process that is itself small: Linux counts what the parent had in memory
+when it started a process as that process's peak."""
+
+
 def measure_command(model: Path, *arguments: str) -> Command:
     """Run ``batchfer`` with its defaults."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "batchfer", *arguments, "-o", folder, "-q"]
         command += ["--model", str(model)]
-        started = time.perf_counter()
-        process = subprocess.Popen(command)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} ends in {process.returncode}")
-        cores = (usage.ru_utime + usage.ru_stime) / seconds
-        return Command(usage.ru_maxrss * 1024 / 1e6, seconds, cores)
+        watched = [sys.executable, "-c", WATCHER, *command]
+        output = subprocess.run(watched, stdout=subprocess.PIPE, text=True, check=True).stdout
+        return Command(*json.loads(output.splitlines()[-1]))
 
 
 def make_photos(folder: Path, source: Path, n_photos: int) -> Path:
@@ -354,7 +361,6 @@ def main() -> None:
             print(f"after {after:,} frames: {slope:.1f} KiB a 1,000 frames")
         return
     loads = os.getloadavg()
-    # First, since the kernel counts the memory of this process to what a command has used.
     start_s = measure_start(model, CLIPS / "one_360p.mp4")
     clip_4k = make_4k(CLIPS / "one_4k.mp4", CLIPS / "one_720p.mp4")
     clip_720p, keys = str(CLIPS / "one_720p.mp4"), ("--detect-every", "5")

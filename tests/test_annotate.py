@@ -1,53 +1,32 @@
-"""Drawn faces: nothing hidden, nothing outside the frame, the same look at every size."""
+"""Timelines on their clips: every frame drawn, in threads or in a process of its own."""
 
+import logging
+import os
+import signal
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import pytest
-from skimage import data
+from drawn import make_faces
 
+from batchfer import annotate
 from batchfer.annotate import (
-    DrawnFaces,
-    FacePainter,
+    DrawingPool,
+    DrawingProcess,
     annotate_clip,
-    draw_faces,
     draw_timeline,
     interpolate_faces,
 )
+from batchfer.errors import OutputError
 from batchfer.media import VideoReader, VideoWriter
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, FaceDetections, MediaInfo, Timeline
+from batchfer.painter import DrawnFaces, FacePainter
+from batchfer.schema import EMOTIONS, FaceDetections, FrameBatch, MediaInfo, Timeline
 from batchfer.timeline import build_empty_table, build_table
-
-
-def make_faces(
-    boxes: list[tuple[float, float, float, float]], emotion: str = "happy", share: float = 0.7
-) -> DrawnFaces:
-    probabilities = np.full((len(boxes), 7), (1 - share) / 6, np.float32)
-    probabilities[:, EMOTIONS.index(emotion)] = share
-    ids = tuple(range(len(boxes)))
-    table = np.array(boxes, np.float64).reshape(-1, 4)
-    return DrawnFaces(ids, tuple(f"#{face_id}" for face_id in ids), table, probabilities)
-
-
-def make_picture(width: int, height: int) -> npt.NDArray[np.uint8]:
-    import cv2
-
-    return np.asarray(cv2.resize(data.astronaut(), (width, height)), np.uint8)
-
-
-def count_color(image: npt.NDArray[np.uint8], emotion: str) -> int:
-    code = EMOTION_COLORS[emotion]
-    color = [int(code[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(image.astype(int) - color).max(axis=-1) <= 2).sum())
-
-
-def measure_changes(before: npt.NDArray[np.uint8], after: npt.NDArray[np.uint8]) -> list[int]:
-    """The box ``x1 y1 x2 y2`` around all changed pixels."""
-    rows, columns = np.nonzero((before != after).any(axis=-1))
-    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
 def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:
@@ -69,133 +48,6 @@ def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:
     assert np.array_equal(clear, image), "nothing is hidden unasked"
 
 
-def test_no_face_changes_nothing() -> None:
-    image = make_picture(320, 240)
-    np.testing.assert_array_equal(draw_faces(image, build_empty_table()), image)
-    np.testing.assert_array_equal(FacePainter().draw(image, make_faces([])), image)
-
-
-def test_the_given_picture_stays_as_it_is() -> None:
-    image = make_picture(320, 240)
-    before = image.copy()
-    drawn = FacePainter().draw(image, make_faces([(100, 60, 160, 140)]))
-    np.testing.assert_array_equal(image, before)
-    assert drawn.shape == image.shape
-    assert drawn.dtype == np.uint8
-    assert (drawn != image).any()
-
-
-def test_rows_of_a_timeline_are_drawn_but_null_rows() -> None:
-    detections = FaceDetections(
-        np.array([1]),
-        np.array([[100, 60, 160, 140]], np.float32),
-        np.ones(1, np.float32),
-        np.zeros((1, 5, 2), np.float32),
-    )
-    probabilities = make_faces([(0, 0, 1, 1)], "sad").probabilities
-    table = build_table(np.arange(2), np.arange(2.0), detections, np.array([4]), probabilities)
-    image = make_picture(640, 360)
-    drawn = draw_faces(image, table)
-    assert count_color(drawn, "sad") > 300
-    faces = DrawnFaces.from_rows(table)
-    assert (faces.ids, faces.names) == ((4,), ("#4",))
-    table["person"] = ["", "Ada"]
-    assert DrawnFaces.from_rows(table).names == ("Ada",)
-
-
-@pytest.mark.parametrize("size", [(320, 240), (640, 360), (1920, 1080), (3840, 2160)])
-def test_a_card_stands_beside_the_face_and_grows_with_the_frame(size: tuple[int, int]) -> None:
-    width, height = size
-    image = np.full((height, width, 3), 90, np.uint8)
-    box = (0.4 * width, 0.3 * height, 0.55 * width, 0.65 * height)
-    drawn = FacePainter().draw(image, make_faces([box]))
-    rim = round(0.012 * height) + 4
-    x1, y1, x2, y2 = (round(value) for value in box)
-    inside = (slice(y1 + rim, y2 - rim), slice(x1 + rim, x2 - rim))
-    np.testing.assert_array_equal(drawn[inside], image[inside])
-    changed = measure_changes(image, drawn)
-    card_width = changed[2] - x2
-    assert 0.12 < card_width / width < 0.36
-    assert card_width >= 95
-
-
-@pytest.mark.parametrize("emotion", EMOTIONS)
-def test_color_and_bar_tell_the_emotion(emotion: str) -> None:
-    image = np.full((360, 640, 3), 90, np.uint8)
-    counts = [
-        count_color(
-            FacePainter().draw(image, make_faces([(300, 100, 380, 200)], emotion, s)), emotion
-        )
-        for s in (0.4, 0.9)
-    ]
-    assert counts[0] > 300
-    assert counts[1] > counts[0] + 100
-
-
-def test_interpolated_boxes_are_thin() -> None:
-    image = np.full((360, 640, 3), 90, np.uint8)
-    faces = make_faces([(300, 100, 380, 200)])
-    counts = [
-        count_color(FacePainter().draw(image, faces, thin), "happy") for thin in (False, True)
-    ]
-    assert counts[1] < counts[0] - 100
-
-
-def test_no_card_hides_a_face_of_a_group() -> None:
-    image = np.full((1080, 1920, 3), 90, np.uint8)
-    boxes = [(200 + 330.0 * i, 300 + 40.0 * (i % 2), 380 + 330.0 * i, 540.0) for i in range(5)]
-    drawn = FacePainter().draw(image, make_faces(boxes))
-    for x1, y1, x2, y2 in np.array(boxes).astype(int):
-        np.testing.assert_array_equal(drawn[y1 + 15 : y2 - 15, x1 + 15 : x2 - 15], 90)
-
-
-def test_a_card_does_not_jump_while_the_face_moves_a_little() -> None:
-    image = np.full((360, 640, 3), 90, np.uint8)
-    painter = FacePainter()
-    rng = np.random.default_rng(0)
-    sides = set()
-    # At first only the left has room; then both sides have.
-    for x in np.append(np.linspace(560, 200, 60), 200 + rng.normal(size=40) * 3):
-        drawn = painter.draw(image, make_faces([(x, 100, x + 75, 200)]))
-        left, _, right, _ = measure_changes(image, drawn)
-        sides.add("left" if x - left > right - x - 75 else "right")
-    assert sides == {"left"}
-
-
-@pytest.mark.parametrize("size", [(1, 1), (12, 12), (40, 30), (161, 121), (300, 2000), (2000, 90)])
-def test_any_frame_and_any_box_can_be_drawn(size: tuple[int, int]) -> None:
-    rng = np.random.default_rng(0)
-    width, height = size
-    image = np.full((height, width, 3), 90, np.uint8)
-    for n_faces in (1, 2, 30):
-        corners = rng.uniform(-0.2, 1.1, (n_faces, 2)) * size
-        boxes = np.hstack([corners, corners + rng.uniform(0, 1, (n_faces, 2)) * size])
-        drawn = FacePainter().draw(image, make_faces([tuple(box) for box in boxes]))
-        assert drawn.shape == image.shape
-
-
-@pytest.mark.parametrize("letter", list("ÑúŁışΕλЮя"))
-def test_letters_of_many_languages_can_be_read(letter: str) -> None:
-    image = np.full((360, 640, 3), 90, np.uint8)
-    faces = make_faces([(300, 100, 380, 200)])
-    drawings = [
-        FacePainter().draw(image, DrawnFaces((0,), (name,), faces.boxes, faces.probabilities))
-        for name in (letter, "\ufffe")
-    ]
-    # A letter that the font lacks would be drawn as the box that stands for no letter at all.
-    assert (drawings[0] != drawings[1]).any()
-
-
-def test_a_long_name_is_cut() -> None:
-    image = np.full((360, 640, 3), 90, np.uint8)
-    faces = make_faces([(300, 100, 380, 200)])
-    places = []
-    for name in ("Ada", "a" * 200):
-        named = DrawnFaces((0,), (name,), faces.boxes, faces.probabilities)
-        places.append(measure_changes(image, FacePainter().draw(image, named)))
-    assert places[0] == places[1]
-
-
 def test_interpolation_moves_the_faces_that_both_frames_have() -> None:
     before = make_faces([(0, 0, 10, 10), (50, 50, 60, 60)], "happy")
     after = make_faces([(50, 50, 60, 60), (10, 20, 30, 40)], "sad")
@@ -207,9 +59,9 @@ def test_interpolation_moves_the_faces_that_both_frames_have() -> None:
     assert EMOTIONS[int(faces.probabilities[0].argmax())] == "happy"
 
 
-def test_a_clip_is_drawn_whole_between_analyzed_frames_too(tmp_path: Path) -> None:
-    info = MediaInfo(tmp_path / "in.mp4", 320, 240, Fraction(25))
-    frames, step = 21, 5
+def make_clip_of_a_face(path: Path, frames: int, step: int) -> tuple[MediaInfo, pd.DataFrame]:
+    """Write a grey clip of 320x240; return the timeline of a face that moves right across it."""
+    info = MediaInfo(path, 320, 240, Fraction(25))
     with VideoWriter(info.path, info) as writer:
         for frame in range(frames):
             writer.write(np.full((240, 320, 3), 90, np.uint8), frame / 25)
@@ -225,7 +77,12 @@ def test_a_clip_is_drawn_whole_between_analyzed_frames_too(tmp_path: Path) -> No
     )
     probabilities = np.repeat(make_faces([(0, 0, 1, 1)]).probabilities, len(analyzed), axis=0)
     ids = np.zeros(len(analyzed), np.int64)
-    table = build_table(analyzed, analyzed / 25, detections, ids, probabilities)
+    return info, build_table(analyzed, analyzed / 25, detections, ids, probabilities)
+
+
+def test_a_clip_is_drawn_whole_between_analyzed_frames_too(tmp_path: Path) -> None:
+    frames = 21
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", frames, 5)
     out = tmp_path / "out.mp4"
     with VideoReader(info.path) as reader, VideoWriter(out, reader.info) as writer:
         annotate_clip(reader, Timeline(reader.info, table), writer)
@@ -240,11 +97,144 @@ def test_a_clip_is_drawn_whole_between_analyzed_frames_too(tmp_path: Path) -> No
         assert abs(np.flatnonzero(yellow)[0] - (20 + 8 * frame)) <= 5
 
 
-def test_drawing_keeps_up_with_the_analysis() -> None:
-    image = make_picture(640, 360)
-    painter, faces = FacePainter(), make_faces([(200, 60, 300, 180)])
-    painter.draw(image, faces)
-    started = time.perf_counter()
-    for _ in range(50):
-        painter.draw(image, faces)
-    assert (time.perf_counter() - started) / 50 < 0.01
+# --- in a process of its own ------------------------------------------------------------------
+
+
+def draw_elsewhere(process: DrawingProcess, source: Path, table: pd.DataFrame, out: Path) -> None:
+    """Draw all of a clip in batches of uneven size, as they come out of the analysis."""
+    with VideoReader(source) as reader:
+        process.begin(out, reader.info, source)
+        for batch in reader.batches(7):
+            process.put(batch, table[table["frame"].isin(batch.frames)])
+        process.end(reader.end_s)
+        process.finish()
+
+
+def read_frames(path: Path) -> np.ndarray:
+    with VideoReader(path) as reader:
+        return np.concatenate([batch.images for batch in reader.batches()])
+
+
+def test_the_process_draws_what_the_threads_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Three parts of two frames: what is shared is used again and again.
+    monkeypatch.setattr(annotate, "PART_BYTES", 2 * 320 * 240 * 3)
+    monkeypatch.setattr(annotate, "SHARED_BYTES", 3 * annotate.PART_BYTES)
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 50, 1)
+    with VideoReader(info.path) as reader, VideoWriter(tmp_path / "a.mp4", reader.info) as writer:
+        annotate_clip(reader, Timeline(reader.info, table), writer)
+    with DrawingPool() as pool:
+        for name in ("b.mp4", "c.mp4"):
+            with pool.lend() as process:
+                draw_elsewhere(process, info.path, table, tmp_path / name)
+        assert len(process._free) == 3
+    expected = read_frames(tmp_path / "a.mp4")
+    assert len(expected) == 50
+    for name in ("b.mp4", "c.mp4"):
+        np.testing.assert_array_equal(read_frames(tmp_path / name), expected)
+
+
+def test_a_larger_video_may_follow_a_small_one(tmp_path: Path) -> None:
+    with DrawingPool() as pool:
+        for width, height in ((32, 32), (4096, 2304), (64, 48)):
+            info = MediaInfo(tmp_path / "in.mp4", width, height, Fraction(25))
+            out = tmp_path / f"{width}.mp4"
+            image = np.zeros((1, height, width, 3), np.uint8)
+            image[:, :, width // 2 :] = 255
+            with pool.lend() as process:
+                process.begin(out, info, info.path)
+                for frame in range(5):
+                    batch = FrameBatch(image, np.array([frame]), np.array([frame / 25]))
+                    process.put(batch, build_empty_table())
+                process.end(0.2)
+                process.finish()
+            drawn = read_frames(out)
+            assert drawn.shape == (5, height, width, 3)
+            assert drawn[:, :, : width // 2 - 4].max() < 10
+            assert drawn[:, :, width // 2 + 4 :].min() > 245
+
+
+def test_what_goes_wrong_in_the_process_is_raised_here(tmp_path: Path) -> None:
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 3, 1)
+    with DrawingPool() as pool:
+        with pytest.raises(OutputError, match="cannot write"), pool.lend() as process:
+            draw_elsewhere(process, info.path, table, tmp_path / "missing" / "out.mp4")
+        assert not process.is_alive, "one that failed is not used again"
+        with pool.lend() as process:
+            draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
+        assert len(read_frames(tmp_path / "out.mp4")) == 3
+
+
+def test_a_bug_in_the_process_is_told(tmp_path: Path) -> None:
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 3, 1)
+    wrong = MediaInfo(info.path, 64, 64)
+    batch = FrameBatch(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64), np.zeros(1))
+    with (
+        DrawingPool() as pool,
+        pytest.raises(RuntimeError, match="ValueError: a frame of shape"),
+        pool.lend() as process,
+    ):
+        process.begin(tmp_path / "out.mp4", wrong, info.path)
+        process.put(batch, table[:0])
+        process.end(1.0)
+        process.finish()
+
+
+@pytest.mark.parametrize("step", ["begin", "put", "finish"])
+def test_a_process_that_dies_is_noticed_and_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 60, 1)
+    with DrawingPool() as pool:
+        with pytest.raises(ChildProcessError), pool.lend() as process:
+            go_on = getattr(process, step)
+
+            def die_first(*arguments: object) -> None:
+                process._process.kill()
+                process._process.wait()
+                go_on(*arguments)
+
+            monkeypatch.setattr(process, step, die_first)
+            draw_elsewhere(process, info.path, table, tmp_path / "a.mp4")
+        with pool.lend() as process:
+            draw_elsewhere(process, info.path, table, tmp_path / "b.mp4")
+    assert len(read_frames(tmp_path / "b.mp4")) == 60
+
+
+def test_the_process_warns_through_the_log_of_this_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_sound = MediaInfo(tmp_path, 320, 240, Fraction(25), has_audio=True)
+    with (
+        caplog.at_level(logging.WARNING, "batchfer"),
+        DrawingPool() as pool,
+        pool.lend() as process,
+    ):
+        process.begin(tmp_path / "out.mp4", with_sound, tmp_path / "no such sound")
+        process.end(0.1)
+        process.finish()
+    assert "the sound cannot be kept" in caplog.text
+
+
+def test_the_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:
+    code = """
+import os, signal
+from batchfer.annotate import DrawingPool
+pool = DrawingPool()
+print(pool._idle[0]._process.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
+    assert parent.returncode == -signal.SIGKILL
+    pid = int(parent.stdout)
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return
+        if state == "Z":  # nobody has asked for its exit status
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("it is still there")

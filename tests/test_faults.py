@@ -22,7 +22,7 @@ from clips import draw, make_clip
 from PIL import Image
 
 from batchfer import pipeline
-from batchfer.annotate import DrawingThreads
+from batchfer.annotate import DrawingProcess, DrawingThreads
 from batchfer.errors import OutputError
 from batchfer.files import lock_output, prepare_output
 from batchfer.media import VideoReader, VideoWriter
@@ -465,7 +465,7 @@ def test_closed_and_full_streams(
 def test_memory_of_frames_that_are_done_with_is_kept() -> None:
     code = """
 import resource, threading
-from batchfer.supervisor import keep_memory
+from batchfer.processes import keep_memory
 {call}
 def decode():
     for _ in range(50):
@@ -550,6 +550,37 @@ def test_a_reader_that_dies_ends_its_file(
     assert "the decoder died" in first.detail
     assert second.status == "ok"
     assert not (tmp_path / "out" / "0.mp4").exists()
+
+
+@pytest.mark.parametrize("step", ["begin", "put", "finish"])
+def test_a_video_is_drawn_even_if_the_process_for_it_dies(
+    step: str, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copy_clips(tmp_path / "in")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert {r.status for r in run("video", [folder], whole, toy_model, Counter())} == {"ok"}
+    go_on = getattr(DrawingProcess, step)
+
+    def die_first(process: DrawingProcess, *arguments: object) -> None:
+        process._process.kill()
+        process._process.wait()
+        go_on(process, *arguments)
+
+    monkeypatch.setattr(DrawingProcess, step, die_first)
+    assert {r.status for r in run("video", [folder], broken, toy_model, Counter())} == {"ok"}
+    for name in ("0.mp4", "1.mp4"):
+        pictures = []
+        for path in (
+            whole / name / "annotated.mp4",
+            broken / name / "annotated.mp4",
+            folder / name,
+        ):
+            with VideoReader(path) as reader:
+                images = np.concatenate([batch.images for batch in reader.batches()])
+                pictures.append(images.astype(np.int16))
+        # Cards name persons there, which are known at the end alone; all else is the same.
+        other, nothing = ((abs(images - pictures[0]) > 40).mean() for images in pictures[1:])
+        assert other < nothing / 2
 
 
 # --- the same bytes everywhere ----------------------------------------------------------------

@@ -16,8 +16,8 @@ LAYERS = [
     {"results"},
     {"analyzer", "annotate", "report", "export", "evaluation", "recipes"},
     {"keyframes"},
-    {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline"},
-    {"media", "architectures", "boxes", "files", "journal", "kernels"},
+    {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline", "painter"},
+    {"media", "architectures", "boxes", "files", "journal", "kernels", "processes"},
     {"schema", "errors"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

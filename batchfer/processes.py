@@ -1,0 +1,89 @@
+"""Other Python processes: how they are started and talk, and what they share with this one.
+
+Two of them would wait for one interpreter's lock as threads of one process.
+"""
+
+import ctypes
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# By the numbers of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, which comes to
+# frames of up to 32 MiB; glibc takes no more.
+_KEPT_MEMORY = {-1: 2**30, -2: 2**26, -3: 2**25}
+_MOST_HEAPS = -8  # M_ARENA_MAX
+
+
+def start_python(code: str, *files: int) -> "subprocess.Popen[bytes]":
+    """Start a Python that imports what this one does; talk to it by its stdin and stdout.
+
+    It inherits the open ``files``, under their numbers.
+    """
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        pass_fds=files,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+
+
+class Messenger(logging.Handler):
+    """Sends what happens in a process that `start_python` started to its parent, as pickles."""
+
+    def __init__(self) -> None:
+        """Take over stdout, so that no library's chatter gets into the events."""
+        super().__init__()
+        self._pipe = os.fdopen(os.dup(1), "wb")
+        self._turn = threading.Lock()
+        os.dup2(2, 1)
+
+    def send(self, name: str, content: Any = None) -> None:
+        """Send one event, from any thread; leave if nobody listens."""
+        with self._turn:
+            try:
+                pickle.dump((name, content), self._pipe)
+                self._pipe.flush()
+            except BrokenPipeError:
+                os._exit(1)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send a log record as plain text."""
+        record.msg, record.args = self.format(record), None
+        record.exc_info = None
+        self.send("log", record)
+
+
+def keep_memory() -> None:
+    """Let the C library keep the memory of frames that are done with for the frames to come.
+
+    glibc gives memory at the end of a heap back and has it faulted in anew, page by page: 600 a
+    frame of 360p, 2,000 one of 720p, a twentieth of all processor time. The heaps may keep 64 MiB
+    each here, and are two a core, not eight, so that threads use again what others have left and
+    memory stops growing soon. Other C libraries do as they do.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        for parameter, value in _KEPT_MEMORY.items():
+            mallopt(parameter, value)
+        mallopt(_MOST_HEAPS, 2 * len(os.sched_getaffinity(0)))
+
+
+@contextmanager
+def hide_stderr() -> Iterator[None]:
+    """Drop what libraries in C write to stderr meanwhile; TensorFlow's start-up cannot be asked."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
