@@ -22,7 +22,7 @@ import pandas as pd
 from batchfer.errors import MachineError, OutputError
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.painter import DrawnFaces, FacePainter, hide_faces
-from batchfer.processes import Messenger, keep_memory, start_python
+from batchfer.processes import Messenger, PythonProcess, keep_memory
 from batchfer.schema import FrameBatch, Images, MediaInfo, Timeline
 
 logger = logging.getLogger(__name__)
@@ -186,8 +186,8 @@ class DrawingProcess:
     those waiting who feed the networks. Frames go there through memory that both share; not by
     ``/dev/shm``, which containers keep small.
 
-    Every method but `close` raises `ChildProcessError` where the process has died, and what the
-    process raises: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError` for a bug.
+    Every method but `close` raises `ChildProcessError` where the process has died, and what is
+    raised there: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError` for a bug.
     """
 
     def __init__(self) -> None:
@@ -195,20 +195,18 @@ class DrawingProcess:
         self._file = os.memfd_create("batchfer-frames")
         self._size = 0
         level = logging.getLogger("batchfer").getEffectiveLevel()
-        self._process = start_python(
-            f"from batchfer.annotate import serve; serve({self._file}, {level})", self._file
-        )
+        code = f"from batchfer.annotate import serve; serve({self._file}, {level})"
+        self._process = PythonProcess(code, self._file)
 
     def close(self) -> None:
         """End it, whatever it does; a video that was not finished is left as it is."""
-        self._process.kill()
-        self._process.communicate()
+        self._process.close()
         os.close(self._file)
 
     @property
     def is_alive(self) -> bool:
         """Whether it can take another video."""
-        return self._process.poll() is None
+        return self._process.is_alive
 
     def begin(self, path: Path, info: MediaInfo, audio_from: Path) -> None:
         """Begin a video, as `VideoWriter` does."""
@@ -221,7 +219,7 @@ class DrawingProcess:
         self._size = max(self._size, n_parts * self._part_bytes)
         os.ftruncate(self._file, self._size)
         self._memory = _share_memory(self._file, self._size)
-        self._ask("begin", path, info, audio_from, self._size)
+        self._process.ask("begin", path, info, audio_from, self._size)
         self._wait_for("begun")
 
     def put(self, frames: FrameBatch, table: pd.DataFrame) -> None:
@@ -236,38 +234,22 @@ class DrawingProcess:
             start = number * self._part_bytes
             self._memory[start : start + images.nbytes] = images.reshape(-1)
             where = (number, start, images.shape)
-            self._ask("draw", *where, frames.frames[part], frames.times_s[part], faces)
+            self._process.ask("draw", *where, frames.frames[part], frames.times_s[part], faces)
 
     def end(self, end_s: float) -> None:
         """Say that no frame comes any more; ``end_s`` is when the last one ends."""
-        self._ask("end", end_s)
+        self._process.ask("end", end_s)
 
     def finish(self) -> None:
         """Wait, behind `end`, until the file is complete."""
         self._wait_for("ended")
 
-    def _ask(self, *request: Any) -> None:
-        assert self._process.stdin is not None
-        try:
-            pickle.dump(request, self._process.stdin)
-            self._process.stdin.flush()
-        except OSError as death:
-            raise ChildProcessError("the process that draws is gone") from death
-
     def _hear(self) -> str:
         """Take in the next thing that it tells, and return what that is."""
-        assert self._process.stdout is not None
-        try:
-            name, content = pickle.load(self._process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as death:
-            raise ChildProcessError("the process that draws is gone") from death
-        if name == "error":
-            raise content
-        if name == "log":
-            logging.getLogger(content.name).handle(content)
-        elif name == "drawn":
+        name, content = self._process.hear()
+        if name == "drawn":
             self._free.append(content)
-        return str(name)
+        return name
 
     def _wait_for(self, name: str) -> None:
         while self._hear() != name:

@@ -85,7 +85,7 @@ MinConfidence = Annotated[
     ),
 ]
 Smooth = Annotated[
-    float, typer.Option("--smooth", min=0, help="Smoothing of segments and charts, in seconds.")
+    str, typer.Option("--smooth", help="Smoothing of segments and charts: 1s, or 0 for none.")
 ]
 Bin = Annotated[
     str | None, typer.Option("--bin", help="Write means per time bin, as in 1s, to bins.csv.")
@@ -161,7 +161,7 @@ def video(
     annotate: Annotate = True,
     report: Report = True,
     min_confidence: MinConfidence = None,
-    smooth: Smooth = 0.5,
+    smooth: Smooth = "0.5s",
     bin_: Bin = None,
     participants: Annotated[
         Path | None,
@@ -206,7 +206,7 @@ def video(
         report=report,
         blur_faces=blur_faces,
         thumbnails=thumbnails,
-        smooth_s=smooth,
+        smooth_s=parse_time(smooth),
         bin_s=_parse_bin(bin_),
         participants=participants,
         events=events,
@@ -341,7 +341,7 @@ def plan(
 def report(
     results: Results,
     people: People = None,
-    smooth: Smooth = 0.5,
+    smooth: Smooth = "0.5s",
     bin_: Bin = None,
     events: Events = None,
     thumbnails: Thumbnails = True,
@@ -355,7 +355,7 @@ def report(
     _set_up_logging(quiet, verbose)
     folders = find_results(results)
     outputs = OutputOptions(
-        thumbnails=thumbnails, smooth_s=smooth, bin_s=_parse_bin(bin_), events=events
+        thumbnails=thumbnails, smooth_s=parse_time(smooth), bin_s=_parse_bin(bin_), events=events
     )
     for path in redo_reports(folders, outputs, _read_people(people, folders)):
         if not quiet:
@@ -399,7 +399,7 @@ def export(
         typer.Option("-o", "--output", help="The file to write, for one timeline."),
     ] = None,
     people: People = None,
-    smooth: Smooth = 0.5,
+    smooth: Smooth = "0.5s",
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -409,7 +409,8 @@ def export(
     _set_up_logging(quiet, verbose)
     if (output is not None or people is not None) and len(timelines) > 1:
         raise UsageError("--output and --people go with one timeline")
-    for path in export_results(timelines, to, output, _read_people(people, timelines), smooth):
+    names, smooth_s = _read_people(people, timelines), parse_time(smooth)
+    for path in export_results(timelines, to, output, names, smooth_s):
         if not quiet:
             typer.echo(path)
 

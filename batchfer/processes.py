@@ -34,6 +34,58 @@ def start_python(code: str, *files: int) -> "subprocess.Popen[bytes]":
     )
 
 
+class PythonProcess:
+    """A Python that `start_python` started and that does what it is asked, in pickles.
+
+    Where it has died, `ask` and `hear` raise `ChildProcessError`.
+    """
+
+    def __init__(self, code: str, *files: int) -> None:
+        """Start it; it gets ready by itself.
+
+        Args:
+            code: What it runs; it reads requests from stdin and answers through a `Messenger`.
+            files: Open files that it inherits, under their numbers.
+        """
+        self.popen = start_python(code, *files)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked for more."""
+        return self.popen.poll() is None
+
+    def ask(self, *request: Any) -> None:
+        """Send a request."""
+        assert self.popen.stdin is not None
+        try:
+            pickle.dump(request, self.popen.stdin)
+            self.popen.stdin.flush()
+        except OSError as death:
+            raise ChildProcessError("the process is gone") from death
+
+    def hear(self) -> tuple[str, Any]:
+        """Return the next thing that it tells, by name and content; its log goes into ours.
+
+        What it tells under the name ``error`` is raised.
+        """
+        assert self.popen.stdout is not None
+        while True:
+            try:
+                name, content = pickle.load(self.popen.stdout)
+            except (OSError, EOFError, pickle.UnpicklingError) as death:
+                raise ChildProcessError("the process is gone") from death
+            if name == "error":
+                raise content
+            if name != "log":
+                return name, content
+            logging.getLogger(content.name).handle(content)
+
+    def close(self) -> None:
+        """End it, whatever it does."""
+        self.popen.kill()
+        self.popen.communicate()
+
+
 class Messenger(logging.Handler):
     """Sends what happens in a process that `start_python` started to its parent, as pickles."""
 

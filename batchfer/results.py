@@ -5,7 +5,6 @@ Nothing here needs a network, so colours, smoothing or a corrected id are redone
 
 import json
 import logging
-import os
 import pickle
 import signal
 import sys
@@ -33,7 +32,7 @@ from batchfer.people import (
     summarize_events,
     summarize_people,
 )
-from batchfer.processes import start_python
+from batchfer.processes import Messenger, PythonProcess
 from batchfer.report import write_index, write_report
 from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
 from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv
@@ -74,6 +73,7 @@ def write_results(
     if outputs.bin_s is not None:
         write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
     if events is not None:
+        _check_events(events, facts)
         write_tables(summarize_events(table, events, outputs.smooth_s), folder, "events")
     if outputs.report:
         write_report(
@@ -87,6 +87,15 @@ def write_results(
         )
 
 
+def _check_events(events: pd.DataFrame, facts: Mapping[str, Any]) -> None:
+    """Warn of events that lie behind the end of their video: milliseconds, most of the time."""
+    end_s = (facts.get("media") or {}).get("end_s")
+    late = 0 if end_s is None else int((events["start"] >= end_s).sum())
+    if late:
+        where = f"{late} of {len(events)} events begin after its end ({end_s:.1f} s)"
+        logger.warning("%s: %s; are their times in seconds?", facts.get("input"), where)
+
+
 class ResultsProcess:
     """A process that writes results while the networks work on the next video; a context manager.
 
@@ -97,7 +106,8 @@ class ResultsProcess:
 
     def __init__(self) -> None:
         """Start it; it gets ready by itself."""
-        self._process = start_python("from batchfer.results import serve; serve()")
+        level = logging.getLogger("batchfer").getEffectiveLevel()
+        self._process = PythonProcess(f"from batchfer.results import serve; serve({level})")
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -105,31 +115,24 @@ class ResultsProcess:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        self._process.kill()
-        self._process.communicate()
+        self._process.close()
 
     def write(self, *arguments: Any) -> None:
         """Do what `write_results` does with these arguments, and raise what it raises."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
-            pickle.dump(arguments, self._process.stdin)
-            self._process.stdin.flush()
-            error = pickle.load(self._process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as death:
-            logger.debug("the process that writes results is gone: %r", death)
+            self._process.ask(*arguments)
+            self._process.hear()
+        except ChildProcessError as death:
+            logger.debug("of those that write results: %s", death)
             write_results(*arguments)
-            return
-        if error is not None:
-            raise error
 
 
-def serve() -> None:
+def serve(log_level: int) -> None:
     """Write the results that are asked for on stdin; the life of a `ResultsProcess`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    messenger = Messenger()
+    logging.getLogger().addHandler(messenger)
+    logging.getLogger("batchfer").setLevel(log_level)
     import bokeh.plotting  # noqa: F401  (before the first page needs it)
 
     while True:
@@ -137,15 +140,13 @@ def serve() -> None:
             arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        error: Exception | None = None
         try:
             write_results(*arguments)
+            messenger.send("written")
         except (BatchferError, OSError, MemoryError) as known:
-            error = known
+            messenger.send("error", known)
         except Exception as unknown:
-            error = RuntimeError(f"{type(unknown).__name__}: {unknown}")
-        pickle.dump(error, answers)
-        answers.flush()
+            messenger.send("error", RuntimeError(f"{type(unknown).__name__}: {unknown}"))
 
 
 def write_index_pages(
@@ -214,6 +215,16 @@ def _locate_timeline(folder: Path) -> Path | None:
     return None
 
 
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
+    if not isinstance(facts, dict):
+        raise UsageError(f"{display_name(folder)}: its run.json cannot be read")
+    return facts
+
+
 def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
     """Return the timeline in a result folder and the content of its ``run.json``.
 
@@ -221,8 +232,8 @@ def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
         UsageError: The folder is not a result, or its files are broken.
     """
     path = _locate_timeline(folder)
+    facts = _read_facts(folder)
     try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         media = facts["media"]
         info = MediaInfo(
             path=Path(facts["source"]),
@@ -235,7 +246,7 @@ def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
             has_audio=media["has_audio"],
             codec=media["codec"],
         )
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
     if path is None:
         raise UsageError(f"{display_name(folder)}: holds no timeline.csv or timeline.parquet")
@@ -259,7 +270,7 @@ def redo_reports(
     """
     windows: Mapping[str, pd.DataFrame] = {}
     if outputs.events is not None:
-        names = [str(load_result(folder)[1].get("input")) for folder in folders]
+        names = [str(_read_facts(folder).get("input")) for folder in folders]
         windows = split_events(read_events(outputs.events), names)
     for folder in folders:
         timeline, facts = load_result(folder)

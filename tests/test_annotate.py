@@ -191,8 +191,8 @@ def test_a_process_that_dies_is_noticed_and_replaced(
             go_on = getattr(process, step)
 
             def die_first(*arguments: object) -> None:
-                process._process.kill()
-                process._process.wait()
+                process._process.popen.kill()
+                process._process.popen.wait()
                 go_on(*arguments)
 
             monkeypatch.setattr(process, step, die_first)
@@ -222,7 +222,7 @@ def test_the_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) ->
 import os, signal
 from batchfer.annotate import DrawingPool
 pool = DrawingPool()
-print(pool._idle[0]._process.pid, flush=True)
+print(pool._idle[0]._process.popen.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)

@@ -52,6 +52,7 @@ def test_times_that_are_none(text: str) -> None:
         (["video", "CLIP", "--every", "2", "--fps", "3"], 2, "exclude each other"),
         (["video", "CLIP", "--start", "9", "--end", "8"], 2, "before --start"),
         (["video", "CLIP", "--start", "soon"], 2, "no time"),
+        (["video", "CLIP", "--smooth", "-1"], 2, "no time"),
         (["images", "CLIP", "--rescale", "1/0"], 2, "positive factor"),
         (["video", "EMPTY"], 4, "found no video"),
         (["images", "EMPTY"], 4, "found no image"),

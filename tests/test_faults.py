@@ -562,8 +562,8 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
     go_on = getattr(DrawingProcess, step)
 
     def die_first(process: DrawingProcess, *arguments: object) -> None:
-        process._process.kill()
-        process._process.wait()
+        process._process.popen.kill()
+        process._process.popen.wait()
         go_on(process, *arguments)
 
     monkeypatch.setattr(DrawingProcess, step, die_first)

@@ -60,11 +60,11 @@ def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -
         with pytest.raises(OutputError):
             process.write(tmp_path / "missing", timeline, facts, None, outputs)
         # It may be short of memory and killed for it: the work is done all the same.
-        process._process.kill()
-        process._process.wait()
+        process._process.popen.kill()
+        process._process.popen.wait()
         process.write(tmp_path / "after", timeline, facts, timeline.media.path, outputs)
         assert read_files(tmp_path / "after") == expected
-    assert process._process.poll() is not None
+    assert not process._process.is_alive
 
 
 def test_the_recordings_of_a_batch_are_joined(batch: Path) -> None:
@@ -139,6 +139,22 @@ def test_names_are_joined_as_they_are(batch: Path, tmp_path: Path) -> None:
     assert summary["person"].tolist() == ["007", "NA"]
 
 
+def test_events_behind_the_end_are_pointed_out(
+    result: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    events = tmp_path / "events.csv"
+    events.write_text("file,name,start,end\nrotated,first,1,2\nrotated,second,1000,2000\n")
+    told = "rotated.mp4: 1 of 2 events begin after its end ("
+    assert run("report", result, "--events", events) == 0
+    assert told in caplog.text
+    caplog.clear()
+    timeline, facts = load_result(result)
+    windows = pd.read_csv(events, usecols=["name", "start", "end"])
+    with ResultsProcess() as process:
+        process.write(result, timeline, facts, None, OutputOptions(report=False), windows)
+    assert told in caplog.text, "another process warns through the log of this one"
+
+
 def test_bins_and_events_are_redone_with_the_rest(result: Path) -> None:
     before = {name: pd.read_csv(result / name) for name in ("bins.csv", "events.csv")}
     (result / "people.csv").write_text("face_id,name\n0,Eileen\n")
@@ -154,7 +170,7 @@ def test_bins_and_events_are_redone_with_the_rest(result: Path) -> None:
 def test_reports_are_redone_without_tensorflow(result: Path) -> None:
     (result / "people.csv").write_text("face_id,name\n0,Eileen\n")
     timeline = (result / "timeline.csv").read_bytes()
-    words = ["report", str(result), "--people", str(result / "people.csv"), "--smooth", "1"]
+    words = ["report", str(result), "--people", str(result / "people.csv"), "--smooth", "1s"]
     code = (
         "import sys\n"
         "from batchfer.cli import app, run_command\n"
