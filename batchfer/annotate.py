@@ -7,6 +7,7 @@ import pickle
 import queue
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -106,9 +107,15 @@ class DrawingThreads:
     An error of a thread is raised by the next `put` or by `finish`.
     """
 
-    def __init__(self, writer: VideoWriter) -> None:
-        """Start the threads; ``writer`` is open and stays the caller's to close."""
+    def __init__(self, writer: VideoWriter, on_error: Callable[[], None] = lambda: None) -> None:
+        """Start the threads.
+
+        Args:
+            writer: It is open and stays the caller's to close.
+            on_error: Called, in a thread, when something has gone wrong.
+        """
         self._writer = writer
+        self._on_error = on_error
         self._error: BaseException | None = None
         self._batches: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._pictures: queue.Queue[Any] = queue.Queue(maxsize=8)
@@ -165,6 +172,7 @@ class DrawingThreads:
                 do(*item)
             except BaseException as error:
                 self._error = error
+                self._on_error()
 
     def _draw(self, batch: FrameBatch, draw: Draw, drawn: Callable[[], None]) -> None:
         for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
@@ -186,17 +194,23 @@ class DrawingProcess:
     those waiting who feed the networks. Frames go there through memory that both share; not by
     ``/dev/shm``, which containers keep small.
 
-    Every method but `close` raises `ChildProcessError` where the process has died, and what is
-    raised there: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError` for a bug.
+    Every method but `close` raises `ChildProcessError` where the process has died or cannot be
+    used, and what is raised there: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError`
+    for a bug.
     """
 
     def __init__(self) -> None:
         """Start it; it gets ready by itself."""
-        self._file = os.memfd_create("batchfer-frames")
         self._size = 0
         level = logging.getLogger("batchfer").getEffectiveLevel()
-        code = f"from batchfer.annotate import serve; serve({self._file}, {level})"
-        self._process = PythonProcess(code, self._file)
+        with _as_death():
+            self._file = _open_shared_file()
+            code = f"from batchfer.annotate import serve; serve({self._file}, {level})"
+            try:
+                self._process = PythonProcess(code, self._file)
+            except OSError:
+                os.close(self._file)
+                raise
 
     def close(self) -> None:
         """End it, whatever it does; a video that was not finished is left as it is."""
@@ -217,8 +231,9 @@ class DrawingProcess:
         self._free = list(range(n_parts))
         # Never smaller: what lies behind the end of the file must not be touched.
         self._size = max(self._size, n_parts * self._part_bytes)
-        os.ftruncate(self._file, self._size)
-        self._memory = _share_memory(self._file, self._size)
+        with _as_death():
+            os.ftruncate(self._file, self._size)
+            self._memory = _share_memory(self._file, self._size)
         self._process.ask("begin", path, info, audio_from, self._size)
         self._wait_for("begun")
 
@@ -256,6 +271,23 @@ class DrawingProcess:
             pass
 
 
+@contextmanager
+def _as_death() -> Iterator[None]:
+    """Raise what the system refuses as `ChildProcessError`: drawing can do without the process."""
+    try:
+        yield
+    except OSError as refusal:
+        raise ChildProcessError(f"no process that draws: {refusal}") from refusal
+
+
+def _open_shared_file() -> int:
+    """Open a file in memory, or on disk where Python is built for systems without those."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("batchfer-frames")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
 def _share_memory(file: int, n_bytes: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(mmap.mmap(file, n_bytes), np.uint8)
 
@@ -268,7 +300,9 @@ class DrawingPool:
 
     def __init__(self) -> None:
         """Start the first one, which gets ready by itself."""
-        self._idle = [DrawingProcess()]
+        self._idle: list[DrawingProcess] = []
+        with suppress(ChildProcessError):
+            self._idle.append(DrawingProcess())
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -281,7 +315,13 @@ class DrawingPool:
 
     @contextmanager
     def lend(self) -> Iterator[DrawingProcess]:
-        """Give a process for one video; one that is not done with it is ended."""
+        """Give a process for one video; one that is not done with it is ended.
+
+        Raises:
+            ChildProcessError: There is none, and none can be started.
+        """
+        while self._idle and not self._idle[-1].is_alive:
+            self._idle.pop().close()
         process = self._idle.pop() if self._idle else DrawingProcess()
         is_done = False
         try:
@@ -307,10 +347,14 @@ def serve(file: int, log_level: int) -> None:
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def listen() -> None:
-        with suppress(EOFError):
+        try:
             while True:
                 requests.put(pickle.load(sys.stdin.buffer))
-        os._exit(0)  # nobody is there any more
+        except EOFError:
+            pass
+        finally:
+            # Nobody is there any more, or nobody listens: whoever is gets to know by it.
+            os._exit(0)
 
     threading.Thread(target=listen, daemon=True).start()
     while True:
@@ -329,7 +373,9 @@ def _draw_video(requests: queue.SimpleQueue[Any], file: int, messenger: Messenge
     painter = FacePainter()
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(path, info, audio_from))
-        drawing = stack.enter_context(DrawingThreads(writer))
+        # The one who asks may wait for room and ask for nothing more.
+        failed = partial(requests.put, ("failed", 0.0))
+        drawing = stack.enter_context(DrawingThreads(writer, failed))
         messenger.send("begun")
         while (request := requests.get())[0] == "draw":
             number, start, shape, frames, times_s, faces = request[1:]

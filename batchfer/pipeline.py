@@ -571,7 +571,8 @@ class Clip:
         batch.progress.advance(self._done.n_frames)
         # What an earlier run has analyzed is drawn from its table, and so is all of that video.
         if batch.drawing is not None and not self._done.n_frames:
-            self._drawing = self._open.enter_context(batch.drawing.lend())
+            with suppress(ChildProcessError):  # then it is drawn afterwards
+                self._drawing = self._open.enter_context(batch.drawing.lend())
             self._draw("begin", self._path, info, self.job.source)
 
     @property

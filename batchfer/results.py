@@ -89,9 +89,11 @@ def write_results(
 
 def _check_events(events: pd.DataFrame, facts: Mapping[str, Any]) -> None:
     """Warn of events that lie behind the end of their video: milliseconds, most of the time."""
-    end_s = (facts.get("media") or {}).get("end_s")
-    late = 0 if end_s is None else int((events["start"] >= end_s).sum())
-    if late:
+    media = facts.get("media") or {}
+    # The end of what was analyzed may be far from that of the video, and a container may be wrong.
+    end_s = max(media.get("end_s") or 0.0, media.get("duration_s") or 0.0)
+    late = int((events["start"] >= end_s).sum())
+    if end_s and late:
         where = f"{late} of {len(events)} events begin after its end ({end_s:.1f} s)"
         logger.warning("%s: %s; are their times in seconds?", facts.get("input"), where)
 

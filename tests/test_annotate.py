@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def make_clip_of_a_face(path: Path, frames: int, step: int) -> tuple[MediaInfo, 
     info = MediaInfo(path, 320, 240, Fraction(25))
     with VideoWriter(info.path, info) as writer:
         for frame in range(frames):
-            writer.write(np.full((240, 320, 3), 90, np.uint8), frame / 25)
+            # Every frame has its own grey, by which it is known.
+            writer.write(np.full((240, 320, 3), 40 + 3 * frame, np.uint8), frame / 25)
         writer.end(frames / 25)
     analyzed = np.arange(0, frames, step)
     left = 20.0 + 8 * analyzed
@@ -140,19 +142,18 @@ def test_a_larger_video_may_follow_a_small_one(tmp_path: Path) -> None:
         for width, height in ((32, 32), (4096, 2304), (64, 48)):
             info = MediaInfo(tmp_path / "in.mp4", width, height, Fraction(25))
             out = tmp_path / f"{width}.mp4"
-            image = np.zeros((1, height, width, 3), np.uint8)
-            image[:, :, width // 2 :] = 255
             with pool.lend() as process:
                 process.begin(out, info, info.path)
-                for frame in range(5):
+                for frame in range(9):
+                    image = np.full((1, height, width, 3), 40 + 20 * frame, np.uint8)
                     batch = FrameBatch(image, np.array([frame]), np.array([frame / 25]))
                     process.put(batch, build_empty_table())
-                process.end(0.2)
+                process.end(0.4)
                 process.finish()
             drawn = read_frames(out)
-            assert drawn.shape == (5, height, width, 3)
-            assert drawn[:, :, : width // 2 - 4].max() < 10
-            assert drawn[:, :, width // 2 + 4 :].min() > 245
+            assert drawn.shape == (9, height, width, 3)
+            greys = drawn.mean(axis=(1, 2, 3))
+            np.testing.assert_allclose(greys, 40 + 20 * np.arange(9), atol=3)
 
 
 def test_what_goes_wrong_in_the_process_is_raised_here(tmp_path: Path) -> None:
@@ -164,6 +165,75 @@ def test_what_goes_wrong_in_the_process_is_raised_here(tmp_path: Path) -> None:
         with pool.lend() as process:
             draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
         assert len(read_frames(tmp_path / "out.mp4")) == 3
+
+
+def test_a_full_disk_in_the_middle_of_a_video_is_told(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (4, 240, 320, 3)).astype(np.uint8)
+    info = MediaInfo(tmp_path / "in.mp4", 320, 240, Fraction(25))
+    with (
+        DrawingPool() as pool,
+        pytest.raises(OutputError, match="cannot write"),
+        pool.lend() as process,
+    ):
+        process.begin(tmp_path / "out.mp4", info, info.path)
+        child = process._process.popen.pid
+        resource.prlimit(child, resource.RLIMIT_FSIZE, (30_000, 30_000))
+        for first in range(0, 400, 4):
+            frames = np.arange(first, first + 4)
+            process.put(FrameBatch(noise, frames, frames / 25), build_empty_table())
+        process.end(16.0)
+        process.finish()
+
+
+def test_an_error_reaches_one_who_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two parts of one frame each, as for frames of 4K; drawing fails from the first on.
+    monkeypatch.setattr(annotate, "PART_BYTES", 1)
+    monkeypatch.setattr(annotate, "SHARED_BYTES", 1)
+    wrong = MediaInfo(tmp_path, 64, 64)
+    frames = np.arange(50)
+    batch = FrameBatch(np.zeros((50, 32, 32, 3), np.uint8), frames, frames / 25)
+    with (
+        DrawingPool() as pool,
+        pytest.raises(RuntimeError, match="ValueError: a frame of shape"),
+        pool.lend() as process,
+    ):
+        process.begin(tmp_path / "out.mp4", wrong, tmp_path)
+        process.put(batch, build_empty_table())
+
+
+def test_without_files_in_memory_one_on_disk_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 10, 1)
+    with DrawingPool() as pool, pool.lend() as process:
+        draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
+    assert len(read_frames(tmp_path / "out.mp4")) == 10
+
+
+def test_where_no_process_can_be_started_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(annotate, "PythonProcess", refuse)
+    with (
+        DrawingPool() as pool,
+        pytest.raises(ChildProcessError, match="unavailable"),
+        pool.lend(),
+    ):
+        raise AssertionError("there is none")
+
+
+def test_one_that_died_while_it_waited_is_not_lent(tmp_path: Path) -> None:
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 5, 1)
+    with DrawingPool() as pool:
+        pool._idle[0]._process.popen.kill()
+        pool._idle[0]._process.popen.wait()
+        with pool.lend() as process:
+            draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
+    assert len(read_frames(tmp_path / "out.mp4")) == 5
 
 
 def test_a_bug_in_the_process_is_told(tmp_path: Path) -> None:

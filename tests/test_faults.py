@@ -34,6 +34,7 @@ from batchfer.schema import (
     JobResult,
     MediaInfo,
     OutputOptions,
+    Timeline,
 )
 from batchfer.timeline import read_timeline
 
@@ -559,15 +560,24 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
     folder = copy_clips(tmp_path / "in")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert {r.status for r in run("video", [folder], whole, toy_model, Counter())} == {"ok"}
-    go_on = getattr(DrawingProcess, step)
+    go_on, draw_afterwards = getattr(DrawingProcess, step), pipeline.Clip._draw_afterwards
+    if step == "finish":  # or it would be done before it is killed
+        monkeypatch.setattr(DrawingProcess, "end", lambda *_: None)
+    drawn_afterwards = []
 
     def die_first(process: DrawingProcess, *arguments: object) -> None:
         process._process.popen.kill()
         process._process.popen.wait()
         go_on(process, *arguments)
 
+    def note(clip: pipeline.Clip, timeline: Timeline) -> None:
+        drawn_afterwards.append(clip.job.name)
+        draw_afterwards(clip, timeline)
+
+    monkeypatch.setattr(pipeline.Clip, "_draw_afterwards", note)
     monkeypatch.setattr(DrawingProcess, step, die_first)
     assert {r.status for r in run("video", [folder], broken, toy_model, Counter())} == {"ok"}
+    assert sorted(drawn_afterwards) == ["0.mp4", "1.mp4"]
     for name in ("0.mp4", "1.mp4"):
         pictures = []
         for path in (
