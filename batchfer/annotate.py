@@ -230,10 +230,12 @@ class DrawingProcess:
         n_parts = int(np.clip(SHARED_BYTES // self._part_bytes, 2, MOST_PARTS))
         self._free = list(range(n_parts))
         # Never smaller: what lies behind the end of the file must not be touched.
-        self._size = max(self._size, n_parts * self._part_bytes)
+        size = max(self._size, n_parts * self._part_bytes)
         with _as_death():
-            os.ftruncate(self._file, self._size)
-            self._memory = _share_memory(self._file, self._size)
+            # Refused now if there is no room, not when a frame is written into it.
+            os.posix_fallocate(self._file, 0, size)
+            self._memory = _share_memory(self._file, size)
+        self._size = size
         self._process.ask("begin", path, info, audio_from, self._size)
         self._wait_for("begun")
 

@@ -61,7 +61,7 @@ class PythonProcess:
             pickle.dump(request, self.popen.stdin)
             self.popen.stdin.flush()
         except OSError as death:
-            raise ChildProcessError("the process is gone") from death
+            raise self._end(death) from death
 
     def hear(self) -> tuple[str, Any]:
         """Return the next thing that it tells, by name and content; its log goes into ours.
@@ -72,13 +72,19 @@ class PythonProcess:
         while True:
             try:
                 name, content = pickle.load(self.popen.stdout)
-            except (OSError, EOFError, pickle.UnpicklingError) as death:
-                raise ChildProcessError("the process is gone") from death
+            except Exception as death:  # a pickle that is cut or spoilt may raise anything
+                raise self._end(death) from death
             if name == "error":
                 raise content
             if name != "log":
                 return name, content
             logging.getLogger(content.name).handle(content)
+
+    def _end(self, reason: Exception) -> ChildProcessError:
+        """End it, so that nobody asks it again while it is in the midst of something."""
+        self.popen.kill()
+        self.popen.wait()
+        return ChildProcessError(f"the process is gone: {reason!r}")
 
     def close(self) -> None:
         """End it, whatever it does."""

@@ -5,6 +5,7 @@ products of matrices reach on the same threads. What is left of a stage's rate i
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -302,8 +303,29 @@ def make_4k(path: Path, source: Path, n_frames: int = 40) -> Path:
     return path
 
 
-def measure_growth(model: Path, n_frames: int) -> list[tuple[int, float]]:
-    """Return the resident memory in KiB after each twentieth of many frames.
+class MallocInfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` returns."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd",
+            "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    )  # fmt: skip
+
+
+def measure_memory() -> tuple[float, float]:
+    """Return in KiB what is resident and what of it the C library has given out."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = MallocInfo
+    info = mallinfo2()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024, (info.uordblks + info.hblkhd) / 1024
+
+
+def measure_growth(model: Path, n_frames: int) -> list[tuple[int, float, float]]:
+    """Return resident and allocated memory in KiB, the medians of each twentieth of many frames.
 
     The frames of a small clip go through the chain again and again with ever later times.
     """
@@ -322,18 +344,20 @@ def measure_growth(model: Path, n_frames: int) -> list[tuple[int, float]]:
             images = np.ascontiguousarray(small[place : place + 20])
             yield type(clip)(images, frames, frames / 25)
 
-    page = os.sysconf("SC_PAGE_SIZE") / 1024
     linker, readings = FaceLinker(analyzer), []
+    part: list[tuple[float, float]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         TableWriter({"parquet": Path(folder) / "t.parquet"}) as w,
     ):
         for batch in analyzer.stream(source()):
             w.append(linker.link(batch))
+            part.append(measure_memory())
             done = int(batch.frames.frames[-1]) + 1
             if done <= n_frames and done % max(n_frames // 20, 20) == 0:
-                pages = int(Path("/proc/self/statm").read_text().split()[1])
-                readings.append((done, pages * page))
+                resident, allocated = np.median(part, axis=0).tolist()
+                readings.append((done, resident, allocated))
+                part.clear()
     return readings
 
 
@@ -353,12 +377,13 @@ def main() -> None:
     model = arguments.model.resolve()
     if arguments.growth:
         readings = measure_growth(model, arguments.growth)
-        for done, kib in readings:
-            print(f"{done:,} frames: {kib / 1024:.0f} MiB")
+        for done, resident, allocated in readings:
+            print(f"{done:,} frames: {resident / 1024:.1f} MiB, allocated {allocated / 1024:.1f}")
         for after in (0, arguments.growth // 3):
-            frames, memory = np.array([reading for reading in readings if reading[0] > after]).T
-            slope = np.polyfit(frames / 1000, memory, 1)[0]
-            print(f"after {after:,} frames: {slope:.1f} KiB a 1,000 frames")
+            frames, *memory = np.array([reading for reading in readings if reading[0] > after]).T
+            slopes = [np.polyfit(frames / 1000, kib, 1)[0] for kib in memory]
+            told = ", allocated ".join(f"{slope:.1f}" for slope in slopes)
+            print(f"after {after:,} frames: {told} KiB a 1,000 frames")
         return
     loads = os.getloadavg()
     start_s = measure_start(model, CLIPS / "one_360p.mp4")

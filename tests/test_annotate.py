@@ -167,6 +167,7 @@ def test_what_goes_wrong_in_the_process_is_raised_here(tmp_path: Path) -> None:
         assert len(read_frames(tmp_path / "out.mp4")) == 3
 
 
+@pytest.mark.timeout(120)
 def test_a_full_disk_in_the_middle_of_a_video_is_told(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 240, 320, 3)).astype(np.uint8)
     info = MediaInfo(tmp_path / "in.mp4", 320, 240, Fraction(25))
@@ -185,28 +186,38 @@ def test_a_full_disk_in_the_middle_of_a_video_is_told(tmp_path: Path) -> None:
         process.finish()
 
 
+@pytest.mark.timeout(120)
 def test_an_error_reaches_one_who_waits_for_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two parts of one frame each, as for frames of 4K; drawing fails from the first on.
     monkeypatch.setattr(annotate, "PART_BYTES", 1)
     monkeypatch.setattr(annotate, "SHARED_BYTES", 1)
-    wrong = MediaInfo(tmp_path, 64, 64)
+    wrong = MediaInfo(tmp_path, 640, 360)
     frames = np.arange(50)
-    batch = FrameBatch(np.zeros((50, 32, 32, 3), np.uint8), frames, frames / 25)
+    batch = FrameBatch(np.zeros((50, 240, 320, 3), np.uint8), frames, frames / 25)
+    # Hundreds of faces in the first frame: its error comes when all there is room for is sent.
+    crowd = FaceDetections(
+        np.zeros(300, np.int64),
+        np.tile(np.array([20, 20, 220, 200], np.float32), (300, 1)),
+        np.ones(300, np.float32),
+        np.zeros((300, 5, 2), np.float32),
+    )
+    probabilities = np.full((300, 7), 1 / 7, np.float32)
+    table = build_table(frames[:1], frames[:1] / 25, crowd, np.arange(300), probabilities)
     with (
         DrawingPool() as pool,
         pytest.raises(RuntimeError, match="ValueError: a frame of shape"),
         pool.lend() as process,
     ):
         process.begin(tmp_path / "out.mp4", wrong, tmp_path)
-        process.put(batch, build_empty_table())
+        process.put(batch, table)
 
 
 def test_without_files_in_memory_one_on_disk_is_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.delattr(os, "memfd_create", raising=False)
     info, table = make_clip_of_a_face(tmp_path / "in.mp4", 10, 1)
     with DrawingPool() as pool, pool.lend() as process:
         draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
@@ -266,6 +277,8 @@ def test_a_process_that_dies_is_noticed_and_replaced(
                 go_on(*arguments)
 
             monkeypatch.setattr(process, step, die_first)
+            if step == "finish":  # or it may be done before it is killed
+                monkeypatch.setattr(process, "end", lambda *_: None)
             draw_elsewhere(process, info.path, table, tmp_path / "a.mp4")
         with pool.lend() as process:
             draw_elsewhere(process, info.path, table, tmp_path / "b.mp4")
