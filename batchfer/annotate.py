@@ -3,10 +3,7 @@
 import logging
 import mmap
 import os
-import pickle
 import queue
-import signal
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -23,7 +20,7 @@ import pandas as pd
 from batchfer.errors import MachineError, OutputError
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.painter import DrawnFaces, FacePainter, hide_faces
-from batchfer.processes import Messenger, PythonProcess, keep_memory
+from batchfer.processes import Messenger, PythonProcess, keep_memory, take_requests
 from batchfer.schema import FrameBatch, Images, MediaInfo, Timeline
 
 logger = logging.getLogger(__name__)
@@ -68,7 +65,7 @@ def annotate_clip(
         InputError: the clip cannot be decoded.
         OutputError: the frames cannot be written.
     """
-    draw = draw_timeline(timeline.table, FacePainter(), blur_faces, part)
+    draw = draw_timeline(FaceTrack(timeline.table), FacePainter(), blur_faces, part)
     with DrawingThreads(writer) as drawing:
         for batch in reader.batches():
             drawing.put(batch, draw)
@@ -80,13 +77,12 @@ Draw = Callable[[Images, int, float], Images]
 
 
 def draw_timeline(
-    table: pd.DataFrame,
+    faces: "FaceTrack",
     painter: FacePainter,
     blur_faces: bool = False,
     part: Part = (None, None),
 ) -> Draw:
-    """Return what draws the rows of a timeline, sorted by frame, onto frames in their order."""
-    faces = _FaceTrack(table)
+    """Return what draws the faces of a timeline onto frames in their order."""
     start_s, end_s = part
 
     def draw(image: Images, frame: int, time_s: float) -> Images:
@@ -205,12 +201,12 @@ class DrawingProcess:
         level = logging.getLogger("batchfer").getEffectiveLevel()
         with _as_death():
             self._file = _open_shared_file()
-            code = f"from batchfer.annotate import serve; serve({self._file}, {level})"
-            try:
-                self._process = PythonProcess(code, self._file)
-            except OSError:
-                os.close(self._file)
-                raise
+        code = f"from batchfer.annotate import serve; serve({self._file}, {level})"
+        try:
+            self._process = PythonProcess(code, self._file)
+        except ChildProcessError:
+            os.close(self._file)
+            raise
 
     def close(self) -> None:
         """End it, whatever it does; a video that was not finished is left as it is."""
@@ -241,7 +237,7 @@ class DrawingProcess:
 
     def put(self, frames: FrameBatch, table: pd.DataFrame) -> None:
         """Give it the next frames, with their rows of the timeline, as soon as there is room."""
-        faces = _FaceTrack(table)
+        faces = FaceTrack(table)
         for first in range(0, len(frames), self._n_frames):
             part = slice(first, first + self._n_frames)
             while not self._free:
@@ -340,38 +336,24 @@ def serve(file: int, log_level: int) -> None:
     """Draw the videos that are asked for on stdin; the life of a `DrawingProcess`."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_memory()
     cv2.setNumThreads(0)
-    messenger = Messenger()
-    logging.getLogger().addHandler(messenger)
-    logging.getLogger("batchfer").setLevel(log_level)
-    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def listen() -> None:
-        try:
-            while True:
-                requests.put(pickle.load(sys.stdin.buffer))
-        except EOFError:
-            pass
-        finally:
-            # Nobody is there any more, or nobody listens: whoever is gets to know by it.
-            os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
+    messenger = Messenger(log_level)
+    requests = take_requests()
     while True:
-        try:
+        with messenger.tell_errors(OutputError, MachineError, MemoryError):
             _draw_video(requests, file, messenger)
-        except (OutputError, MachineError, MemoryError) as known:
-            messenger.send("error", known)
-        except Exception as unknown:
-            messenger.send("error", RuntimeError(f"{type(unknown).__name__}: {unknown}"))
 
 
 def _draw_video(requests: queue.SimpleQueue[Any], file: int, messenger: Messenger) -> None:
     """Draw one video; after an error the process is of no further use to its owner."""
     _, path, info, audio_from, size = requests.get()
-    memory = _share_memory(file, size)
+    try:
+        memory = _share_memory(file, size)
+    except OSError as refusal:
+        # No fault of the video: it is drawn where this process is gone.
+        logger.debug("no memory to draw in: %s", refusal)
+        os._exit(1)
     painter = FacePainter()
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(path, info, audio_from))
@@ -382,20 +364,17 @@ def _draw_video(requests: queue.SimpleQueue[Any], file: int, messenger: Messenge
         while (request := requests.get())[0] == "draw":
             number, start, shape, frames, times_s, faces = request[1:]
             images = memory[start:][: np.prod(shape)].reshape(shape)
-
-            def draw(image: Images, frame: int, time_s: float, faces: _FaceTrack = faces) -> Images:
-                return painter.draw(image, *faces.find(frame, time_s))
-
-            batch = FrameBatch(images, frames, times_s)
-            drawing.put(batch, draw, partial(messenger.send, "drawn", number))
+            drawn = partial(messenger.send, "drawn", number)
+            drawing.put(FrameBatch(images, frames, times_s), draw_timeline(faces, painter), drawn)
         drawing.finish(request[1])
     messenger.send("ended")
 
 
-class _FaceTrack:
+class FaceTrack:
     """Finds the faces of any frame of a clip, in order, from the analyzed frames around it."""
 
     def __init__(self, table: pd.DataFrame) -> None:
+        """Keep the rows of a timeline, sorted by frame."""
         self._frames, first_rows = np.unique(table["frame"].to_numpy(np.int64), return_index=True)
         self._times_s = table["timestamp"].to_numpy(np.float64)[first_rows]
         self._faces = DrawnFaces.from_rows(table)

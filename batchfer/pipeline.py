@@ -249,13 +249,18 @@ def run_jobs(
             return
         marks = {job.name: mark_input(job.source) for job in todo}
         with ExitStack() as stack:
+            write: Callable[..., None] = write_results
             drawing = None
-            if rows is None and draws_beside(options, outputs):
-                drawing = stack.enter_context(DrawingPool())  # gets ready while networks load
+            if rows is None:  # processes that get ready while the networks load
+                if outputs.report or len(todo) > 1:
+                    write = stack.enter_context(ResultsProcess()).write
+                if draws_beside(options, outputs):
+                    drawing = stack.enter_context(DrawingPool())
             batch = Batch(
                 output,
                 outputs,
                 Analyzer(options, *machine),
+                write,
                 drawing,
                 journal,
                 settings,
@@ -294,11 +299,15 @@ def draws_beside(options: AnalyzeOptions, outputs: OutputOptions) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """What all jobs of one run share; ``drawing`` is None if nothing is drawn beside."""
+    """What all jobs of one run share.
+
+    ``write`` does what `write_results` does; ``drawing`` is None if nothing is drawn beside.
+    """
 
     output: Path
     outputs: OutputOptions
     analyzer: Analyzer
+    write: Callable[..., None]
     drawing: DrawingPool | None
     journal: Journal
     settings: str
@@ -393,7 +402,7 @@ def run_videos(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
         with closing(analyze_clips([job], batch)) as clips:
             for clip in clips:
                 if clip is not None:
-                    result = clip.complete(write_results)
+                    result = clip.complete()
                     batch.progress.end_file()
                     yield result
 
@@ -412,7 +421,7 @@ def _run_together(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
                             clip.abandon()
                         return
                     if clip is not None:
-                        ended = finisher.submit(clip.complete, results.write)
+                        ended = finisher.submit(clip.complete)
                         outcomes.put(ended)
                         batch.progress.end_file()
                         wait(behind)
@@ -421,7 +430,6 @@ def _run_together(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
             outcomes.put(None)
 
     with (
-        ResultsProcess() as results,
         ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish") as finisher,
         # So that an outcome is told when it is there, however long the next video takes to begin.
         ThreadPoolExecutor(1, thread_name_prefix="batchfer-videos") as analyzing,
@@ -600,22 +608,14 @@ class Clip:
             self.fail(error)
         self._batch.progress.advance(len(part.frames))
 
-    def complete(self, write: Callable[..., None]) -> JobResult:
-        """Finish it and write that down.
-
-        Args:
-            write: `write_results`, or what does the same elsewhere.
-        """
-        result = self._batch.attempt(self.job, partial(self.finish, write), self.started)
+    def complete(self) -> JobResult:
+        """Finish it and write that down."""
+        result = self._batch.attempt(self.job, self.finish, self.started)
         self._batch.record(result)
         return result
 
-    def finish(self, write: Callable[..., None]) -> JobResult:
-        """Give the result folder its content and its final name; close everything.
-
-        Args:
-            write: `write_results`, or what does the same elsewhere.
-        """
+    def finish(self) -> JobResult:
+        """Give the result folder its content and its final name; close everything."""
         with self._open:
             if self._error is not None:
                 raise self._error
@@ -629,7 +629,8 @@ class Clip:
             timeline = Timeline(reader.info, table)
             if self._drawing is None:
                 self._draw_afterwards(timeline)
-            write(folder, timeline, facts, job.source, batch.outputs, batch.events.get(job.name))
+            events = batch.events.get(job.name)
+            batch.write(folder, timeline, facts, job.source, batch.outputs, events)
             if self._drawing is not None:
                 self._draw("finish")
                 if self._drawing is None:

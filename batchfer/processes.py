@@ -7,12 +7,17 @@ import ctypes
 import logging
 import os
 import pickle
+import queue
+import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 # By the numbers of malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD, which comes to
 # frames of up to 32 MiB; glibc takes no more.
@@ -44,10 +49,16 @@ class PythonProcess:
         """Start it; it gets ready by itself.
 
         Args:
-            code: What it runs; it reads requests from stdin and answers through a `Messenger`.
+            code: What it runs; what `take_requests` returns it answers through a `Messenger`.
             files: Open files that it inherits, under their numbers.
+
+        Raises:
+            ChildProcessError: It cannot be started.
         """
-        self.popen = start_python(code, *files)
+        try:
+            self.popen = start_python(code, *files)
+        except OSError as refusal:
+            raise ChildProcessError(f"no process can be started: {refusal}") from refusal
 
     @property
     def is_alive(self) -> bool:
@@ -92,15 +103,42 @@ class PythonProcess:
         self.popen.communicate()
 
 
+def take_requests() -> "queue.SimpleQueue[Any]":
+    """Return what is asked of this process on stdin, as it comes.
+
+    When its owner is gone the process ends, whatever it does.
+    """
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while True:
+                requests.put(pickle.load(sys.stdin.buffer))
+        except EOFError:
+            pass
+        finally:
+            # Nobody is there any more, or nobody listens: whoever is gets to know by it.
+            os._exit(1)
+
+    threading.Thread(target=listen, name="batchfer-listen", daemon=True).start()
+    return requests
+
+
 class Messenger(logging.Handler):
     """Sends what happens in a process that `start_python` started to its parent, as pickles."""
 
-    def __init__(self) -> None:
-        """Take over stdout, so that no library's chatter gets into the events."""
+    def __init__(self, log_level: int) -> None:
+        """Take over stdout, so that no library's chatter gets into the events, and the log.
+
+        Ctrl-C is ignored from here on: the terminal tells the parent as well.
+        """
         super().__init__()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._pipe = os.fdopen(os.dup(1), "wb")
         self._turn = threading.Lock()
         os.dup2(2, 1)
+        logging.getLogger().addHandler(self)
+        logging.getLogger("batchfer").setLevel(log_level)
 
     def send(self, name: str, content: Any = None) -> None:
         """Send one event, from any thread; leave if nobody listens."""
@@ -110,6 +148,17 @@ class Messenger(logging.Handler):
                 self._pipe.flush()
             except BrokenPipeError:
                 os._exit(1)
+
+    @contextmanager
+    def tell_errors(self, *known: type[Exception]) -> Iterator[None]:
+        """Send what is raised meanwhile as ``error``, and what is not ``known`` as a bug."""
+        try:
+            yield
+        except BaseException as error:
+            logger.debug("%s", traceback.format_exc())
+            if not isinstance(error, known):
+                error = RuntimeError(f"{type(error).__name__}: {error}")
+            self.send("error", error)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send a log record as plain text."""

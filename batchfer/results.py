@@ -5,10 +5,8 @@ Nothing here needs a network, so colours, smoothing or a corrected id are redone
 
 import json
 import logging
-import pickle
-import signal
-import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +30,7 @@ from batchfer.people import (
     summarize_events,
     summarize_people,
 )
-from batchfer.processes import Messenger, PythonProcess
+from batchfer.processes import Messenger, PythonProcess, take_requests
 from batchfer.report import write_index, write_report
 from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
 from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv
@@ -102,14 +100,19 @@ class ResultsProcess:
     """A process that writes results while the networks work on the next video; a context manager.
 
     A page takes as long as a clip of a few seconds, all of it Python, which would keep the
-    interpreter's lock from those who feed the networks. Where the process dies, its work is done
-    here.
+    interpreter's lock from those who feed the networks; and what draws its charts takes as long to
+    load, which it does while the networks do. Where the process dies, or cannot be had, its work
+    is done here.
     """
 
     def __init__(self) -> None:
         """Start it; it gets ready by itself."""
         level = logging.getLogger("batchfer").getEffectiveLevel()
-        self._process = PythonProcess(f"from batchfer.results import serve; serve({level})")
+        self._process: PythonProcess | None = None
+        try:
+            self._process = PythonProcess(f"from batchfer.results import serve; serve({level})")
+        except ChildProcessError as refusal:
+            logger.debug("of those that write results: %s", refusal)
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -117,38 +120,32 @@ class ResultsProcess:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        self._process.close()
+        if self._process is not None:
+            self._process.close()
 
     def write(self, *arguments: Any) -> None:
         """Do what `write_results` does with these arguments, and raise what it raises."""
-        try:
-            self._process.ask(*arguments)
-            self._process.hear()
-        except ChildProcessError as death:
-            logger.debug("of those that write results: %s", death)
-            write_results(*arguments)
+        if self._process is not None:
+            try:
+                self._process.ask(*arguments)
+                self._process.hear()
+                return
+            except ChildProcessError as death:
+                logger.debug("of those that write results: %s", death)
+        write_results(*arguments)
 
 
 def serve(log_level: int) -> None:
     """Write the results that are asked for on stdin; the life of a `ResultsProcess`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    messenger = Messenger()
-    logging.getLogger().addHandler(messenger)
-    logging.getLogger("batchfer").setLevel(log_level)
-    import bokeh.plotting  # noqa: F401  (before the first page needs it)
-
+    messenger = Messenger(log_level)
+    requests = take_requests()
+    with suppress(ImportError):  # the first page tells
+        import bokeh.plotting  # noqa: F401  (before that page needs it)
     while True:
-        try:
-            arguments = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
+        arguments = requests.get()
+        with messenger.tell_errors(BatchferError, OSError, MemoryError):
             write_results(*arguments)
             messenger.send("written")
-        except (BatchferError, OSError, MemoryError) as known:
-            messenger.send("error", known)
-        except Exception as unknown:
-            messenger.send("error", RuntimeError(f"{type(unknown).__name__}: {unknown}"))
 
 
 def write_index_pages(

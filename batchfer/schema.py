@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from batchfer.errors import Reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The order of probability columns everywhere: that of FER2013."""
@@ -189,7 +191,7 @@ class Timeline:
     """
 
     media: MediaInfo
-    table: pd.DataFrame
+    table: "pd.DataFrame"
 
     def __post_init__(self) -> None:
         """Refuse a table that does not begin with the contract's columns."""

@@ -11,21 +11,21 @@ import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchfer.errors import BatchferError, Reason
 from batchfer.files import Kind
-from batchfer.pipeline import Progress, Watch, run_jobs
-from batchfer.processes import Messenger, keep_memory, start_python
+from batchfer.processes import Messenger, keep_memory, start_python, take_requests
 from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
+
+if TYPE_CHECKING:
+    from batchfer.pipeline import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,6 @@ class Task:
     options: AnalyzeOptions
     outputs: OutputOptions
     machine: tuple[str, int | None, int | None]
-    log_level: int
     faults: Mapping[str, Fault] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
 
@@ -58,7 +57,7 @@ def supervise(
     options: AnalyzeOptions,
     outputs: OutputOptions,
     machine: tuple[str, int | None, int | None],
-    progress: Progress,
+    progress: "Progress",
 ) -> Iterator[JobResult]:
     """Process inputs as `run_jobs` does, in a worker process; yield each input's outcome once.
 
@@ -66,8 +65,7 @@ def supervise(
         BatchferError: as of `run_jobs`.
         RuntimeError: The worker came upon a bug, or dies whatever it does.
     """
-    level = logging.getLogger("batchfer").getEffectiveLevel()
-    task = Task(kind, inputs, output, options, outputs, machine, level)
+    task = Task(kind, inputs, output, options, outputs, machine)
     told: set[int] = set()  # hashes, since a batch may be long
     while True:
         worker = Worker(task)
@@ -120,7 +118,8 @@ class Worker:
         self._timeout_s = task.outputs.timeout_s
         self._is_second = bool(task.faults or task.suspects)
         self._begun: set[str] = set()
-        self._process = start_python("from batchfer.supervisor import work; work()")
+        level = logging.getLogger("batchfer").getEffectiveLevel()
+        self._process = start_python(f"from batchfer.supervisor import work; work({level})")
         self._events: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="batchfer-listen", daemon=True).start()
         assert self._process.stdin is not None
@@ -139,7 +138,7 @@ class Worker:
             logger.debug("no more from the worker: %r", error)
         self._events.put(None)
 
-    def results(self, progress: Progress) -> Iterator[JobResult]:
+    def results(self, progress: "Progress") -> Iterator[JobResult]:
         """Yield the outcomes as they come, and pass on what the worker tells of its progress.
 
         Raises:
@@ -221,16 +220,15 @@ class ProgressMessenger(Messenger):
         self.send("end_file", ())
 
 
-def work() -> None:
+def work(log_level: int) -> None:
     """Do the task that comes on stdin; the life of a worker."""
     keep_memory()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells the parent as well
-    messenger = ProgressMessenger()
-    logging.getLogger().addHandler(messenger)
-    task: Task = pickle.load(sys.stdin.buffer)
-    logging.getLogger("batchfer").setLevel(task.log_level)
-    threading.Thread(target=_follow_parent, daemon=True).start()
-    try:
+    messenger = ProgressMessenger(log_level)
+    task: Task = take_requests().get()
+    with messenger.tell_errors(BatchferError, ImportError):
+        # The parent starts sooner without it.
+        from batchfer.pipeline import Watch, run_jobs
+
         for result in run_jobs(
             task.kind,
             task.inputs,
@@ -243,15 +241,5 @@ def work() -> None:
         ):
             messenger.send("result", result)
         messenger.send("end")
-    except BaseException as error:
-        logger.debug("%s", traceback.format_exc())
-        if not isinstance(error, (BatchferError, ImportError)):
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        messenger.send("error", error)
     # Threads of the libraries are not waited for: everything that counts is on disk.
     os._exit(0)
-
-
-def _follow_parent() -> None:
-    sys.stdin.buffer.read(1)
-    os._exit(1)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.optimize import linear_sum_assignment
 
 from batchfer.boxes import measure_iou
 from batchfer.schema import Floats, Images, Integers, Times
@@ -304,6 +303,9 @@ class Tracker:
             fits = (steps < reach) & (growth < 0.7) & (steady | (unlike < 1.1))
             steps = steps / reach
         late = 0.3 * np.minimum(elapsed_s / LONGEST_GAP_S, 1.0)[:, None]
+        # Half a second to load, which neither stills nor the first frames wait for.
+        from scipy.optimize import linear_sum_assignment
+
         cost = steps + 0.5 * unlike + 0.5 * growth + late
         # Every impossible pair costs more than all possible ones, so that it is never a bargain.
         tracks, faces = linear_sum_assignment(np.where(fits, cost, 1e3))

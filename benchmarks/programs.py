@@ -14,9 +14,11 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -34,10 +36,11 @@ def load_batchfer(model: str) -> Run:
     from batchfer.detector import Detector
     from batchfer.media import VideoReader
     from batchfer.processes import keep_memory
+    from batchfer.results import ResultsProcess
     from batchfer.schema import AnalyzeOptions
 
     keep_memory()  # as the worker process of the command does
-    pool = DrawingPool()
+    beside = {"ResultsProcess": ResultsProcess(), "DrawingPool": DrawingPool()}
     analyzers: dict[tuple[int, int], Analyzer] = {}
 
     def get_analyzer(min_face_px: int, detect_every: int) -> Analyzer:
@@ -67,13 +70,13 @@ def load_batchfer(model: str) -> Run:
         if kind == "detect":
             return detect(clip, analyzer)
         with tempfile.TemporaryDirectory() as folder:
-            return write_results(clip, Path(folder), analyzer, pool, kind)
+            return write_results(clip, Path(folder), analyzer, beside, kind)
 
     return run
 
 
 def write_results(
-    clip: Path, folder: Path, analyzer: Any, pool: Any, kind: str
+    clip: Path, folder: Path, analyzer: Any, beside: dict[str, Any], kind: str
 ) -> tuple[int, int, float]:
     """Run the command ``batchfer video``, its networks loaded and its processes running already."""
     from batchfer import pipeline
@@ -92,17 +95,16 @@ def write_results(
         "video": OutputOptions(formats=("csv",), annotate=True, report=False),
         "default": OutputOptions(),
     }[kind]
-    originals = pipeline.Analyzer, pipeline.DrawingPool
-    pipeline.Analyzer = lambda *_: analyzer
-    pipeline.DrawingPool = lambda: contextlib.nullcontext(pool)
-    try:
+    loaded = {
+        "Analyzer": lambda *_: analyzer,
+        **{name: partial(contextlib.nullcontext, process) for name, process in beside.items()},
+    }
+    with mock.patch.multiple(pipeline, **loaded):
         started = time.perf_counter()
         (result,) = pipeline.run_jobs(
             "video", [clip], folder, analyzer.options, outputs, ("auto", None, None), Nobody()
         )
         seconds = time.perf_counter() - started
-    finally:
-        pipeline.Analyzer, pipeline.DrawingPool = originals
     if result.status != "ok":
         raise BatchferError(f"{clip.name}: {result.status}, {result.detail}")
     table = read_timeline(result.job.destination / "timeline.csv")

@@ -19,17 +19,19 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 from compare import CLIPS, describe_machine, say, spell, write_section
 from make_clips import make_clips
 
+from batchfer import pipeline
 from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
-from batchfer.annotate import draw_timeline
+from batchfer.annotate import FaceTrack, draw_timeline
 from batchfer.media import VideoReader, VideoWriter, write_image
 from batchfer.painter import FacePainter
 from batchfer.processes import keep_memory
-from batchfer.schema import AnalyzeOptions, FrameBatch
+from batchfer.schema import AnalyzeOptions, FrameBatch, OutputOptions
 
 REPEATS = 5
 ONE_AFTER_ANOTHER = 3
@@ -160,7 +162,7 @@ def measure_clip(
     def draw() -> int:
         painter = FacePainter()
         for batch, table in zip(batches, tables, strict=True):
-            draw_faces = draw_timeline(table, painter)
+            draw_faces = draw_timeline(FaceTrack(table), painter)
             for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
                 draw_faces(image, int(frame), float(time_s))
         return n_frames
@@ -220,48 +222,27 @@ def measure_clip(
 # --- start-up and memory, in fresh processes ----------------------------------------------------
 
 
-def report_start(model: str, clip: str) -> None:
-    """Analyze the first batch; print the seconds since the process began and its peak memory."""
-    analyzer = Analyzer(AnalyzeOptions(model=model))
-    with VideoReader(Path(clip)) as reader:
-        next(analyze_frames(reader, analyzer, FaceLinker(analyzer)))
-        began = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-        up_s = float(Path("/proc/uptime").read_text().split()[0])
-        print(json.dumps({"seconds": up_s - began / os.sysconf("SC_CLK_TCK")}))
-
-
-def measure_start(model: Path, clip: Path) -> list[float]:
-    """Return the seconds from the start of a process to the first frames with their faces."""
-    command = [sys.executable, __file__, "--start", "--model", str(model), "--clip", str(clip)]
-    seconds = []
-    for _ in range(3):
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        seconds.append(json.loads(output.splitlines()[-1])["seconds"])
-    return seconds
-
-
 class Command(NamedTuple):
-    """What a whole command took: peak memory, time, and cores that were busy on average."""
+    """What a whole command took: peak memory and time."""
 
     peak_mb: float
     seconds: float
-    cores: float
 
 
 WATCHER = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
 subprocess.run(sys.argv[1:], check=True)
-seconds, usage = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-cores = (usage.ru_utime + usage.ru_stime) / seconds
-print(json.dumps([usage.ru_maxrss * 1024 / 1e6, seconds, cores]))
+seconds = time.perf_counter() - started
+peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([peak_kib * 1024 / 1e6, seconds]))
 """
 """Runs a command from a process that is itself small: Linux counts what the parent had in memory
 when it started a process as that process's peak."""
 
 
 def measure_command(model: Path, *arguments: str) -> Command:
-    """Run ``batchfer`` with its defaults."""
+    """Run ``batchfer``."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "batchfer", *arguments, "-o", folder, "-q"]
         command += ["--model", str(model)]
@@ -285,17 +266,41 @@ def make_photos(folder: Path, source: Path, n_photos: int) -> Path:
     return folder
 
 
-def make_4k(path: Path, source: Path, n_frames: int = 40) -> Path:
-    """Write the first frames of a clip, enlarged to 3840x2160."""
+def measure_photos(folder: Path, analyzer: Analyzer) -> tuple[list[float], list[float]]:
+    """Return pictures a second and cores busy of ``batchfer images``, its networks loaded."""
+    rates, cores = [], []
+    outputs = OutputOptions(annotate=False, report=False)
+    with mock.patch.object(pipeline, "Analyzer", lambda *_: analyzer):
+        for _ in range(1 + REPEATS):
+            with tempfile.TemporaryDirectory() as out:
+                started, cpu_s = time.perf_counter(), time.process_time()
+                run = pipeline.run_jobs(
+                    "image",
+                    [folder],
+                    Path(out),
+                    analyzer.options,
+                    outputs,
+                    ("auto", None, None),
+                    mock.Mock(pipeline.Progress),
+                )
+                n_pictures = sum(result.status == "ok" for result in run)
+                seconds = time.perf_counter() - started
+                rates.append(n_pictures / seconds)
+                cores.append((time.process_time() - cpu_s) / seconds)
+    return rates[1:], cores[1:]
+
+
+def cut_clip(path: Path, source: Path, n_frames: int, width: int, height: int) -> Path:
+    """Write the first frames of a clip in another size."""
     if path.exists():
         return path
     import cv2
 
     with VideoReader(source) as reader:
-        info = replace(reader.info, width=3840, height=2160)
+        info = replace(reader.info, width=width, height=height)
         with VideoWriter(path, info, source) as writer:
             for batch in reader.batches(1):
-                image = cv2.resize(batch.images[0], (3840, 2160), interpolation=cv2.INTER_CUBIC)
+                image = cv2.resize(batch.images[0], (width, height), interpolation=cv2.INTER_CUBIC)
                 writer.write(np.asarray(image, np.uint8), float(batch.times_s[0]))
                 if batch.frames[0] + 1 == n_frames:
                     break
@@ -365,14 +370,9 @@ def main() -> None:
     """Measure everything and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="a .keras file with its card")
-    parser.add_argument("--clip", help=argparse.SUPPRESS)
-    parser.add_argument("--start", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--growth", type=int, metavar="FRAMES", help="only how memory grows")
     arguments = parser.parse_args()
     keep_memory()  # as the worker process of the command does
-    if arguments.start:
-        report_start(str(arguments.model), arguments.clip)
-        return
     make_clips(CLIPS)
     model = arguments.model.resolve()
     if arguments.growth:
@@ -386,24 +386,24 @@ def main() -> None:
             print(f"after {after:,} frames: {told} KiB a 1,000 frames")
         return
     loads = os.getloadavg()
-    start_s = measure_start(model, CLIPS / "one_360p.mp4")
-    clip_4k = make_4k(CLIPS / "one_4k.mp4", CLIPS / "one_720p.mp4")
+    short = cut_clip(CLIPS / "one_360p_short.mp4", CLIPS / "one_360p.mp4", 16, 640, 360)
+    clip_4k = cut_clip(CLIPS / "one_4k.mp4", CLIPS / "one_720p.mp4", 40, 3840, 2160)
     clip_720p, keys = str(CLIPS / "one_720p.mp4"), ("--detect-every", "5")
+    tables_only = ("--no-annotate", "--no-report")
+    starts = [measure_command(model, "video", str(short), *tables_only) for _ in range(REPEATS)]
     peaks = {
         "720p": measure_command(model, "video", clip_720p),
         "720p, `--detect-every 5`": measure_command(model, "video", clip_720p, *keys),
         "4K": measure_command(model, "video", str(clip_4k)),
         "4K, `--detect-every 5`": measure_command(model, "video", str(clip_4k), *keys),
     }
-    few, folder = (
-        measure_command(model, "images", str(photos), "--no-annotate", "--no-report")
-        for photos in (
-            make_photos(CLIPS / "few_photos", CLIPS / "one_360p.mp4", 100),
-            make_photos(CLIPS / "photos", CLIPS / "one_360p.mp4", 1000),
-        )
-    )
-    photos_s = folder.seconds - few.seconds
-    photos_cores = (folder.cores * folder.seconds - few.cores * few.seconds) / photos_s
+    photos = {
+        number: make_photos(CLIPS / f"photos_{number}", CLIPS / "one_360p.mp4", number)
+        for number in (1000, 5000)
+    }
+    folder = measure_command(model, "images", str(photos[1000]), *tables_only)
+    analyzer = Analyzer(AnalyzeOptions(model=str(model)))
+    stills = {number: measure_photos(folder, analyzer) for number, folder in photos.items()}
     analyzer = Analyzer(AnalyzeOptions(model=str(model), min_face_px=20))
     sustained = measure_arithmetic(analyzer.workers)
     say(f"{sustained:.0f} GFLOP/s")
@@ -420,14 +420,19 @@ def main() -> None:
         "|---|---|---|---|---|",
         *("| " + " | ".join(line) + " |" for line in lines),
         "",
-        f"From the start of the process to the first frames with faces: {spell(start_s, 1)} s.",
+        "From the start of the command to its end with 16 frames of 360p, tables only: "
+        f"{spell([start.seconds for start in starts], 1)} s.",
         "Peak memory of `batchfer video` with its defaults: "
         + ", ".join(f"{name} {peak.peak_mb:.0f} MB" for name, peak in peaks.items())
         + ".",
-        f"`batchfer images` on 1,000 small photos of ten sizes, tables only: "
-        f"{folder.seconds:.1f} s with the start of the program,",
-        f"{folder.cores:.1f} cores busy on average; 100 of them alone {few.seconds:.1f} s, so that",
-        f"the other 900 go by at {900 / photos_s:.0f} a second with {photos_cores:.1f} cores busy.",
+        "",
+        "`batchfer images` on small photos of ten sizes, tables only, networks loaded: "
+        + "; ".join(
+            f"{number:,} of them {spell(rates, 0)} a second, {spell(cores, 1)} cores busy"
+            for number, (rates, cores) in stills.items()
+        )
+        + ".",
+        f"The whole command takes {folder.seconds:.1f} s for 1,000.",
     ]
     write_section("stages", "\n".join(text) + "\n")
 

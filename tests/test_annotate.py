@@ -3,10 +3,6 @@
 import logging
 import os
 import resource
-import signal
-import subprocess
-import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,10 +11,11 @@ import pandas as pd
 import pytest
 from drawn import make_faces
 
-from batchfer import annotate
+from batchfer import annotate, processes
 from batchfer.annotate import (
     DrawingPool,
     DrawingProcess,
+    FaceTrack,
     annotate_clip,
     draw_timeline,
     interpolate_faces,
@@ -40,12 +37,12 @@ def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:
         ((2.0, None), (2.0, 9.0), True),
         ((None, None), (0.0, 9.0), True),
     ):
-        draw = draw_timeline(table, FacePainter(), True, part)
+        draw = draw_timeline(FaceTrack(table), FacePainter(), True, part)
         for time_s in times_s:
             drawn = draw(image, round(25 * time_s), time_s)
             assert np.array_equal(drawn, image) == is_clear
             assert is_clear or len(np.unique(drawn.reshape(-1, 3), axis=0)) < 100
-    clear = draw_timeline(table, FacePainter(), False, (2.0, 3.5))(image, 0, 0.0)
+    clear = draw_timeline(FaceTrack(table), FacePainter(), False, (2.0, 3.5))(image, 0, 0.0)
     assert np.array_equal(clear, image), "nothing is hidden unasked"
 
 
@@ -167,6 +164,27 @@ def test_what_goes_wrong_in_the_process_is_raised_here(tmp_path: Path) -> None:
         assert len(read_frames(tmp_path / "out.mp4")) == 3
 
 
+def test_memory_that_is_refused_there_is_no_fault_of_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info, table = make_clip_of_a_face(tmp_path / "in.mp4", 3, 1)
+    with DrawingPool() as pool:
+        with pool.lend() as process:
+            draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
+        child = process._process.popen.pid
+        pages = int(Path(f"/proc/{child}/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + 2**23
+        resource.prlimit(child, resource.RLIMIT_AS, (most, most))
+        monkeypatch.setattr(annotate, "PART_BYTES", 2**26)  # more than it may map now
+        with pool.lend() as again:
+            assert again is process
+            with pytest.raises(ChildProcessError, match="the process is gone"):
+                again.begin(tmp_path / "again.mp4", info, info.path)
+        with pool.lend() as another:
+            draw_elsewhere(another, info.path, table, tmp_path / "another.mp4")
+        assert len(read_frames(tmp_path / "another.mp4")) == 3
+
+
 @pytest.mark.timeout(120)
 def test_a_full_disk_in_the_middle_of_a_video_is_told(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (4, 240, 320, 3)).astype(np.uint8)
@@ -228,7 +246,7 @@ def test_where_no_process_can_be_started_that_is_told(monkeypatch: pytest.Monkey
     def refuse(*_: object) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(annotate, "PythonProcess", refuse)
+    monkeypatch.setattr(processes, "start_python", refuse)
     with (
         DrawingPool() as pool,
         pytest.raises(ChildProcessError, match="unavailable"),
@@ -298,26 +316,3 @@ def test_the_process_warns_through_the_log_of_this_one(
         process.end(0.1)
         process.finish()
     assert "the sound cannot be kept" in caplog.text
-
-
-def test_the_process_does_not_outlive_the_one_that_started_it(tmp_path: Path) -> None:
-    code = """
-import os, signal
-from batchfer.annotate import DrawingPool
-pool = DrawingPool()
-print(pool._idle[0]._process.popen.pid, flush=True)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    parent = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=False)
-    assert parent.returncode == -signal.SIGKILL
-    pid = int(parent.stdout)
-    for _ in range(200):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:
-            return
-        if state == "Z":  # nobody has asked for its exit status
-            return
-        time.sleep(0.1)
-    os.kill(pid, signal.SIGKILL)
-    raise AssertionError("it is still there")

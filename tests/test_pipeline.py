@@ -17,7 +17,7 @@ import pytest
 from clips import make_clip
 from PIL import Image
 
-from batchfer import analyze_images, analyze_video
+from batchfer import analyze_images, analyze_video, pipeline, results
 from batchfer.analyzer import NICE, Analyzer
 from batchfer.detector import Detector
 from batchfer.errors import (
@@ -556,6 +556,19 @@ def test_suspects_are_done_alone(options: AnalyzeOptions, tmp_path: Path) -> Non
     ):
         told.append(f"{result.status} {result.job.name}")
     assert told == ["begin a.mp4", "ok a.mp4", "begin b.mp4", "ok b.mp4"]
+
+
+def test_the_page_of_a_single_video_is_written_beside(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("written by this process")
+
+    monkeypatch.setattr(pipeline, "write_results", refuse)
+    monkeypatch.setattr(results, "write_results", refuse)
+    (result,) = run("video", [CLIPS / "rotated.mp4"], tmp_path, annotate=False).values()
+    assert result.status == "ok", result.detail
+    assert (tmp_path / "rotated.mp4" / "report.html").is_file()
 
 
 def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path) -> None:

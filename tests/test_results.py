@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from batchfer import processes
 from batchfer.cli import app, run_command
 from batchfer.errors import OutputError
 from batchfer.results import ResultsProcess, load_result, write_index_pages, write_results
@@ -60,11 +61,26 @@ def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -
         with pytest.raises(OutputError):
             process.write(tmp_path / "missing", timeline, facts, None, outputs)
         # It may be short of memory and killed for it: the work is done all the same.
+        assert process._process is not None
         process._process.popen.kill()
         process._process.popen.wait()
         process.write(tmp_path / "after", timeline, facts, timeline.media.path, outputs)
         assert read_files(tmp_path / "after") == expected
     assert not process._process.is_alive
+
+
+def test_results_are_written_where_no_process_can_be_had(
+    result: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes, "start_python", refuse)
+    timeline, facts = load_result(result)
+    with ResultsProcess() as process:
+        assert process._process is None
+        process.write(tmp_path, timeline, facts, timeline.media.path, OutputOptions())
+    assert (tmp_path / "report.html").is_file()
 
 
 def test_the_recordings_of_a_batch_are_joined(batch: Path) -> None:

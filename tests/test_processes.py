@@ -1,0 +1,67 @@
+"""Processes that work beside this one: what becomes of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+DRAWING = """
+from batchfer.annotate import DrawingPool
+pool = DrawingPool()
+process = pool._idle[0]._process
+"""
+WRITING = """
+import time
+from pathlib import Path
+from batchfer.results import ResultsProcess
+from endless import Timeline
+owner = ResultsProcess()
+process = owner._process
+process.ask(Path(), Timeline(), {}, None, None)
+while not Path("begun").exists():
+    time.sleep(0.05)
+"""
+ENDLESS = """
+import time
+from pathlib import Path
+
+class Timeline:
+    @property
+    def table(self):
+        Path("begun").touch()
+        time.sleep(300)
+"""
+DIE = """
+import os, signal
+print(process.popen.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("code", [DRAWING, WRITING], ids=["drawing", "writing"])
+def test_the_process_does_not_outlive_the_one_that_started_it(code: str, tmp_path: Path) -> None:
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    parent = subprocess.run(
+        [sys.executable, "-c", code + DIE],
+        stdout=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        timeout=100,
+        check=False,
+    )
+    assert parent.returncode == -signal.SIGKILL
+    pid = int(parent.stdout)
+    for _ in range(200):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return
+        if state == "Z":  # nobody has asked for its exit status
+            return
+        time.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("it is still there")
