@@ -84,12 +84,6 @@ def write_results(
     from batchfer.schema import OutputOptions
     from batchfer.timeline import read_timeline
 
-    class Nobody:
-        def begin_batch(self, n_jobs: int) -> None: ...
-        def begin_file(self, name: str, total: float | None) -> None: ...
-        def advance(self, n_units: int) -> None: ...
-        def end_file(self) -> None: ...
-
     outputs = {
         "table": OutputOptions(formats=("csv",), annotate=False, report=False),
         "video": OutputOptions(formats=("csv",), annotate=True, report=False),
@@ -99,10 +93,11 @@ def write_results(
         "Analyzer": lambda *_: analyzer,
         **{name: partial(contextlib.nullcontext, process) for name, process in beside.items()},
     }
+    nobody = mock.Mock(pipeline.Progress)
     with mock.patch.multiple(pipeline, **loaded):
         started = time.perf_counter()
         (result,) = pipeline.run_jobs(
-            "video", [clip], folder, analyzer.options, outputs, ("auto", None, None), Nobody()
+            "video", [clip], folder, analyzer.options, outputs, ("auto", None, None), nobody
         )
         seconds = time.perf_counter() - started
     if result.status != "ok":
