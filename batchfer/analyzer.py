@@ -21,7 +21,7 @@ from batchfer.errors import MachineError
 from batchfer.keyframes import Neighbours, detect_between, introduce_neighbours
 from batchfer.media import FrameSelector, VideoReader
 from batchfer.people import Appearances, People, describe_people
-from batchfer.processes import hide_stderr
+from batchfer.processes import hide_stderr, pause_collector
 from batchfer.quality import measure_quality
 from batchfer.schema import (
     QUALITY_COLUMNS,
@@ -109,7 +109,7 @@ class Analyzer:
         # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
         cv2.setNumThreads(0)
         # TensorFlow comes here and not before: a finished folder and `--help` do without.
-        with hide_stderr():
+        with hide_stderr(), pause_collector():
             from batchfer.classifier import load_classifier
             from batchfer.detector import Detector, configure_tensorflow
 

@@ -4,6 +4,7 @@ Two of them would wait for one interpreter's lock as threads of one process.
 """
 
 import ctypes
+import gc
 import logging
 import os
 import pickle
@@ -179,6 +180,24 @@ def keep_memory() -> None:
         for parameter, value in _KEPT_MEMORY.items():
             mallopt(parameter, value)
         mallopt(_MOST_HEAPS, 2 * len(os.sched_getaffinity(0)))
+
+
+@contextmanager
+def pause_collector() -> Iterator[None]:
+    """Do not look for garbage in cycles meanwhile.
+
+    Loading TensorFlow and a network makes half a million objects that stay, and a fifth of the time
+    goes to looking at them again and again. Afterwards they are old: looked at rarely.
+    """
+    is_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.unfreeze()  # into the oldest generation
+        if is_on:
+            gc.enable()
 
 
 @contextmanager

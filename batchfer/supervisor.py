@@ -6,6 +6,7 @@ started again: after a crash, or when a file takes longer than it may, the file 
 rest goes on in a new worker; on Ctrl-C the worker is killed, at once and in whatever state.
 """
 
+import gc
 import logging
 import os
 import pickle
@@ -204,7 +205,8 @@ class ProgressMessenger(Messenger):
     """Sends what happens in the worker to its parent: progress, outcomes, log records."""
 
     def begin_batch(self, n_jobs: int) -> None:
-        """Pass on."""
+        """Pass on; what is loaded by now stays, and is not searched for garbage any more."""
+        gc.freeze()
         self.send("begin_batch", (n_jobs,))
 
     def begin_file(self, name: str, total: float | None) -> None:

@@ -1,13 +1,17 @@
-"""Processes that work beside this one: what becomes of them."""
+"""Processes that work beside this one: what becomes of them, and their memory."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
+
+from batchfer.processes import pause_collector
 
 DRAWING = """
 from batchfer.annotate import DrawingPool
@@ -65,3 +69,47 @@ def test_the_process_does_not_outlive_the_one_that_started_it(code: str, tmp_pat
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     raise AssertionError("it is still there")
+
+
+class Node:
+    """Something that can refer to itself."""
+
+
+def test_garbage_of_a_pause_is_found_afterwards() -> None:
+    with pause_collector():
+        assert not gc.isenabled()
+        garbage = Node()
+        garbage.itself = garbage  # type: ignore[attr-defined]
+        gone = weakref.ref(garbage)
+        del garbage
+        kept = [Node() for _ in range(10_000)]  # many times what sets the collector off
+    assert gc.isenabled()
+    assert any(item is kept for item in gc.get_objects(generation=2)), "it is looked at at once"
+    assert gone() is not None
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_collector_that_is_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with pytest.raises(ZeroDivisionError), pause_collector():
+            raise ZeroDivisionError
+        assert not gc.isenabled()
+        gc.enable()
+        with pytest.raises(ZeroDivisionError), pause_collector():
+            raise ZeroDivisionError
+        assert gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_worker_never_searches_what_it_has_loaded() -> None:
+    code = """
+import gc, sys
+from batchfer.supervisor import ProgressMessenger
+ProgressMessenger(30).begin_batch(1)
+print(gc.get_freeze_count() > 1000, file=sys.stderr)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert told.stderr.strip() == b"True"
