@@ -786,8 +786,11 @@ class ProgressBars:
                 bar.close()
 
     def begin_batch(self, n_jobs: int) -> None:
-        """Learn how many files there are."""
-        self._n_jobs = n_jobs
+        """Learn how many files come."""
+        self._n_jobs, self._n_done = n_jobs, 0
+        if self._files is not None:
+            self._files.close()
+            self._files = None
         if self._bars and n_jobs > 1:
             from tqdm import tqdm
 

@@ -383,6 +383,11 @@ def lock_output(output: Path) -> Iterator[None]:
         lock.release()
 
 
+def describe_source(job: Job) -> str:
+    """Return the absolute path of an input, as ``run.json`` names it."""
+    return str(display_name(Path(os.path.abspath(job.source))))  # noqa: PTH100
+
+
 def locate_parts(output: Path, name: str) -> Path:
     """Return the folder below ``output/.batchfer`` for the unfinished parts of one input."""
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
@@ -413,6 +418,46 @@ def atomic_write(path: Path, parts: Path | None = None) -> Iterator[Path]:
         raise OutputError(f"{display_name(path)}: cannot write, {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def work_folder(output: Path, name: str) -> Iterator[Path]:
+    """Give the folder for the unfinished parts of one input.
+
+    It stays for the next run if this one is interrupted or cannot write, else it is removed.
+    """
+    folder = locate_parts(output, name)
+    is_over = False
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        is_over = True
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
+    except Exception:
+        is_over = True
+        raise
+    finally:
+        if is_over:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_result_folder(parts: Path) -> Path:
+    """Return an empty folder for the result of a video, among its unfinished parts."""
+    folder = parts / "result"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+    folder.mkdir()
+    return folder
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from batchfer import __version__
 from batchfer.errors import OutputError
@@ -16,8 +16,15 @@ JOURNAL_NAME = "run.jsonl"
 DONE = ("ok", "partial")
 
 
-def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256: str) -> str:
-    """Return a short hash of everything that decides what a result holds.
+class Settings(NamedTuple):
+    """Short hashes of what decides the numbers of a result, and of all that it holds."""
+
+    numbers: str
+    everything: str
+
+
+def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256: str) -> Settings:
+    """Return hashes of everything that decides what a result holds.
 
     The model counts by its content, so that a renamed file is the same model and a retrained one
     is not; the same holds for the user's events. How a batch goes on (``overwrite``,
@@ -29,8 +36,11 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
         del written[name]
     if outputs.events is not None:
         written["events"] = mark_input(outputs.events)
-    settings = dataclasses.asdict(options) | written
-    settings |= {"model": model_sha256, "version": __version__}
+    deciding = dataclasses.asdict(options) | {"model": model_sha256, "version": __version__}
+    return Settings(_hash(deciding), _hash(deciding | written))
+
+
+def _hash(settings: Mapping[str, Any]) -> str:
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -68,13 +78,22 @@ class Journal:
             except (ValueError, KeyError, TypeError):
                 continue
 
-    def finished(self, name: str, source: Path, settings: str) -> Mapping[str, Any] | None:
+    def finished(self, name: str, source: Path, settings: Settings) -> Mapping[str, Any] | None:
         """Return the entry of an input that is done and unchanged, else None."""
-        entry = self._entries.get(name)
-        if entry is None or entry.get("status") not in DONE or entry.get("settings") != settings:
-            return None
+        entry = self._entries.get(name, {})
+        is_same = entry.get("settings") == settings.everything
+        return entry if is_same and self._is_done(entry, source) else None
+
+    def analyzed(self, name: str, source: Path, settings: Settings) -> Mapping[str, Any] | None:
+        """Return the entry of an input that is done with the same numbers, else None."""
+        entry = self._entries.get(name, {})
+        is_same = entry.get("numbers") == settings.numbers
+        return entry if is_same and self._is_done(entry, source) else None
+
+    @staticmethod
+    def _is_done(entry: Mapping[str, Any], source: Path) -> bool:
         mark = mark_input(source)
-        return entry if mark and mark.items() <= entry.items() else None
+        return bool(mark) and entry.get("status") in DONE and mark.items() <= entry.items()
 
     def knows(self, name: str, source: Path) -> bool:
         """Return whether the last input of this name was this one, unchanged, wherever it lay."""
@@ -82,18 +101,16 @@ class Journal:
         return bool(mark) and mark.items() <= self._entries.get(name, {}).items()
 
     def append(
-        self, finished: Iterable[tuple[JobResult, Mapping[str, int]]], settings: str
+        self, finished: Iterable[tuple[JobResult, Mapping[str, Any]]], settings: Settings
     ) -> None:
         """Write finished inputs and flush them to disk, once for all of them.
 
         Args:
-            finished: Outcomes, each with its input's `mark_input`.
+            finished: Outcomes, each with its input's `mark_input` and what else is to be known.
             settings: The run's `hash_settings`.
         """
-        entries = [
-            describe_result(result) | dict(mark) | {"settings": settings}
-            for result, mark in finished
-        ]
+        hashes = {"numbers": settings.numbers, "settings": settings.everything}
+        entries = [describe_result(result) | dict(mark) | hashes for result, mark in finished]
         lines = [json.dumps(entry, ensure_ascii=True, default=str) + "\n" for entry in entries]
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -43,16 +43,18 @@ from batchfer.files import (
     PARTS_FOLDER,
     Kind,
     atomic_write,
+    describe_source,
     display_name,
     find_model,
     hash_file,
-    locate_parts,
     lock_output,
+    make_result_folder,
     plan_jobs,
     prepare_output,
     publish_folder,
+    work_folder,
 )
-from batchfer.journal import DONE, Journal, hash_settings, mark_input
+from batchfer.journal import DONE, Journal, Settings, hash_settings, mark_input
 from batchfer.media import VideoReader, read_image, write_image
 from batchfer.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.people import (
@@ -67,8 +69,11 @@ from batchfer.people import (
 )
 from batchfer.report import write_images_report
 from batchfer.results import (
+    DRAWING_NAME,
     ResultsProcess,
     draw_video,
+    mark_drawing,
+    renew_video,
     write_index_pages,
     write_results,
     write_tables,
@@ -186,8 +191,8 @@ def run_jobs(
 ) -> Iterator[JobResult]:
     """Process files and folders into an output folder; yield each input's outcome.
 
-    What is up to date is skipped, and if nothing is left no network is loaded. A bad input ends
-    itself and never the batch.
+    What is up to date is skipped, of a video whose numbers are there only the results are made
+    again, and if nothing is left no network is loaded. A bad input ends itself and never the batch.
 
     Args:
         kind: What the inputs are.
@@ -228,7 +233,7 @@ def run_jobs(
             has_rows = rows is None or job.name in rows.names
             has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
             if entry is not None and has_rows and has_files and not outputs.overwrite:
-                current.append(recall_result(job, entry))
+                current.append(skip_result(recall_result(job, entry)))
             elif kind == "video" and not outputs.overwrite and (other := find_other(job, journal)):
                 where = f"{display_name(job.destination)} holds the results of {other}"
                 detail = f"{where}; give another -o, or --overwrite"
@@ -240,6 +245,15 @@ def run_jobs(
         refused = [result for result in current if result.status == "failed"]
         if refused and (outputs.fail_fast or len(refused) == len(jobs)):
             return
+        watch = watch or Watch()
+        if rows is None and not outputs.overwrite:
+            renewed = renew_videos(
+                todo, output, outputs, journal, settings, events, progress, watch
+            )
+            for result in renewed:
+                todo.remove(result.job)
+                results.append(result)
+                yield result
         names = {job.name for job in jobs}
         stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
         if not todo and not stale:
@@ -267,7 +281,7 @@ def run_jobs(
                 marks,
                 events,
                 progress,
-                watch or Watch(),
+                watch,
             )
             progress.begin_batch(len(todo) if rows is None else 1)
             run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
@@ -310,7 +324,7 @@ class Batch:
     write: Callable[..., None]
     drawing: DrawingPool | None
     journal: Journal
-    settings: str
+    settings: Settings
     marks: Mapping[str, Mapping[str, int]]
     events: Mapping[str, pd.DataFrame]
     progress: Progress
@@ -350,8 +364,11 @@ class Batch:
 
     def record(self, *results: JobResult) -> None:
         """Write down outcomes whose files have their final names."""
-        marked = [(result, self.marks.get(result.job.name, {})) for result in results]
-        self.journal.append(marked, self.settings)
+        marks = [
+            {**self.marks.get(result.job.name, {}), **mark_drawing(result.job.destination)}
+            for result in results
+        ]
+        self.journal.append(zip(results, marks, strict=True), self.settings)
 
 
 def find_other(job: Job, journal: Journal) -> str:
@@ -368,24 +385,66 @@ def find_other(job: Job, journal: Journal) -> str:
     return "" if is_same else source
 
 
-def describe_source(job: Job) -> str:
-    """Return the absolute path of an input, as ``run.json`` names it."""
-    return str(display_name(Path(os.path.abspath(job.source))))  # noqa: PTH100
-
-
 def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
     """Return the outcome of an input that an earlier run finished and that has not changed."""
+    reason = entry.get("reason")
     return JobResult(
         job,
-        "skipped",
-        Reason.UP_TO_DATE,
-        # What was lost stays lost.
-        f"partial: {entry['reason']}, {entry['detail']}" if entry["status"] == "partial" else "",
+        entry["status"],
+        reason and Reason(reason),
+        entry.get("detail", ""),
         n_frames=entry.get("frames", 0),
         n_faces=entry.get("faces", 0),
         n_people=entry.get("people", 0),
         emotion=entry.get("emotion", ""),
+        facts={key: entry[key] for key in ("first_bad_s",) if key in entry},
     )
+
+
+def skip_result(result: JobResult) -> JobResult:
+    """Return the outcome of an input of which nothing is done again."""
+    # What was lost stays lost.
+    lost = f"partial: {result.reason}, {result.detail}" if result.status == "partial" else ""
+    return replace(result, status="skipped", reason=Reason.UP_TO_DATE, detail=lost, facts={})
+
+
+def renew_videos(
+    jobs: Sequence[Job],
+    output: Path,
+    outputs: OutputOptions,
+    journal: Journal,
+    settings: Settings,
+    events: Mapping[str, pd.DataFrame],
+    progress: Progress,
+    watch: Watch,
+) -> Iterator[JobResult]:
+    """Write other results of videos that an earlier run has analyzed; needs no network.
+
+    One of which that fails has no outcome: it is to be analyzed again.
+    """
+    known = {}
+    for job in jobs:
+        entry = journal.analyzed(job.name, job.source, settings)
+        tables = [job.destination / f"timeline.{suffix}" for suffix in outputs.formats]
+        if entry and job.name not in watch.faults and all(path.is_file() for path in tables):
+            known[job] = entry
+    if known:
+        progress.begin_batch(len(known))
+    for job, entry in known.items():
+        watch.begin(job.name)
+        progress.begin_file(f"{job.name}: results alone", None)
+        mark = mark_input(job.source)
+        try:
+            renew_video(job, entry, output, outputs, events.get(job.name))
+        except OutputError:
+            raise
+        except Exception:
+            logger.debug("%s: to be analyzed again", job.name, exc_info=True)
+        else:
+            result = recall_result(job, entry)
+            journal.append([(result, {**mark, **mark_drawing(result.job.destination)})], settings)
+            yield result
+        progress.end_file()
 
 
 def run_videos(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
@@ -538,10 +597,8 @@ class Clip:
                 VideoReader(self.job.source, options.max_pixels)
             )
             parts = self._open.enter_context(work_folder(batch.output, name))
-            self._folder = parts / "result"
-            shutil.rmtree(self._folder, ignore_errors=True)  # left by a run that was killed
-            self._folder.mkdir()
-            key = {**batch.marks[name], "settings": batch.settings}
+            self._folder = make_result_folder(parts)
+            key = {**batch.marks[name], "settings": batch.settings.numbers}
             self._done = VideoParts(parts, key)
             self._done.restore(self._linker)
             for frames in read_frames(self._reader, batch.analyzer, self._done.next_frame):
@@ -585,7 +642,7 @@ class Clip:
 
     @property
     def _path(self) -> Path:
-        return self._folder / "annotated.mp4"
+        return self._folder / DRAWING_NAME
 
     def _draw(self, step: str, *arguments: Any) -> None:
         """Do a step of drawing it; if the process is gone, it is drawn afterwards instead."""
@@ -649,30 +706,6 @@ class Clip:
             raise GeneratorExit
 
 
-@contextmanager
-def work_folder(output: Path, name: str) -> Iterator[Path]:
-    """Give the folder for the unfinished parts of one input.
-
-    It stays for the next run if this one is interrupted or cannot write, else it is removed.
-    """
-    folder = locate_parts(output, name)
-    is_over = False
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder
-        is_over = True
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
-    except Exception:
-        is_over = True
-        raise
-    finally:
-        if is_over:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 class VideoParts:
     """The analyzed parts of one video on disk, from which a run that was interrupted goes on.
 
@@ -685,7 +718,7 @@ class VideoParts:
 
         Args:
             folder: Where they lie.
-            key: What must be the same: the input's mark and the settings.
+            key: What must be the same: the input's mark and what decides the numbers.
         """
         self._folder = folder
         self._tables: list[pd.DataFrame] = []

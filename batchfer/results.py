@@ -17,7 +17,16 @@ import pandas as pd
 from batchfer.annotate import annotate_clip
 from batchfer.errors import BatchferError, NothingToDoError, UsageError
 from batchfer.export import FORMATS, export_timeline
-from batchfer.files import atomic_write, display_name
+from batchfer.files import (
+    atomic_write,
+    describe_source,
+    display_name,
+    link_or_copy,
+    make_result_folder,
+    publish_folder,
+    work_folder,
+)
+from batchfer.journal import mark_input
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.people import (
     SUMMARY_COLUMNS,
@@ -32,10 +41,12 @@ from batchfer.people import (
 )
 from batchfer.processes import Messenger, PythonProcess, take_requests
 from batchfer.report import write_index, write_report
-from batchfer.schema import JobResult, MediaInfo, OutputOptions, Timeline
+from batchfer.schema import Job, JobResult, MediaInfo, OutputOptions, Timeline
 from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv
 
 logger = logging.getLogger(__name__)
+
+DRAWING_NAME = "annotated.mp4"
 
 
 def write_tables(
@@ -79,7 +90,7 @@ def write_results(
             timeline,
             facts,
             source=source if outputs.thumbnails and not outputs.blur_faces else None,
-            video_href="annotated.mp4" if (folder / "annotated.mp4").exists() else None,
+            video_href=DRAWING_NAME if (folder / DRAWING_NAME).exists() else None,
             smooth_s=outputs.smooth_s,
             summary=summary,
         )
@@ -303,6 +314,53 @@ def _read_windows(folder: Path) -> tuple[float | None, pd.DataFrame | None]:
     return bin_s, events
 
 
+def renew_video(
+    job: Job,
+    entry: Mapping[str, Any],
+    output: Path,
+    outputs: OutputOptions,
+    events: pd.DataFrame | None,
+) -> None:
+    """Write the results of an analyzed video anew, as they are asked for now.
+
+    Args:
+        job: The video, whose result is there, with tables in the formats that are asked for.
+        entry: What the journal knows of it; an annotated video that has changed since, or that
+            shall now hide faces or show them, is drawn again.
+        output: The folder for all results.
+        outputs: What is asked for.
+        events: The stimulus windows of this recording.
+
+    Raises:
+        InputError: The video cannot be read any more.
+        UsageError: The result is broken.
+        OutputError: It cannot be written.
+    """
+    timeline, facts = load_result(job.destination)
+    marks = mark_drawing(job.destination)
+    is_as_drawn = marks.items() <= entry.items() and facts["blur_faces"] == outputs.blur_faces
+    facts |= {"source": describe_source(job), "blur_faces": outputs.blur_faces}
+    kept = [f"timeline.{suffix}" for suffix in outputs.formats]
+    if marks and is_as_drawn and outputs.annotate:
+        kept.append(DRAWING_NAME)
+    with work_folder(output, job.name) as parts:
+        folder = make_result_folder(parts)
+        for name in kept:
+            link_or_copy(job.destination / name, folder / name)
+        if outputs.annotate and DRAWING_NAME not in kept:
+            path, options = folder / DRAWING_NAME, facts["options"]
+            draw_video(job.source, timeline, path, outputs.blur_faces, options)
+        (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_results(folder, timeline, facts, job.source, outputs, events)
+        publish_folder(folder, job.destination)
+
+
+def mark_drawing(folder: Path) -> dict[str, dict[str, int]]:
+    """Return what tells whether the annotated video in a result folder is still the same."""
+    mark = mark_input(folder / DRAWING_NAME)
+    return {"annotated": mark} if mark else {}
+
+
 def redo_videos(
     folders: Sequence[Path],
     blur_faces: bool,
@@ -335,9 +393,9 @@ def redo_videos(
                 f"{display_name(clip)} has {width}x{height} px, not the {own_width}x{own_height} "
                 "of the video that was analyzed"
             )
-        with atomic_write(folder / "annotated.mp4") as path:
+        with atomic_write(folder / DRAWING_NAME) as path:
             draw_video(clip, timeline, path, blur_faces, facts.get("options") or {})
-        yield folder / "annotated.mp4"
+        yield folder / DRAWING_NAME
 
 
 def export_results(

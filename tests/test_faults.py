@@ -135,6 +135,24 @@ def test_what_is_known_of_a_video_outlasts_a_run_that_ends_before_it(
     assert tables[0] == tables[1]
 
 
+def test_a_video_goes_on_though_other_results_are_asked_for(
+    toy_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clip, options = CLIPS / "rotated.mp4", AnalyzeOptions(model=str(toy_model))
+    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    with pytest.raises(KeyboardInterrupt):
+        run("video", [clip], tmp_path, toy_model, Counter(40, KeyboardInterrupt()))
+    outputs = OutputOptions(annotate=False, report=False, bin_s=1.0)
+    with caplog.at_level("INFO", "batchfer"):
+        jobs = run_jobs("video", [clip], tmp_path, options, outputs, ("cpu", None, 2), Counter())
+        assert [result.status for result in jobs] == ["ok"]
+    assert "going on from frame" in caplog.text
+    assert (tmp_path / clip.name / "bins.csv").is_file()
+
+
 def test_parts_of_other_settings_are_not_used(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

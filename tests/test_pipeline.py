@@ -30,7 +30,7 @@ from batchfer.errors import (
 )
 from batchfer.journal import hash_settings
 from batchfer.pipeline import Watch, run_jobs
-from batchfer.results import redo_reports
+from batchfer.results import redo_reports, redo_videos
 from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
@@ -588,6 +588,137 @@ def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path)
     assert changed["three.webp"].status == "ok"
     table = read_timeline(output / "faces.csv")
     assert table["input"].tolist() == ["one.png", "three.webp", "three.webp"]
+
+
+def read_files(folder: Path, *names: str) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+@pytest.fixture
+def no_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Calling it forbids the networks from then on."""
+
+    def load(*_: object) -> Analyzer:
+        raise AssertionError("networks are loaded")
+
+    return lambda: monkeypatch.setattr(pipeline, "Analyzer", load)
+
+
+def test_other_results_of_the_same_numbers_need_no_network(
+    run: Run, no_networks: Callable[[], None], tmp_path: Path
+) -> None:
+    clips = [CLIPS / "rotated.mp4", CLIPS / "two_people.mp4"]
+    events = tmp_path / "events.csv"
+    events.write_text("file,name,start,end\nrotated.mp4,joke,0.5,1.5\n")
+    wanted: dict[str, object] = {"smooth_s": 1.0, "bin_s": 1.0, "events": events}
+    run("video", clips, tmp_path / "fresh", **wanted)
+    first = run("video", clips, tmp_path / "again")
+    drawn = (tmp_path / "again/rotated.mp4/annotated.mp4").stat()
+    no_networks()
+    results = run("video", clips, tmp_path / "again", **wanted)
+    tell = [(result.status, result.n_faces, result.emotion) for result in results.values()]
+    assert tell == [("ok", result.n_faces, result.emotion) for result in first.values()]
+    for name in ("rotated.mp4", "two_people.mp4"):
+        fresh, again = tmp_path / "fresh" / name, tmp_path / "again" / name
+        names = sorted(path.name for path in fresh.iterdir())
+        assert "bins.csv" in names
+        assert sorted(path.name for path in again.iterdir()) == names
+        same = set(names) - {"report.html", "annotated.mp4"}
+        assert read_files(again, *same) == read_files(fresh, *same)
+    assert (tmp_path / "again/summary.csv").read_bytes() == (
+        tmp_path / "fresh/summary.csv"
+    ).read_bytes()
+    kept = (tmp_path / "again/rotated.mp4/annotated.mp4").stat()
+    assert kept.st_mtime_ns == drawn.st_mtime_ns, "it is not drawn again"
+    assert not [*(tmp_path / "again/.batchfer").glob("*/result")]
+    results = run("video", clips, tmp_path / "again", **wanted)
+    assert {result.reason for result in results.values()} == {Reason.UP_TO_DATE}
+
+
+def test_an_annotated_video_is_kept_only_if_it_is_what_is_asked_for(
+    run: Run, no_networks: Callable[[], None], tmp_path: Path
+) -> None:
+    clip, output = CLIPS / "rotated.mp4", tmp_path / "out"
+    drawing = output / "rotated.mp4/annotated.mp4"
+    run("video", [clip], output, report=False)
+    no_networks()
+    shown = read_face(drawing)
+    run("video", [clip], output, report=False, blur_faces=True)
+    hidden = read_face(drawing)
+    assert np.abs(hidden - shown).mean() > 10
+    assert json.loads((output / "rotated.mp4/run.json").read_text())["blur_faces"]
+    # Drawn by another command meanwhile: faces are shown, and nothing tells so but the file.
+    list(redo_videos([output / "rotated.mp4"], False, None))
+    assert np.abs(read_face(drawing) - shown).mean() < 3
+    run("video", [clip], output, report=False, blur_faces=True, smooth_s=1.0)
+    assert np.abs(read_face(drawing) - hidden).mean() < 3
+    run("video", [clip], output, report=False, annotate=False)
+    assert not drawing.exists()
+    run("video", [clip], output, report=False)
+    assert np.abs(read_face(drawing) - shown).mean() < 3
+
+
+def read_face(path: Path) -> Any:
+    """Return the inner part of the face in the first frame of ``rotated.mp4``, annotated."""
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0))
+        return frame.to_ndarray(format="rgb24")[200:300, 95:170].astype(int)
+
+
+def test_what_cannot_be_used_again_is_analyzed_again(run: Run, tmp_path: Path) -> None:
+    clip, folder = CLIPS / "rotated.mp4", tmp_path / "out/rotated.mp4"
+    few: dict[str, object] = {"annotate": False, "report": False}
+
+    def read_again(**outputs: object) -> tuple[str, bytes]:
+        results = run("video", [clip], tmp_path / "out", **few, **outputs)
+        return results["rotated.mp4"].status, (folder / "timeline.csv").read_bytes()
+
+    _, table = read_again(formats=("csv",))
+    assert read_again() == ("ok", table), "a format that was not there"
+    assert (folder / "timeline.parquet").is_file()
+    for name in ("timeline.parquet", "run.json"):
+        (folder / name).write_bytes(b"{}")
+        (folder / "timeline.csv").write_bytes(b"spoilt")
+        assert read_again(smooth_s=float(len(name))) == ("ok", table), name
+
+
+def test_other_results_of_a_partial_video_are_partial(
+    run: Run, no_networks: Callable[[], None], tmp_path: Path
+) -> None:
+    clip = tmp_path / "hole.mkv"
+    make_clip(clip, 48, size=(160, 120), options={"g": "12", "crf": "8", "preset": "ultrafast"})
+    data = bytearray(clip.read_bytes())
+    start, stop = len(data) * 2 // 5, len(data) * 3 // 5
+    data[start:stop] = bytes(stop - start)
+    clip.write_bytes(data)
+    first = run("video", [clip], tmp_path / "out", report=False)["hole.mkv"]
+    assert first.status == "partial"
+    no_networks()
+    again = run("video", [clip], tmp_path / "out", report=False, smooth_s=1.0)["hole.mkv"]
+    assert (again.status, again.reason, again.detail, again.facts) == (
+        "partial",
+        first.reason,
+        first.detail,
+        first.facts,
+    )
+    last = run("video", [clip], tmp_path / "out", report=False, smooth_s=1.0)["hole.mkv"]
+    assert last.detail == f"partial: {first.reason}, {first.detail}"
+
+
+def test_a_video_that_ended_the_process_is_not_tried_again(
+    run: Run, options: AnalyzeOptions, tmp_path: Path
+) -> None:
+    clip, few = CLIPS / "rotated.mp4", {"annotate": False, "report": False}
+    run("video", [clip], tmp_path, **few)
+    begun: list[str] = []
+    outputs = OutputOptions(**few, smooth_s=1.0)
+    jobs: Any = ("video", [clip], tmp_path, options, outputs, ("cpu", None, 2), Silence())
+    watch = Watch(begun.append, {"rotated.mp4": (Reason.TIMEOUT, "too long")})
+    (result,) = run_jobs(*jobs, watch)
+    assert (result.status, result.reason) == ("failed", Reason.TIMEOUT)
+    (result,) = run_jobs(*jobs, Watch(begun.append))
+    assert result.status == "ok"
+    assert begun[-1] == "rotated.mp4", "the one who watches knows what is at work"
 
 
 def test_a_deleted_result_is_made_again(run: Run, tmp_path: Path) -> None:
