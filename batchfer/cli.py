@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -39,6 +40,23 @@ Inputs = Annotated[
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 Model = Annotated[str, typer.Option("--model", help="A shipped model's name, or a path.")]
+Every = Annotated[int, typer.Option("--every", min=1, help="Analyze each Nth frame.")]
+DetectEvery = Annotated[
+    int,
+    typer.Option(
+        "--detect-every",
+        min=1,
+        help="Search each Nth analyzed frame for faces, follow them between.",
+    ),
+]
+Fps = Annotated[
+    float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
+]
+Start = Annotated[str | None, typer.Option("--start", help="Begin there: 90, 90s or 00:01:30.5.")]
+End = Annotated[str | None, typer.Option("--end", help="End there.")]
+MaxPixels = Annotated[
+    int, typer.Option("--max-pixels", min=1, help="Largest frame that is decoded.")
+]
 Labels = Annotated[
     str | None,
     typer.Option("--labels", help="Outputs of a model without a card, in order: a,b,..."),
@@ -131,27 +149,14 @@ def video(
     inputs: Inputs,
     output: Output = Path("batchfer-results"),
     model: Model = "mobilenetv2",
-    every: Annotated[int, typer.Option("--every", min=1, help="Analyze each Nth frame.")] = 1,
-    detect_every: Annotated[
-        int,
-        typer.Option(
-            "--detect-every",
-            min=1,
-            help="Search each Nth analyzed frame for faces, follow them between.",
-        ),
-    ] = 1,
-    fps: Annotated[
-        float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option("--start", help="Begin there: 90, 90s or 00:01:30.5.")
-    ] = None,
-    end: Annotated[str | None, typer.Option("--end", help="End there.")] = None,
+    every: Every = 1,
+    detect_every: DetectEvery = 1,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
     min_face: MinFace = 40,
     face_threshold: FaceThreshold = 0.8,
-    max_pixels: Annotated[
-        int, typer.Option("--max-pixels", min=1, help="Largest frame that is decoded.")
-    ] = 8192 * 8192,
+    max_pixels: MaxPixels = 8192 * 8192,
     labels: Labels = None,
     rescale: Rescale = None,
     device: Device = "auto",
@@ -182,24 +187,22 @@ def video(
     from batchfer.schema import AnalyzeOptions, OutputOptions
 
     _set_up_logging(quiet, verbose)
-    if fps is not None and every != 1:
-        raise UsageError("--every and --fps exclude each other")
-    options = AnalyzeOptions(
-        model=model,
-        every=every,
-        detect_every=detect_every,
-        fps=fps,
-        start_s=None if start is None else parse_time(start),
-        end_s=None if end is None else parse_time(end),
-        min_face_px=min_face,
-        face_threshold=face_threshold,
-        min_confidence=min_confidence,
-        max_pixels=max_pixels,
-        labels=_split_labels(labels),
-        rescale=_parse_factor(rescale),
+    options = _choose_frames(
+        AnalyzeOptions(
+            model=model,
+            detect_every=detect_every,
+            min_face_px=min_face,
+            face_threshold=face_threshold,
+            min_confidence=min_confidence,
+            max_pixels=max_pixels,
+            labels=_split_labels(labels),
+            rescale=_parse_factor(rescale),
+        ),
+        every,
+        fps,
+        start,
+        end,
     )
-    if options.end_s is not None and options.end_s <= (options.start_s or 0):
-        raise UsageError("--end lies at or before --start, which is 0 by default")
     outputs = OutputOptions(
         formats=_parse_formats(formats),
         annotate=annotate,
@@ -311,16 +314,23 @@ def plan(
     inputs: Inputs,
     output: Output = Path("batchfer-results"),
     model: Model = "mobilenetv2",
-    every: Annotated[int, typer.Option("--every", min=1, help="Analyze each Nth frame.")] = 1,
-    fps: Annotated[
-        float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
-    ] = None,
+    every: Every = 1,
+    detect_every: DetectEvery = 1,
+    fps: Fps = None,
+    start: Start = None,
+    end: End = None,
     min_face: MinFace = 40,
+    face_threshold: FaceThreshold = 0.8,
+    max_pixels: MaxPixels = 8192 * 8192,
+    labels: Labels = None,
+    rescale: Rescale = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
     workers: Workers = None,
     annotate: Annotate = True,
     report: Report = True,
+    min_confidence: MinConfidence = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -329,8 +339,23 @@ def plan(
     from batchfer.schema import AnalyzeOptions, OutputOptions
 
     _set_up_logging(quiet, verbose)
-    options = AnalyzeOptions(model=model, every=every, fps=fps, min_face_px=min_face)
-    outputs = OutputOptions(annotate=annotate, report=report)
+    options = _choose_frames(
+        AnalyzeOptions(
+            model=model,
+            detect_every=detect_every,
+            min_face_px=min_face,
+            face_threshold=face_threshold,
+            min_confidence=min_confidence,
+            max_pixels=max_pixels,
+            labels=_split_labels(labels),
+            rescale=_parse_factor(rescale),
+        ),
+        every,
+        fps,
+        start,
+        end,
+    )
+    outputs = OutputOptions(annotate=annotate, report=report, overwrite=overwrite)
     for line in format_plan(
         make_plan(inputs, output, options, outputs, (device, batch_size, workers))
     ):
@@ -692,6 +717,19 @@ def root(
 # --- parsing ----------------------------------------------------------------------------------
 
 
+def _choose_frames(
+    options: "AnalyzeOptions", every: int, fps: float | None, start: str | None, end: str | None
+) -> "AnalyzeOptions":
+    """Return the options with what decides which frames of a video are analyzed."""
+    if fps is not None and every != 1:
+        raise UsageError("--every and --fps exclude each other")
+    start_s = None if start is None else parse_time(start)
+    end_s = None if end is None else parse_time(end)
+    if end_s is not None and end_s <= (start_s or 0):
+        raise UsageError("--end lies at or before --start, which is 0 by default")
+    return replace(options, every=every, fps=fps, start_s=start_s, end_s=end_s)
+
+
 def parse_time(text: str) -> float:
     """Return seconds from ``90``, ``90s``, ``1:30`` or ``00:01:30.5``.
 
@@ -904,6 +942,9 @@ class BatchSummary:
 
 def format_plan(plan: "Plan") -> Iterator[str]:
     """Yield the lines that tell a dry run."""
+    if not plan.videos and not plan.n_pictures:
+        yield f"nothing to do: {plan.n_done} inputs are analyzed already"
+        return
     broken = [video for video in plan.videos if video.problem]
     rotated = [video for video in plan.videos if video.info and video.info.rotation]
     varying = [video for video in plan.videos if video.variable_rate]
@@ -911,6 +952,8 @@ def format_plan(plan: "Plan") -> Iterator[str]:
         f"{len(plan.videos)} videos ({plan.n_frames:.0f} frames to analyze), "
         f"{plan.n_pictures} pictures"
     )
+    if plan.n_done:
+        yield f"analyzed already, and not counted here: {plan.n_done}"
     for title, videos in (("broken", broken), ("rotated", rotated), ("variable rate", varying)):
         if videos:
             yield f"{title}: {len(videos)}"

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from batchfer.analyzer import Analyzer, estimate_frames, read_frames
 from batchfer.errors import InputError, NothingToDoError
-from batchfer.files import plan_jobs
-from batchfer.media import VideoReader, VideoWriter, read_image
+from batchfer.files import find_model, hash_file, plan_jobs
+from batchfer.journal import Journal, hash_settings
+from batchfer.media import MAX_IMAGE_PIXELS, VideoReader, VideoWriter, read_image
 from batchfer.schema import AnalyzeOptions, FrameBatch, Job, MediaInfo, OutputOptions
 
 PROBED_FRAMES = 48
@@ -54,8 +55,9 @@ class PlannedVideo:
 class Plan:
     """What a run over the given paths would be.
 
-    ``seconds``, ``disk_bytes`` and ``memory_bytes`` are estimates; ``rates`` are the timed frame
-    sizes, width and height in px, with their frames/s on this machine.
+    ``videos`` and ``n_pictures`` are to be analyzed; ``n_done`` inputs have been. ``seconds``,
+    ``disk_bytes`` and ``memory_bytes`` are estimates; ``rates`` are the timed frame sizes, width
+    and height in px, with their frames/s on this machine.
     """
 
     videos: Sequence[PlannedVideo]
@@ -64,6 +66,7 @@ class Plan:
     disk_bytes: float
     memory_bytes: float
     rates: dict[tuple[int, int], float] = field(default_factory=dict)
+    n_done: int = 0
 
     @property
     def n_frames(self) -> float:
@@ -82,7 +85,8 @@ def make_plan(
 
     Args:
         inputs: Files and folders with videos, pictures or both.
-        output: Where the results would go, so that older ones there are no inputs.
+        output: Where the results would go, so that older ones there are no inputs; what has been
+            analyzed there is not analyzed again.
         options: As for the run itself.
         outputs: As for the run itself.
         machine: ``device``, ``batch_size`` and ``workers`` of `Analyzer`.
@@ -92,10 +96,17 @@ def make_plan(
         NothingToDoError: There is neither video nor picture.
         ModelError: The model cannot be used.
     """
-    videos = [probe_video(job, options) for job in _list_jobs(inputs, output, "video")]
+    clips = _list_jobs(inputs, output, "video")
     pictures = _list_jobs([path for path in inputs if path.is_dir()], output, "image")
-    if not videos and not pictures:
+    n_found = len(clips) + len(pictures)
+    if not n_found:
         raise NothingToDoError("neither video nor picture found")
+    if not outputs.overwrite:
+        clips, pictures = _drop_done(clips, pictures, output, options)
+    n_done = n_found - len(clips) - len(pictures)
+    if n_done == n_found:
+        return Plan([], 0, 0.0, 0.0, 0.0, n_done=n_done)
+    videos = [probe_video(job, options) for job in clips]
     analyzer = Analyzer(options, *machine)
     sizes = Counter[tuple[int, int]]()
     for video in videos:
@@ -123,7 +134,7 @@ def make_plan(
         disk_bytes += len(pictures) * TABLE_BYTES_A_ROW
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Plan(videos, len(pictures), seconds, disk_bytes, memory, rates)
+    return Plan(videos, len(pictures), seconds, disk_bytes, memory, rates, n_done)
 
 
 def _list_jobs(inputs: Sequence[Path], output: Path, kind: str) -> list[Job]:
@@ -133,6 +144,37 @@ def _list_jobs(inputs: Sequence[Path], output: Path, kind: str) -> list[Job]:
         return plan_jobs(inputs, output, kind)[0]  # type: ignore[arg-type]
     except NothingToDoError:
         return []
+
+
+def _drop_done(
+    clips: Sequence[Job], pictures: Sequence[Job], output: Path, options: AnalyzeOptions
+) -> tuple[list[Job], list[Job]]:
+    """Return the videos and pictures that no earlier run has analyzed with these options."""
+    journal, sha256 = Journal(output), hash_file(find_model(options.model))
+    settings = hash_settings(options, OutputOptions(), sha256)
+    # As `batchfer images` has them.
+    still = replace(
+        options,
+        every=1,
+        detect_every=1,
+        fps=None,
+        start_s=None,
+        end_s=None,
+        max_pixels=MAX_IMAGE_PIXELS,
+    )
+    settings_of_pictures = hash_settings(still, OutputOptions(), sha256)
+    return (
+        [
+            job
+            for job in clips
+            if not (journal.analyzed(job.name, job.source, settings) and job.destination.exists())
+        ],
+        [
+            job
+            for job in pictures
+            if not journal.analyzed(job.name, job.source, settings_of_pictures)
+        ],
+    )
 
 
 def _size(info: MediaInfo) -> tuple[int, int]:

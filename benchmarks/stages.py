@@ -266,14 +266,36 @@ def make_photos(folder: Path, source: Path, n_photos: int) -> Path:
     return folder
 
 
-def measure_photos(folder: Path, analyzer: Analyzer) -> tuple[list[float], list[float]]:
-    """Return pictures a second and cores busy of ``batchfer images``, its networks loaded."""
-    rates, cores = [], []
+class Stills(NamedTuple):
+    """Rounds over a folder of photos: pictures a second, cores busy, and these in the midst."""
+
+    rates: list[float]
+    cores: list[float]
+    cores_between: list[float]
+    """From when the networks get the first of them to when they are done with the last."""
+
+
+def measure_photos(folder: Path, analyzer: Analyzer) -> Stills:
+    """Measure ``batchfer images``, its networks loaded."""
+    stills = Stills([], [], [])
     outputs = OutputOptions(annotate=False, report=False)
-    with mock.patch.object(pipeline, "Analyzer", lambda *_: analyzer):
+    clocks: list[tuple[float, float]] = []
+
+    def analyze(*arguments: Any) -> Any:
+        clocks.append(read_clocks())
+        try:
+            return type(analyzer).analyze_batch(analyzer, *arguments)
+        finally:
+            clocks.append(read_clocks())
+
+    with (
+        mock.patch.object(pipeline, "Analyzer", lambda *_: analyzer),
+        mock.patch.object(analyzer, "analyze_batch", analyze),
+    ):
         for _ in range(1 + REPEATS):
             with tempfile.TemporaryDirectory() as out:
-                started, cpu_s = time.perf_counter(), time.process_time()
+                clocks.clear()
+                started = read_clocks()
                 run = pipeline.run_jobs(
                     "image",
                     [folder],
@@ -284,10 +306,21 @@ def measure_photos(folder: Path, analyzer: Analyzer) -> tuple[list[float], list[
                     mock.Mock(pipeline.Progress),
                 )
                 n_pictures = sum(result.status == "ok" for result in run)
-                seconds = time.perf_counter() - started
-                rates.append(n_pictures / seconds)
-                cores.append((time.process_time() - cpu_s) / seconds)
-    return rates[1:], cores[1:]
+                ended = read_clocks()
+                stills.rates.append(n_pictures / (ended[0] - started[0]))
+                stills.cores.append(count_cores(started, ended))
+                stills.cores_between.append(count_cores(min(clocks), max(clocks)))
+    return Stills(*(rounds[1:] for rounds in stills))
+
+
+def read_clocks() -> tuple[float, float]:
+    """Return the time, and the processor time of this process, in s."""
+    return time.perf_counter(), time.process_time()
+
+
+def count_cores(start: tuple[float, float], end: tuple[float, float]) -> float:
+    """Return how many cores were busy between two readings of the clocks."""
+    return (end[1] - start[1]) / (end[0] - start[0])
 
 
 def cut_clip(path: Path, source: Path, n_frames: int, width: int, height: int) -> Path:
@@ -428,8 +461,9 @@ def main() -> None:
         "",
         "`batchfer images` on small photos of ten sizes, tables only, networks loaded: "
         + "; ".join(
-            f"{number:,} of them {spell(rates, 0)} a second, {spell(cores, 1)} cores busy"
-            for number, (rates, cores) in stills.items()
+            f"{number:,} of them {spell(rounds.rates, 0)} a second, {spell(rounds.cores, 1)} cores "
+            f"busy ({spell(rounds.cores_between, 1)} from the first batch to the last)"
+            for number, rounds in stills.items()
         )
         + ".",
         f"The whole command takes {folder.seconds:.1f} s for 1,000.",

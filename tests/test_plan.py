@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,7 +14,8 @@ from batchfer import analyze_video
 from batchfer.analyzer import Analyzer, estimate_frames
 from batchfer.cli import format_plan
 from batchfer.errors import NothingToDoError
-from batchfer.media import VideoReader
+from batchfer.media import MAX_FRAME_PIXELS, VideoReader
+from batchfer.pipeline import Progress, run_jobs
 from batchfer.plan import Plan, make_plan, time_encoding, time_pictures, time_video
 from batchfer.schema import AnalyzeOptions, Job, MediaInfo, OutputOptions
 
@@ -53,6 +55,42 @@ def test_a_plan_tells_what_is_there_and_what_it_takes(
     text = "\n".join(format_plan(plan))
     assert "broken: 1\n  torn.mp4" in text
     assert "clips/rotated.mp4  90 degrees" in text
+
+
+def test_what_is_done_is_left_out(
+    tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchfer.plan.TIMED_S", 0.1)
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("clips/rotated.mp4", "clips/variable_rate.mp4", "stills/admiral.png"):
+        shutil.copy(SAMPLES / name, folder)
+    options = AnalyzeOptions(model=str(toy_model), max_pixels=MAX_FRAME_PIXELS)
+    few = OutputOptions(annotate=False, report=False)
+
+    def tell(options: AnalyzeOptions = options, **changes: bool) -> tuple[list[str], int, int]:
+        plan = make_plan([folder], output, options, replace(few, **changes), MACHINE)
+        assert plan.n_done == 3 or plan.seconds > 0
+        return [video.name for video in plan.videos], plan.n_pictures, plan.n_done
+
+    both = ["rotated.mp4", "variable_rate.mp4"]
+    assert tell() == (both, 1, 0)
+    still = AnalyzeOptions(model=str(toy_model))
+    for kind, path, own in (("video", folder / both[0], options), ("image", folder, still)):
+        list(run_jobs(kind, [path], output, own, few, MACHINE, Mock(Progress)))  # type: ignore[arg-type]
+    assert tell() == (both[1:], 0, 2)
+    plan = make_plan([folder], output, options, few, MACHINE)
+    assert "analyzed already, and not counted here: 2" in list(format_plan(plan))
+    assert tell(overwrite=True) == (both, 1, 0)
+    assert tell(replace(options, every=2)) == (both, 0, 1)
+    list(run_jobs("video", [folder], output, options, few, MACHINE, Mock(Progress)))
+    monkeypatch.setattr("batchfer.plan.Analyzer", None)  # nothing is left to be timed
+    plan = make_plan([folder], output, options, few, MACHINE)
+    assert plan.n_done == 3
+    assert list(format_plan(plan)) == ["nothing to do: 3 inputs are analyzed already"]
+    shutil.rmtree(output / both[0])
+    monkeypatch.undo()
+    assert tell() == (both[:1], 0, 2)
 
 
 HOUR = MediaInfo(Path("hour.mp4"), 640, 360, Fraction(25), 90_000, 3600.0)
