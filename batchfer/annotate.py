@@ -54,12 +54,14 @@ def annotate_clip(
     writer: VideoWriter,
     blur_faces: bool = False,
     part: Part = (None, None),
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Draw a timeline onto every frame of its clip.
 
     Between analyzed frames the boxes are interpolated and drawn thin. With ``blur_faces`` faces are
     made unrecognizable first, also within `HIDE_S` of a frame in which they were found, and so is
     all of a frame outside the analyzed ``part``; a face that was missed cannot be hidden.
+    ``advance`` is told of the frames that are on their way.
 
     Raises:
         InputError: the clip cannot be decoded.
@@ -69,6 +71,7 @@ def annotate_clip(
     with DrawingThreads(writer) as drawing:
         for batch in reader.batches():
             drawing.put(batch, draw)
+            advance(len(batch))
         drawing.finish(reader.end_s)
 
 

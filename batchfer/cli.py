@@ -824,18 +824,20 @@ class ProgressBars:
                 bar.close()
 
     def begin_batch(self, n_jobs: int) -> None:
-        """Learn how many files come."""
-        self._n_jobs, self._n_done = n_jobs, 0
-        if self._files is not None:
-            self._files.close()
-            self._files = None
+        """Learn how many files there are."""
+        self._n_jobs = n_jobs
         if self._bars and n_jobs > 1:
             from tqdm import tqdm
 
             self._files = tqdm(total=n_jobs, unit="file", desc="files", position=0)
 
     def begin_file(self, name: str, total: float | None, unit: str = "frame") -> None:
-        """Start the inner bar: ``total`` is an estimate of its units or None."""
+        """Start the inner bar: ``total`` is an estimate of its units or None.
+
+        A file before that has not ended is to come once more.
+        """
+        if self._units is not None:
+            self._units.close()
         self._name, self._total, self._n_units = name, total, 0
         self._started = self._last_line = time.monotonic()
         if self._bars:

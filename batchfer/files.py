@@ -444,15 +444,7 @@ def work_folder(output: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def make_result_folder(parts: Path) -> Path:
-    """Return an empty folder for the result of a video, among its unfinished parts."""
-    folder = parts / "result"
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    folder.mkdir()
-    return folder
-
-
-def link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """Give a file a second name, or copy it where the file system has no such names."""
     try:
         os.link(source, target)

@@ -64,6 +64,7 @@ class Journal:
         """Read what earlier runs finished; a torn last line (a kill mid-write) is ignored."""
         self.path = output / JOURNAL_NAME
         self._entries: dict[str, dict[str, Any]] = {}
+        self._done: dict[str, dict[str, Any]] = {}
         try:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -75,25 +76,31 @@ class Journal:
             try:
                 entry = json.loads(line)
                 self._entries[entry["input"]] = entry
+                if entry["status"] in DONE:
+                    self._done[entry["input"]] = entry
             except (ValueError, KeyError, TypeError):
                 continue
 
     def finished(self, name: str, source: Path, settings: Settings) -> Mapping[str, Any] | None:
         """Return the entry of an input that is done and unchanged, else None."""
-        entry = self._entries.get(name, {})
-        is_same = entry.get("settings") == settings.everything
-        return entry if is_same and self._is_done(entry, source) else None
+        entry = self._done.get(name, {})
+        is_last = entry is self._entries.get(name)
+        is_same = is_last and entry.get("settings") == settings.everything
+        return entry if is_same and self._is_of(entry, source) else None
 
     def analyzed(self, name: str, source: Path, settings: Settings) -> Mapping[str, Any] | None:
-        """Return the entry of an input that is done with the same numbers, else None."""
-        entry = self._entries.get(name, {})
+        """Return the last entry of an unchanged input that was done, if with the same numbers.
+
+        Later runs may have failed on it: they leave an older result as it is.
+        """
+        entry = self._done.get(name, {})
         is_same = entry.get("numbers") == settings.numbers
-        return entry if is_same and self._is_done(entry, source) else None
+        return entry if is_same and self._is_of(entry, source) else None
 
     @staticmethod
-    def _is_done(entry: Mapping[str, Any], source: Path) -> bool:
+    def _is_of(entry: Mapping[str, Any], source: Path) -> bool:
         mark = mark_input(source)
-        return bool(mark) and entry.get("status") in DONE and mark.items() <= entry.items()
+        return bool(mark) and mark.items() <= entry.items()
 
     def knows(self, name: str, source: Path) -> bool:
         """Return whether the last input of this name was this one, unchanged, wherever it lay."""

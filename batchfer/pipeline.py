@@ -48,7 +48,6 @@ from batchfer.files import (
     find_model,
     hash_file,
     lock_output,
-    make_result_folder,
     plan_jobs,
     prepare_output,
     publish_folder,
@@ -72,7 +71,8 @@ from batchfer.results import (
     DRAWING_NAME,
     ResultsProcess,
     draw_video,
-    mark_drawing,
+    is_drawn_again,
+    mark_files,
     renew_video,
     write_index_pages,
     write_results,
@@ -142,13 +142,15 @@ def _do_nothing(_: str) -> None:
 class Watch:
     """What a supervising process wants to hear, and what it has learnt from workers that died.
 
-    ``begin`` is called with the name of each input before it is touched. ``faults`` are inputs that
-    end the process, by name, and what is said of them; ``suspects`` might, and are done alone.
+    ``begin`` is called with the name of each input before it is touched, ``leave`` with that of one
+    which is put off. ``faults`` are inputs that end the process, by name, and what is said of them;
+    ``suspects`` might, and are done alone.
     """
 
     begin: Callable[[str], None] = _do_nothing
     faults: Mapping[str, tuple[Reason, str]] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
+    leave: Callable[[str], None] = _do_nothing
 
 
 def analyze_video(
@@ -232,6 +234,9 @@ def run_jobs(
             entry = journal.finished(job.name, job.source, settings)
             has_rows = rows is None or job.name in rows.names
             has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
+            if entry is not None and kind == "video" and outputs.annotate and outputs.blur_faces:
+                # It may show by now what shall be hidden.
+                has_files &= not is_drawn_again(entry, job.destination)
             if entry is not None and has_rows and has_files and not outputs.overwrite:
                 current.append(skip_result(recall_result(job, entry)))
             elif kind == "video" and not outputs.overwrite and (other := find_other(job, journal)):
@@ -246,14 +251,17 @@ def run_jobs(
         if refused and (outputs.fail_fast or len(refused) == len(jobs)):
             return
         watch = watch or Watch()
-        if rows is None and not outputs.overwrite:
-            renewed = renew_videos(
-                todo, output, outputs, journal, settings, events, progress, watch
-            )
-            for result in renewed:
-                todo.remove(result.job)
-                results.append(result)
-                yield result
+        places = {job.name: place for place, job in enumerate(jobs)}
+        if rows is None and todo:
+            progress.begin_batch(len(todo))
+            if not outputs.overwrite:
+                for result in renew_videos(
+                    [*todo], output, outputs, journal, settings, events, progress, watch
+                ):
+                    todo.remove(result.job)
+                    results.append(result)
+                    yield result
+            results.sort(key=lambda result: places.get(result.job.name, -1))
         names = {job.name for job in jobs}
         stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
         if not todo and not stale:
@@ -283,7 +291,8 @@ def run_jobs(
                 progress,
                 watch,
             )
-            progress.begin_batch(len(todo) if rows is None else 1)
+            if rows is not None:
+                progress.begin_batch(1)
             run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
             stack.enter_context(closing(run))
             for result in run:
@@ -292,7 +301,6 @@ def run_jobs(
                 if outputs.fail_fast and result.status == "failed":
                     return
         if rows is None:
-            places = {job.name: place for place, job in enumerate(jobs)}
             results.sort(key=lambda result: places.get(result.job.name, -1))
             write_index_pages(output, results, outputs, participants)
         elif outputs.report:
@@ -362,13 +370,10 @@ class Batch:
             result = JobResult(job, "failed", Reason.INTERNAL, detail)
         return replace(result, seconds=time.monotonic() - started)
 
-    def record(self, *results: JobResult) -> None:
-        """Write down outcomes whose files have their final names."""
-        marks = [
-            {**self.marks.get(result.job.name, {}), **mark_drawing(result.job.destination)}
-            for result in results
-        ]
-        self.journal.append(zip(results, marks, strict=True), self.settings)
+    def record(self, *results: JobResult, **known: Any) -> None:
+        """Write down outcomes whose files have their final names, and what else is ``known``."""
+        marked = [(result, {**self.marks.get(result.job.name, {}), **known}) for result in results]
+        self.journal.append(marked, self.settings)
 
 
 def find_other(job: Job, journal: Journal) -> str:
@@ -420,31 +425,31 @@ def renew_videos(
 ) -> Iterator[JobResult]:
     """Write other results of videos that an earlier run has analyzed; needs no network.
 
-    One of which that fails has no outcome: it is to be analyzed again.
+    A video for which that fails has no outcome here: it is to be analyzed again.
     """
-    known = {}
     for job in jobs:
         entry = journal.analyzed(job.name, job.source, settings)
-        tables = [job.destination / f"timeline.{suffix}" for suffix in outputs.formats]
-        if entry and job.name not in watch.faults and all(path.is_file() for path in tables):
-            known[job] = entry
-    if known:
-        progress.begin_batch(len(known))
-    for job, entry in known.items():
+        if entry is None or job.name in watch.faults or not job.destination.exists():
+            continue
         watch.begin(job.name)
-        progress.begin_file(f"{job.name}: results alone", None)
-        mark = mark_input(job.source)
+        progress.begin_file(f"results of {job.name}", None)
+        started = time.monotonic()
         try:
-            renew_video(job, entry, output, outputs, events.get(job.name))
+            renew_video(job, entry, output, outputs, events.get(job.name), progress.advance)
         except OutputError:
             raise
-        except Exception:
-            logger.debug("%s: to be analyzed again", job.name, exc_info=True)
-        else:
-            result = recall_result(job, entry)
-            journal.append([(result, {**mark, **mark_drawing(result.job.destination)})], settings)
-            yield result
+        except Exception as error:
+            logger.debug("%s", job.name, exc_info=True)
+            detail = " ".join(str(error).split())[:300]
+            logger.warning("%s is analyzed again: %s", job.name, detail)
+            watch.leave(job.name)
+            continue
+        result = replace(recall_result(job, entry), seconds=time.monotonic() - started)
+        # The video as it was analyzed, whatever it is by now.
+        known = {key: entry[key] for key in ("size", "mtime_ns")}
+        journal.append([(result, {**known, "files": mark_files(job.destination)})], settings)
         progress.end_file()
+        yield result
 
 
 def run_videos(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
@@ -597,7 +602,9 @@ class Clip:
                 VideoReader(self.job.source, options.max_pixels)
             )
             parts = self._open.enter_context(work_folder(batch.output, name))
-            self._folder = make_result_folder(parts)
+            self._folder = parts / "result"
+            shutil.rmtree(self._folder, ignore_errors=True)  # left by a run that was killed
+            self._folder.mkdir()
             key = {**batch.marks[name], "settings": batch.settings.numbers}
             self._done = VideoParts(parts, key)
             self._done.restore(self._linker)
@@ -668,7 +675,7 @@ class Clip:
     def complete(self) -> JobResult:
         """Finish it and write that down."""
         result = self._batch.attempt(self.job, self.finish, self.started)
-        self._batch.record(result)
+        self._batch.record(result, files=mark_files(self.job.destination))
         return result
 
     def finish(self) -> JobResult:

@@ -194,8 +194,9 @@ def pause_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
-        gc.unfreeze()  # into the oldest generation
+        if not gc.get_freeze_count():  # else they would not be ours alone
+            gc.freeze()
+            gc.unfreeze()  # into the oldest generation
         if is_on:
             gc.enable()
 

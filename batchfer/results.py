@@ -5,7 +5,8 @@ Nothing here needs a network, so colours, smoothing or a corrected id are redone
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -15,14 +16,13 @@ from typing import Any, Self
 import pandas as pd
 
 from batchfer.annotate import annotate_clip
-from batchfer.errors import BatchferError, NothingToDoError, UsageError
+from batchfer.errors import BatchferError, InputError, NothingToDoError, Reason, UsageError
 from batchfer.export import FORMATS, export_timeline
 from batchfer.files import (
     atomic_write,
     describe_source,
     display_name,
     link_or_copy,
-    make_result_folder,
     publish_folder,
     work_folder,
 )
@@ -47,6 +47,11 @@ from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv
 logger = logging.getLogger(__name__)
 
 DRAWING_NAME = "annotated.mp4"
+RESULT_NAMES = (
+    *("timeline.csv", "timeline.parquet", DRAWING_NAME, "run.json", "report.html"),
+    *("summary.csv", "segments.csv", "bins.csv", "events.csv"),
+)
+"""All that a run may write into the folder of a video."""
 
 
 def write_tables(
@@ -182,18 +187,44 @@ def write_index_pages(
         write_csv(join_recordings(summaries, participants), path)
     if outputs.report:
         write_index(output / "index.html", results)
+    else:  # one that is there would lead to pages that are not
+        (output / "index.html").unlink(missing_ok=True)
 
 
 def draw_video(
-    source: Path, timeline: Timeline, path: Path, blur_faces: bool, options: Mapping[str, Any]
+    source: Path,
+    timeline: Timeline,
+    path: Path,
+    blur_faces: bool,
+    options: Mapping[str, Any],
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Draw a timeline onto its clip; between analyzed frames boxes are thin.
 
-    ``options`` are those of the analysis, as ``run.json`` names them.
+    ``options`` are those of the analysis, as ``run.json`` names them; ``advance`` is told of the
+    frames that are on their way.
     """
     part = options.get("start_s"), options.get("end_s")
     with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
-        annotate_clip(reader, timeline, writer, blur_faces, part)
+        annotate_clip(reader, timeline, writer, blur_faces, part, advance)
+
+
+def draw_anew(source: Path, timeline: Timeline, *arguments: Any) -> None:
+    """Do what `draw_video` does with a clip that may be another one by now.
+
+    Raises:
+        UsageError: It is.
+    """
+    with VideoReader(source) as reader:
+        (width, height), own = (
+            (media.width, media.height) for media in (reader.info, timeline.media)
+        )
+    if (width, height) != own:
+        raise UsageError(
+            f"{display_name(source)} has {width}x{height} px, not the {own[0]}x{own[1]} "
+            "of the video that was analyzed"
+        )
+    draw_video(source, timeline, *arguments)
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -320,45 +351,68 @@ def renew_video(
     output: Path,
     outputs: OutputOptions,
     events: pd.DataFrame | None,
+    advance: Callable[[int], None],
 ) -> None:
     """Write the results of an analyzed video anew, as they are asked for now.
 
+    What else lies in its folder is kept, and so is the annotated video, unless it has changed, or
+    shall now hide faces or show them.
+
     Args:
-        job: The video, whose result is there, with tables in the formats that are asked for.
-        entry: What the journal knows of it; an annotated video that has changed since, or that
-            shall now hide faces or show them, is drawn again.
+        job: The video, whose result is there.
+        entry: What the journal knows of it.
         output: The folder for all results.
         outputs: What is asked for.
         events: The stimulus windows of this recording.
+        advance: Told of the frames that are drawn.
 
     Raises:
-        InputError: The video cannot be read any more.
-        UsageError: The result is broken.
+        InputError: The timeline is not the one that was written, or the video cannot be decoded.
+        UsageError: The result is broken, or the video another one.
         OutputError: It cannot be written.
     """
+    before, tables = dict(entry.get("files", {})), mark_files(job.destination)
+    drawn_before, drawn = before.pop(DRAWING_NAME, None), tables.pop(DRAWING_NAME, None)
+    if not tables or tables != before:
+        raise InputError(Reason.VANISHED, "its timeline is gone, or not the one that was written")
     timeline, facts = load_result(job.destination)
-    marks = mark_drawing(job.destination)
-    is_as_drawn = marks.items() <= entry.items() and facts["blur_faces"] == outputs.blur_faces
+    keeps_drawing = (
+        outputs.annotate
+        and drawn is not None
+        and drawn == drawn_before
+        and facts["blur_faces"] == outputs.blur_faces
+    )
     facts |= {"source": describe_source(job), "blur_faces": outputs.blur_faces}
-    kept = [f"timeline.{suffix}" for suffix in outputs.formats]
-    if marks and is_as_drawn and outputs.annotate:
-        kept.append(DRAWING_NAME)
-    with work_folder(output, job.name) as parts:
-        folder = make_result_folder(parts)
-        for name in kept:
-            link_or_copy(job.destination / name, folder / name)
-        if outputs.annotate and DRAWING_NAME not in kept:
-            path, options = folder / DRAWING_NAME, facts["options"]
-            draw_video(job.source, timeline, path, outputs.blur_faces, options)
+    wanted = [f"timeline.{suffix}" for suffix in outputs.formats]
+    with work_folder(output, f"{job.name}\0anew") as parts:
+        folder = parts / "result"
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+        shutil.copytree(job.destination, folder, symlinks=True, copy_function=link_or_copy)
+        for name in RESULT_NAMES:
+            if not (name in wanted or (name == DRAWING_NAME and keeps_drawing)):
+                (folder / name).unlink(missing_ok=True)
+        lacking = [suffix for suffix in outputs.formats if f"timeline.{suffix}" not in tables]
+        write_tables(timeline.table, folder, "timeline", lacking)
+        if outputs.annotate and not keeps_drawing:
+            path, options = folder / DRAWING_NAME, facts.get("options") or {}
+            draw_anew(job.source, timeline, path, outputs.blur_faces, options, advance)
         (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         write_results(folder, timeline, facts, job.source, outputs, events)
         publish_folder(folder, job.destination)
 
 
-def mark_drawing(folder: Path) -> dict[str, dict[str, int]]:
-    """Return what tells whether the annotated video in a result folder is still the same."""
-    mark = mark_input(folder / DRAWING_NAME)
-    return {"annotated": mark} if mark else {}
+def mark_files(folder: Path) -> dict[str, dict[str, int]]:
+    """Return what tells whether a result's timeline and annotated video are those of its run."""
+    names = ("timeline.csv", "timeline.parquet", DRAWING_NAME)
+    marks = {name: mark_input(folder / name) for name in names}
+    return {name: mark for name, mark in marks.items() if mark}
+
+
+def is_drawn_again(entry: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a result's annotated video is another than that of the run on record."""
+    before = entry.get("files", {}).get(DRAWING_NAME)
+    now = mark_input(folder / DRAWING_NAME)
+    return bool(before and now) and before != now
 
 
 def redo_videos(
@@ -385,16 +439,8 @@ def redo_videos(
             raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
-        with VideoReader(clip) as reader:
-            sizes = [(media.width, media.height) for media in (reader.info, timeline.media)]
-        if sizes[0] != sizes[1]:
-            (width, height), (own_width, own_height) = sizes
-            raise UsageError(
-                f"{display_name(clip)} has {width}x{height} px, not the {own_width}x{own_height} "
-                "of the video that was analyzed"
-            )
         with atomic_write(folder / DRAWING_NAME) as path:
-            draw_video(clip, timeline, path, blur_faces, facts.get("options") or {})
+            draw_anew(clip, timeline, path, blur_faces, facts.get("options") or {})
         yield folder / DRAWING_NAME
 
 

@@ -6,7 +6,6 @@ started again: after a crash, or when a file takes longer than it may, the file 
 rest goes on in a new worker; on Ctrl-C the worker is killed, at once and in whatever state.
 """
 
-import gc
 import logging
 import os
 import pickle
@@ -160,6 +159,9 @@ class Worker:
             if name == "begin":
                 self._begun.add(content)
                 since = time.monotonic()
+            elif name == "leave":
+                self._begun.discard(content)
+                since = time.monotonic()
             elif name == "result":
                 self._begun.discard(content.job.name)
                 since = time.monotonic()
@@ -205,8 +207,7 @@ class ProgressMessenger(Messenger):
     """Sends what happens in the worker to its parent: progress, outcomes, log records."""
 
     def begin_batch(self, n_jobs: int) -> None:
-        """Pass on; what is loaded by now stays, and is not searched for garbage any more."""
-        gc.freeze()
+        """Pass on."""
         self.send("begin_batch", (n_jobs,))
 
     def begin_file(self, name: str, total: float | None) -> None:
@@ -239,7 +240,12 @@ def work(log_level: int) -> None:
             task.outputs,
             task.machine,
             messenger,
-            Watch(partial(messenger.send, "begin"), task.faults, task.suspects),
+            Watch(
+                partial(messenger.send, "begin"),
+                task.faults,
+                task.suspects,
+                partial(messenger.send, "leave"),
+            ),
         ):
             messenger.send("result", result)
         messenger.send("end")

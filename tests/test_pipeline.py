@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -590,10 +591,6 @@ def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path)
     assert table["input"].tolist() == ["one.png", "three.webp", "three.webp"]
 
 
-def read_files(folder: Path, *names: str) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names}
-
-
 @pytest.fixture
 def no_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Calling it forbids the networks from then on."""
@@ -607,31 +604,35 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 def test_other_results_of_the_same_numbers_need_no_network(
     run: Run, no_networks: Callable[[], None], tmp_path: Path
 ) -> None:
-    clips = [CLIPS / "rotated.mp4", CLIPS / "two_people.mp4"]
+    clips = [CLIPS / "rotated.mp4", CLIPS / "two_people.mp4", CLIPS / "variable_rate.mp4"]
+    fresh, again = tmp_path / "fresh", tmp_path / "again"
     events = tmp_path / "events.csv"
     events.write_text("file,name,start,end\nrotated.mp4,joke,0.5,1.5\n")
     wanted: dict[str, object] = {"smooth_s": 1.0, "bin_s": 1.0, "events": events}
-    run("video", clips, tmp_path / "fresh", **wanted)
-    first = run("video", clips, tmp_path / "again")
-    drawn = (tmp_path / "again/rotated.mp4/annotated.mp4").stat()
+    run("video", clips, fresh, **wanted)
+    first = run("video", clips, again, formats=("csv",))
+    drawn = (again / "rotated.mp4/annotated.mp4").stat()
+    (again / "rotated.mp4/notes.txt").write_text("mine")
     no_networks()
-    results = run("video", clips, tmp_path / "again", **wanted)
-    tell = [(result.status, result.n_faces, result.emotion) for result in results.values()]
-    assert tell == [("ok", result.n_faces, result.emotion) for result in first.values()]
-    for name in ("rotated.mp4", "two_people.mp4"):
-        fresh, again = tmp_path / "fresh" / name, tmp_path / "again" / name
-        names = sorted(path.name for path in fresh.iterdir())
-        assert "bins.csv" in names
-        assert sorted(path.name for path in again.iterdir()) == names
-        same = set(names) - {"report.html", "annotated.mp4"}
-        assert read_files(again, *same) == read_files(fresh, *same)
-    assert (tmp_path / "again/summary.csv").read_bytes() == (
-        tmp_path / "fresh/summary.csv"
-    ).read_bytes()
-    kept = (tmp_path / "again/rotated.mp4/annotated.mp4").stat()
+    run("video", clips[1:2], again, **wanted)
+    results = run("video", clips, again, **wanted)
+    assert results["two_people.mp4"].reason is Reason.UP_TO_DATE
+    for name in ("rotated.mp4", "variable_rate.mp4"):
+        result = results[name]
+        assert result == replace(first[name], seconds=result.seconds)
+    for clip in clips:
+        names = {path.name for path in (fresh / clip.name).iterdir()}
+        assert {"bins.csv", "timeline.parquet", "report.html"} <= names
+        assert {path.name for path in (again / clip.name).iterdir()} - {"notes.txt"} == names
+        for name in names - {"annotated.mp4"}:
+            own = again / clip.name / name
+            assert own.read_bytes() == (fresh / clip.name / name).read_bytes(), own
+    assert (again / "summary.csv").read_bytes() == (fresh / "summary.csv").read_bytes()
+    kept = (again / "rotated.mp4/annotated.mp4").stat()
     assert kept.st_mtime_ns == drawn.st_mtime_ns, "it is not drawn again"
-    assert not [*(tmp_path / "again/.batchfer").glob("*/result")]
-    results = run("video", clips, tmp_path / "again", **wanted)
+    assert (again / "rotated.mp4/notes.txt").read_text() == "mine"
+    assert [path.name for path in (again / ".batchfer").iterdir()] in ([], ["lock"])
+    results = run("video", clips, again, **wanted)
     assert {result.reason for result in results.values()} == {Reason.UP_TO_DATE}
 
 
@@ -652,6 +653,10 @@ def test_an_annotated_video_is_kept_only_if_it_is_what_is_asked_for(
     assert np.abs(read_face(drawing) - shown).mean() < 3
     run("video", [clip], output, report=False, blur_faces=True, smooth_s=1.0)
     assert np.abs(read_face(drawing) - hidden).mean() < 3
+    list(redo_videos([output / "rotated.mp4"], False, None))
+    (result,) = run("video", [clip], output, report=False, blur_faces=True, smooth_s=1.0).values()
+    assert result.status == "ok", "it is not up to date if it shows faces"
+    assert np.abs(read_face(drawing) - hidden).mean() < 3
     run("video", [clip], output, report=False, annotate=False)
     assert not drawing.exists()
     run("video", [clip], output, report=False)
@@ -665,21 +670,74 @@ def read_face(path: Path) -> Any:
         return frame.to_ndarray(format="rgb24")[200:300, 95:170].astype(int)
 
 
-def test_what_cannot_be_used_again_is_analyzed_again(run: Run, tmp_path: Path) -> None:
-    clip, folder = CLIPS / "rotated.mp4", tmp_path / "out/rotated.mp4"
-    few: dict[str, object] = {"annotate": False, "report": False}
+@pytest.mark.parametrize("name", ["timeline.csv", "timeline.parquet", "run.json"])
+def test_what_cannot_be_used_again_is_analyzed_again(
+    name: str, options: AnalyzeOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clip, folder = CLIPS / "rotated.mp4", tmp_path / "rotated.mp4"
+    left: list[str] = []
 
-    def read_again(**outputs: object) -> tuple[str, bytes]:
-        results = run("video", [clip], tmp_path / "out", **few, **outputs)
-        return results["rotated.mp4"].status, (folder / "timeline.csv").read_bytes()
+    def run(**outputs: Any) -> dict[str, bytes]:
+        few = OutputOptions(annotate=False, report=False, **outputs)
+        jobs: Any = ("video", [clip], tmp_path, options, few, ("cpu", None, 2), Silence())
+        (result,) = run_jobs(*jobs, Watch(leave=left.append))
+        assert result.status == "ok"
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    _, table = read_again(formats=("csv",))
-    assert read_again() == ("ok", table), "a format that was not there"
-    assert (folder / "timeline.parquet").is_file()
-    for name in ("timeline.parquet", "run.json"):
-        (folder / name).write_bytes(b"{}")
-        (folder / "timeline.csv").write_bytes(b"spoilt")
-        assert read_again(smooth_s=float(len(name))) == ("ok", table), name
+    first = run()
+    (folder / name).write_bytes(first[name][:100])
+    assert run(smooth_s=0.51) == first
+    assert left == ["rotated.mp4"], "the one who watches knows that it waits once more"
+    assert "rotated.mp4 is analyzed again: " in caplog.text
+
+
+def test_a_video_that_is_replaced_meanwhile_is_analyzed(
+    run: Run, options: AnalyzeOptions, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        shutil.copy(CLIPS / "rotated.mp4", folder / name)
+    few = {"annotate": False, "report": False}
+    run("video", [folder], output, **few)
+
+    class Replacing(Silence):
+        def begin_file(self, name: str, total: float | None) -> None:
+            if name == "results of a.mp4":
+                shutil.copy(CLIPS / "two_people.mp4", folder / "b.mp4")
+
+    outputs = OutputOptions(**few, smooth_s=1.0)
+    results = run_jobs("video", [folder], output, options, outputs, ("cpu", None, 2), Replacing())
+    assert [(result.job.name, result.n_people) for result in results] == [
+        ("a.mp4", 1),
+        ("b.mp4", 2),
+    ]
+    assert read_timeline(output / "b.mp4/timeline.csv")["face_id"].nunique() >= 2
+
+
+def test_parts_of_another_analysis_outlast_other_results(
+    run: Run, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    clip, few = CLIPS / "rotated.mp4", {"annotate": False, "report": False}
+    run("video", [clip], tmp_path, **few)
+
+    class Impatient(Silence):
+        def advance(self, n_units: int) -> None:
+            if list(tmp_path.rglob("part-*.npz")):
+                raise KeyboardInterrupt
+
+    other = AnalyzeOptions(model=str(toy_model), min_face_px=60)
+    with pytest.raises(KeyboardInterrupt):
+        list(
+            run_jobs(
+                "video", [clip], tmp_path, other, OutputOptions(), ("cpu", None, 2), Impatient()
+            )
+        )
+    parts = sorted(tmp_path.rglob("part-*"))
+    assert parts
+    run("video", [clip], tmp_path, **few, smooth_s=1.0)
+    assert sorted(tmp_path.rglob("part-*")) == parts
 
 
 def test_other_results_of_a_partial_video_are_partial(
@@ -706,7 +764,7 @@ def test_other_results_of_a_partial_video_are_partial(
 
 
 def test_a_video_that_ended_the_process_is_not_tried_again(
-    run: Run, options: AnalyzeOptions, tmp_path: Path
+    run: Run, options: AnalyzeOptions, no_networks: Callable[[], None], tmp_path: Path
 ) -> None:
     clip, few = CLIPS / "rotated.mp4", {"annotate": False, "report": False}
     run("video", [clip], tmp_path, **few)
@@ -716,8 +774,9 @@ def test_a_video_that_ended_the_process_is_not_tried_again(
     watch = Watch(begun.append, {"rotated.mp4": (Reason.TIMEOUT, "too long")})
     (result,) = run_jobs(*jobs, watch)
     assert (result.status, result.reason) == ("failed", Reason.TIMEOUT)
+    no_networks()
     (result,) = run_jobs(*jobs, Watch(begun.append))
-    assert result.status == "ok"
+    assert result.status == "ok", "the older result is there as before"
     assert begun[-1] == "rotated.mp4", "the one who watches knows what is at work"
 
 
