@@ -1116,7 +1116,8 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInf
     # warns of and logs is either an error below or of no consequence.
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
+        pillow.setLevel(logging.CRITICAL)  # which goes through all loggers there are
     try:
         with _open_image(path) as picture:
             _check_size(picture.width, picture.height, max_pixels)
