@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -184,25 +183,13 @@ def video(
     verbose: Verbose = False,
 ) -> None:
     """Analyze videos: one folder each with timeline, annotated video and report."""
-    from batchfer.schema import AnalyzeOptions, OutputOptions
+    from batchfer.schema import OutputOptions
 
     _set_up_logging(quiet, verbose)
-    options = _choose_frames(
-        AnalyzeOptions(
-            model=model,
-            detect_every=detect_every,
-            min_face_px=min_face,
-            face_threshold=face_threshold,
-            min_confidence=min_confidence,
-            max_pixels=max_pixels,
-            labels=_split_labels(labels),
-            rescale=_parse_factor(rescale),
-        ),
-        every,
-        fps,
-        start,
-        end,
-    )
+    options = _read_options(
+        model, every, detect_every, fps, start, end, min_face, face_threshold, min_confidence,
+        max_pixels, labels, rescale,
+    )  # fmt: skip
     outputs = OutputOptions(
         formats=_parse_formats(formats),
         annotate=annotate,
@@ -336,25 +323,13 @@ def plan(
 ) -> None:
     """Probe every file, time a few seconds of work, and estimate hours, disk and memory."""
     from batchfer.plan import make_plan
-    from batchfer.schema import AnalyzeOptions, OutputOptions
+    from batchfer.schema import OutputOptions
 
     _set_up_logging(quiet, verbose)
-    options = _choose_frames(
-        AnalyzeOptions(
-            model=model,
-            detect_every=detect_every,
-            min_face_px=min_face,
-            face_threshold=face_threshold,
-            min_confidence=min_confidence,
-            max_pixels=max_pixels,
-            labels=_split_labels(labels),
-            rescale=_parse_factor(rescale),
-        ),
-        every,
-        fps,
-        start,
-        end,
-    )
+    options = _read_options(
+        model, every, detect_every, fps, start, end, min_face, face_threshold, min_confidence,
+        max_pixels, labels, rescale,
+    )  # fmt: skip
     outputs = OutputOptions(annotate=annotate, report=report, overwrite=overwrite)
     for line in format_plan(
         make_plan(inputs, output, options, outputs, (device, batch_size, workers))
@@ -717,17 +692,42 @@ def root(
 # --- parsing ----------------------------------------------------------------------------------
 
 
-def _choose_frames(
-    options: "AnalyzeOptions", every: int, fps: float | None, start: str | None, end: str | None
+def _read_options(
+    model: str,
+    every: int,
+    detect_every: int,
+    fps: float | None,
+    start: str | None,
+    end: str | None,
+    min_face: int,
+    face_threshold: float,
+    min_confidence: float | None,
+    max_pixels: int,
+    labels: str | None,
+    rescale: str | None,
 ) -> "AnalyzeOptions":
-    """Return the options with what decides which frames of a video are analyzed."""
+    """Return what decides the numbers of videos."""
+    from batchfer.schema import AnalyzeOptions
+
     if fps is not None and every != 1:
         raise UsageError("--every and --fps exclude each other")
-    start_s = None if start is None else parse_time(start)
-    end_s = None if end is None else parse_time(end)
-    if end_s is not None and end_s <= (start_s or 0):
+    options = AnalyzeOptions(
+        model=model,
+        every=every,
+        detect_every=detect_every,
+        fps=fps,
+        start_s=None if start is None else parse_time(start),
+        end_s=None if end is None else parse_time(end),
+        min_face_px=min_face,
+        face_threshold=face_threshold,
+        min_confidence=min_confidence,
+        max_pixels=max_pixels,
+        labels=_split_labels(labels),
+        rescale=_parse_factor(rescale),
+    )
+    if options.end_s is not None and options.end_s <= (options.start_s or 0):
         raise UsageError("--end lies at or before --start, which is 0 by default")
-    return replace(options, every=every, fps=fps, start_s=start_s, end_s=end_s)
+    return options
 
 
 def parse_time(text: str) -> float:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import platform
+import queue
 import resource
 import shlex
 import shutil
@@ -36,6 +37,7 @@ from batchfer.schema import (
     OutputOptions,
     Timeline,
 )
+from batchfer.supervisor import Worker
 from batchfer.timeline import read_timeline
 
 ROOT = Path(__file__).parent.parent
@@ -707,6 +709,17 @@ def test_a_changed_input_or_option_is_done_again(toy_model: Path, tmp_path: Path
     assert sorted(told, key=str) == [("ok", None), ("skipped", "up_to_date")]
     again = run("video", [folder], output, toy_model, Counter(), every=5)
     assert [result.status for result in again] == ["ok", "ok"]
+
+
+def test_an_input_that_is_put_off_is_not_late() -> None:
+    worker = object.__new__(Worker)
+    worker._timeout_s, worker._begun, worker._is_second = 0.1, set(), False
+    worker._events = queue.SimpleQueue()
+    worker._events.put(("begin", "a.mp4"))
+    worker._events.put(("leave", "a.mp4"))
+    threading.Timer(0.5, worker._events.put, [("end", None)]).start()
+    assert list(worker.results(Counter())) == []
+    assert not worker._begun, "nor is it to blame if the process dies while others are at work"
 
 
 # --- lost frames ------------------------------------------------------------------------------
