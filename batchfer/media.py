@@ -1117,7 +1117,7 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInf
     Image.MAX_IMAGE_PIXELS = max_pixels
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
-        pillow.setLevel(logging.CRITICAL)  # which goes through all loggers there are
+        pillow.setLevel(logging.CRITICAL)  # not each time: it goes through all loggers there are
     try:
         with _open_image(path) as picture:
             _check_size(picture.width, picture.height, max_pixels)

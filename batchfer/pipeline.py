@@ -251,7 +251,6 @@ def run_jobs(
         if refused and (outputs.fail_fast or len(refused) == len(jobs)):
             return
         watch = watch or Watch()
-        places = {job.name: place for place, job in enumerate(jobs)}
         if rows is None and todo:
             progress.begin_batch(len(todo))
             if not outputs.overwrite:
@@ -261,13 +260,12 @@ def run_jobs(
                     todo.remove(result.job)
                     results.append(result)
                     yield result
-            results.sort(key=lambda result: places.get(result.job.name, -1))
         names = {job.name for job in jobs}
         stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
         if not todo and not stale:
             if rows is None:
                 # A run before may have ended before these, or had other participants.
-                write_index_pages(output, results, outputs, participants)
+                write_index_pages(output, _sort_results(results, jobs), outputs, participants)
             return
         marks = {job.name: mark_input(job.source) for job in todo}
         with ExitStack() as stack:
@@ -301,14 +299,19 @@ def run_jobs(
                 if outputs.fail_fast and result.status == "failed":
                     return
         if rows is None:
-            results.sort(key=lambda result: places.get(result.job.name, -1))
-            write_index_pages(output, results, outputs, participants)
+            write_index_pages(output, _sort_results(results, jobs), outputs, participants)
         elif outputs.report:
             table = read_timeline(output / f"faces.{outputs.formats[-1]}")
             facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
             page = output / "report.html"
             shows_faces = outputs.thumbnails and not outputs.blur_faces
             write_images_report(page, table, facts, results, thumbnails=shows_faces)
+
+
+def _sort_results(results: Sequence[JobResult], jobs: Sequence[Job]) -> list[JobResult]:
+    """Return the outcomes in the order of the jobs, behind those of what became none."""
+    places = {job.name: place for place, job in enumerate(jobs)}
+    return sorted(results, key=lambda result: places.get(result.job.name, -1))
 
 
 def draws_beside(options: AnalyzeOptions, outputs: OutputOptions) -> bool:
@@ -402,7 +405,7 @@ def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
         n_faces=entry.get("faces", 0),
         n_people=entry.get("people", 0),
         emotion=entry.get("emotion", ""),
-        facts={key: entry[key] for key in ("first_bad_s",) if key in entry},
+        facts={"first_bad_s": entry["first_bad_s"]} if "first_bad_s" in entry else {},
     )
 
 

@@ -203,28 +203,20 @@ def draw_video(
 
     ``options`` are those of the analysis, as ``run.json`` names them; ``advance`` is told of the
     frames that are on their way.
-    """
-    part = options.get("start_s"), options.get("end_s")
-    with VideoReader(source) as reader, VideoWriter(path, reader.info, source) as writer:
-        annotate_clip(reader, timeline, writer, blur_faces, part, advance)
-
-
-def draw_anew(source: Path, timeline: Timeline, *arguments: Any) -> None:
-    """Do what `draw_video` does with a clip that may be another one by now.
 
     Raises:
-        UsageError: It is.
+        UsageError: The clip is another one by now.
     """
+    part = options.get("start_s"), options.get("end_s")
     with VideoReader(source) as reader:
-        (width, height), own = (
-            (media.width, media.height) for media in (reader.info, timeline.media)
-        )
-    if (width, height) != own:
-        raise UsageError(
-            f"{display_name(source)} has {width}x{height} px, not the {own[0]}x{own[1]} "
-            "of the video that was analyzed"
-        )
-    draw_video(source, timeline, *arguments)
+        info, own = reader.info, timeline.media
+        if (info.width, info.height) != (own.width, own.height):
+            raise UsageError(
+                f"{display_name(source)} has {info.width}x{info.height} px, not the "
+                f"{own.width}x{own.height} of the video that was analyzed"
+            )
+        with VideoWriter(path, info, source) as writer:
+            annotate_clip(reader, timeline, writer, blur_faces, part, advance)
 
 
 def find_results(paths: Sequence[Path]) -> list[Path]:
@@ -395,7 +387,7 @@ def renew_video(
         write_tables(timeline.table, folder, "timeline", lacking)
         if outputs.annotate and not keeps_drawing:
             path, options = folder / DRAWING_NAME, facts.get("options") or {}
-            draw_anew(job.source, timeline, path, outputs.blur_faces, options, advance)
+            draw_video(job.source, timeline, path, outputs.blur_faces, options, advance)
         (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         write_results(folder, timeline, facts, job.source, outputs, events)
         publish_folder(folder, job.destination)
@@ -440,7 +432,7 @@ def redo_videos(
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
         with atomic_write(folder / DRAWING_NAME) as path:
-            draw_anew(clip, timeline, path, blur_faces, facts.get("options") or {})
+            draw_video(clip, timeline, path, blur_faces, facts.get("options") or {})
         yield folder / DRAWING_NAME
 
 
