@@ -1,11 +1,15 @@
 """Emotion timelines from video and images, and the models that name the emotions.
 
 Importing is free: names are resolved on first use, so nothing pays for TensorFlow that does not
-run a network.
+run a network. Only TensorFlow's settings are made, since every module that loads it comes later.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from batchfer.machine import prepare_tensorflow
+
+prepare_tensorflow()
 
 __version__ = "0.1.0"
 

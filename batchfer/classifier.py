@@ -9,13 +9,14 @@ import json
 import logging
 import stat
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from batchfer.architectures import ModelCard, load_legacy_h5, read_card
 from batchfer.boxes import align_faces, crop_faces
@@ -31,17 +32,12 @@ MAX_CONFIG_BYTES = 16 * 1024**2
 ARCHIVE_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 BATCH_MULTIPLE = 4
 """Batches of more than two are padded to a multiple of this, so that kernels are prepared for few
-shapes, and one face to two: for a single row other kernels round differently, so that a face's last
-bits would depend on its company.
+shapes, and one face to two: for a single picture other kernels round differently, so that a face's
+last bits would depend on its company.
 """
 FACES_AT_ONCE = 16
 GPU_FACTOR = 16
 """Bounds the memory of a crowd's activations; a GPU wants more work at a time."""
-
-ROW_MULTIPLE = 8
-"""So are rows of probabilities for their calibration: the logarithm of TensorFlow computes what is
-left over behind its vector registers in another way.
-"""
 
 ALLOWED_LAYERS = frozenset(
     """
@@ -164,15 +160,48 @@ def _check_weights(name: str, weights: bytes) -> None:
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """A loaded model: ``network`` maps ``(N,S,S,C)`` uint8 crops to ``(N,7)`` probabilities.
+class ReadOut:
+    """A network's last layer: features to logits, one for each of the card's labels.
 
+    In double precision and face by face. TensorFlow's product of matrices, its softmax and its
+    logarithm compute the last rows of a batch in another way than the others. ``weights`` are
+    ``(C,F)``, ``biases`` ``(C,)``.
+    """
+
+    weights: npt.NDArray[np.float64]
+    biases: npt.NDArray[np.float64]
+
+    def __call__(self, features: Floats) -> npt.NDArray[np.float64]:
+        """Return logits ``(N,C)`` of features ``(N,F)``."""
+        logits: npt.NDArray[np.float64] = (features[:, None] * self.weights).sum(axis=-1)
+        return logits + self.biases
+
+
+def _take_logarithms(probabilities: Floats) -> npt.NDArray[np.float64]:
+    """Return what the softmax makes the same probabilities of: the read-out of other networks."""
+    return np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
+
+
+def _soften(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the softmax of each row."""
+    powers: npt.NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A loaded model.
+
+    ``network`` maps crops ``(N,S,S,3)`` uint8 to what ``read_out`` makes logits of, ``(V,N,F)``:
+    once for each view of a face, which are the crop and, where the card says so, its mirror image.
     Made by `load_classifier`. Thread-safe: several threads may predict at once.
     """
 
     card: ModelCard
     sha256: str
     network: Any
+    read_out: Callable[[Floats], npt.NDArray[np.float64]]
     device: str
 
     def crop(self, images: Images, faces: FaceDetections) -> Images:
@@ -224,10 +253,12 @@ class Classifier:
         import tensorflow as tf
 
         with tf.device(self.device):
-            probabilities: Floats = self.network(tf.constant(crops)).numpy()[:n_faces]
-        # The softmax of the graph is off by some 1e-7; one division in double makes rows sum to 1.
-        exact = probabilities.astype(np.float64)
-        return np.asarray(exact / exact.sum(axis=1, keepdims=True), np.float32)
+            views: Floats = self.network(tf.constant(crops)).numpy()[:, :n_faces]
+        probabilities = np.mean([_soften(self.read_out(view)) for view in views], axis=0)
+        # Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+        calibrated = _soften(_take_logarithms(probabilities) / self.card.temperature)
+        order = [self.card.labels.index(emotion) for emotion in EMOTIONS]
+        return np.asarray(calibrated[:, order], np.float32)
 
 
 @cache
@@ -265,7 +296,8 @@ def _load_classifier(
     card, keras_model, sha256 = load_network(path, labels)
     folded = fold_layers(keras_model)
     _check_output(path, card, folded)
-    return Classifier(card, sha256, _build_network(folded, card, rescale, device), device)
+    network, read_out = split_read_out(folded)
+    return Classifier(card, sha256, _trace(network, card, rescale, device), read_out, device)
 
 
 def load_network(
@@ -325,21 +357,43 @@ def _check_output(path: Path, card: ModelCard, model: Any) -> None:
         raise ModelError(f"{display_name(path)}: its outputs are not probabilities")
 
 
-def _build_network(model: Any, card: ModelCard, rescale: float | None, device: str) -> Any:
-    """Return one graph from uint8 RGB crops to calibrated probabilities in the order EMOTIONS."""
+def split_read_out(model: Any) -> tuple[Any, Callable[[Floats], npt.NDArray[np.float64]]]:
+    """Return a network up to its features, and what makes logits of them.
+
+    The features of one that does not end in a dense layer and a softmax are its probabilities.
+    """
+    import keras
+
+    last, inputs = _find_source(model.outputs[0])
+    wanted = "softmax"
+    if isinstance(last, keras.layers.Softmax) and last.axis in (-1, 1):
+        last, inputs = _find_source(inputs[0])
+        wanted = "linear"
+    if not isinstance(last, keras.layers.Dense) or last.activation.__name__ != wanted:
+        return model, _take_logarithms
+    weights, *biases = (np.asarray(one, np.float64) for one in last.get_weights())
+    read_out = ReadOut(np.ascontiguousarray(weights.T), biases[0] if biases else np.zeros(1))
+    return keras.Model(model.inputs, inputs[0]), read_out
+
+
+def _find_source(tensor: Any) -> tuple[Any, Any]:
+    """Return the layer that a symbolic tensor comes from, and what it was called with there."""
+    history = tensor._keras_history
+    return history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
+
+
+def _trace(model: Any, card: ModelCard, rescale: float | None, device: str) -> Any:
+    """Return the graph of `Classifier.network`."""
     import tensorflow as tf
 
     size = card.input_size
-    order = [card.labels.index(emotion) for emotion in EMOTIONS]
-
     # No Python here depends on a tensor: rewriting it would take time and leave files in the
     # temporary folder. As a function of its own the model is traced once, not once a pass.
     trace = partial(tf.function, autograph=False)
 
     @trace
     def run(pixels: Any) -> Any:
-        probabilities = model(pixels, training=False)
-        return tf.cast(probabilities, tf.float32)
+        return tf.cast(model(pixels, training=False), tf.float32)
 
     def network(crops: Any) -> Any:
         pixels = tf.cast(crops, tf.float32)
@@ -347,16 +401,10 @@ def _build_network(model: Any, card: ModelCard, rescale: float | None, device: s
             pixels = tf.image.rgb_to_grayscale(pixels)
         if rescale is not None:
             pixels *= rescale
-        if card.flip_average:
-            both = run(tf.concat([pixels, tf.reverse(pixels, axis=[2])], axis=0))
-            probabilities = tf.add_n(tf.split(both, 2)) / 2
-        else:
-            probabilities = run(pixels)
-        # Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-        n_faces = tf.shape(probabilities)[0]
-        rows = tf.pad(probabilities, [[0, -n_faces % ROW_MULTIPLE], [0, 0]], constant_values=1)
-        logits = tf.math.log(tf.maximum(rows, 1e-30)) / card.temperature
-        return tf.gather(tf.nn.softmax(logits)[:n_faces], order, axis=1)
+        if not card.flip_average:
+            return run(pixels)[None]
+        both = run(tf.concat([pixels, tf.reverse(pixels, axis=[2])], axis=0))
+        return tf.stack(tf.split(both, 2))
 
     with tf.device(device):
         return trace(network).get_concrete_function(tf.TensorSpec((None, size, size, 3), tf.uint8))

@@ -12,7 +12,6 @@ Networks", 2016.
 
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -22,18 +21,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
+from mtcnn.stages import StageONet, StagePNet, StageRNet
 
 from batchfer.boxes import clip_boxes, square_boxes, suppress_overlaps
 from batchfer.errors import MachineError, UsageError
-from batchfer.kernels import has_instructions
+from batchfer.machine import find_bfloat16_unit, measure_cache
 from batchfer.processes import hide_stderr
 from batchfer.schema import FaceDetections, Floats, Images, Integers
-
-# The first TensorFlow import of the process decides how much it writes to stderr.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import tensorflow as tf
-from mtcnn.stages import StageONet, StagePNet, StageRNet
 
 _log = logging.getLogger(__name__)
 
@@ -63,10 +58,11 @@ _SCREENING_MARGIN = 0.5
 
 # Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
 # pixels of a level that are made at once, and pixels and crops that go through a network at once,
-# few enough for its maps to stay in a core's cache. A GPU wants more work at a time.
+# few enough for its maps to stay in a core's cache: 60,000 pixels a MiB were best with one MiB a
+# core, and with two. A GPU wants more work at a time.
 _FRAME_PIXELS = 2_000_000
 _PROPOSAL_PIXELS = 300_000
-_STRIP_PIXELS = 60_000
+_STRIP_PIXELS = int(60_000 * min(max(measure_cache() / 2**20, 0.5), 2))
 _REFINEMENT_CROPS = 32
 _OUTPUT_CROPS = 32
 _GPU_FACTOR = 16
@@ -76,6 +72,10 @@ _FLOAT_PIXELS = 2_500_000
 # Crops come in multiples of this, so that TensorFlow prepares its kernels for few different shapes
 # and never sees a batch of one, which other kernels may round differently.
 _CROP_MULTIPLE = 4
+# Dense layers see this many rows in every call, the last of them dummies: kernels for products of
+# matrices are chosen by the number of rows, and take the last ones another way.
+_DENSE_ROWS = 44
+_DUMMY_ROWS = 12
 # So do the cells that the first network looks at again.
 _CELL_MULTIPLE = 64
 
@@ -166,7 +166,8 @@ class Detector:
         crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
         with tf.device(self.device):
             # With vectors of bfloat16 alone it was slower than without, on a GPU it was not tried.
-            screen = tf.bfloat16 if not self._on_gpu and has_instructions("amx_bf16") else None
+            pays = not self._on_gpu and find_bfloat16_unit() == "tiles"
+            screen = tf.bfloat16 if pays else None
             self._proposal = _ProposalNetwork(StagePNet().model, screen)
             self._refinement = _RefinementNetwork(StageRNet().model)
             self._output = _OutputNetwork(StageONet().model)
@@ -607,7 +608,7 @@ class _RefinementNetwork:
         x = _convolve(pixels, self.conv1, pool=(3, "SAME"))
         x = _convolve(x, self.conv2, pool=(3, "VALID"))
         x = _convolve(x, self.conv3)
-        return _connect(_connect(x, self.dense), self.heads)
+        return _connect_crops(x, self.dense, self.heads)
 
 
 class _OutputNetwork:
@@ -624,7 +625,7 @@ class _OutputNetwork:
         x = _convolve(x, self.conv2, pool=(3, "VALID"))
         x = _convolve(x, self.conv3, pool=(2, "SAME"))
         x = _convolve(x, self.conv4)
-        return _connect(_connect(x, self.dense), self.heads)
+        return _connect_crops(x, self.dense, self.heads)
 
 
 def _convolve(x: Any, layer: _Layer, pool: tuple[int, str] | None = None) -> Any:
@@ -662,6 +663,14 @@ def _connect(x: Any, layer: _Layer) -> Any:
     """Apply a dense layer with PReLU to flattened maps."""
     x = tf.matmul(tf.reshape(x, (-1, layer.kernel.shape[0])), layer.kernel) + layer.bias
     return x if layer.alpha is None else tf.maximum(x, x * layer.alpha)
+
+
+def _connect_crops(x: Any, dense: _Layer, heads: _Layer) -> Any:
+    """Apply the last two layers to the maps of crops, to each as if there were no others."""
+    n_crops = tf.shape(x)[0]
+    n_rows = tf.maximum(n_crops + _DUMMY_ROWS, _DENSE_ROWS)
+    x = tf.pad(tf.reshape(x, (n_crops, -1)), [[0, n_rows - n_crops], [0, 0]])
+    return _connect(_connect(x, dense), heads)[:n_crops]
 
 
 def _look_at_crops(

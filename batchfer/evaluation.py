@@ -58,7 +58,6 @@ def start_keras(devices: bool = False) -> None:
 
     ``devices`` looks for them as well; TensorFlow's threads cannot be configured after that.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with hide_stderr():
         import keras
 

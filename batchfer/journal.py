@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from batchfer import __version__
 from batchfer.errors import OutputError
+from batchfer.machine import uses_onednn
 from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
 
 JOURNAL_NAME = "run.jsonl"
@@ -27,16 +28,18 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
     """Return hashes of everything that decides what a result holds.
 
     The model counts by its content, so that a renamed file is the same model and a retrained one
-    is not; the same holds for the user's events. How a batch goes on (``overwrite``,
-    ``fail_fast``, ``timeout_s``) does not count, nor who took part: that is told beside the
-    results.
+    is not; the same holds for the user's events. TensorFlow's kernels count, since their last
+    digits differ; the processor does not, so that another one can go on with a folder. How a batch
+    goes on (``overwrite``, ``fail_fast``, ``timeout_s``) does not count, nor who took part: that is
+    told beside the results.
     """
     written = dataclasses.asdict(outputs)
     for name in ("overwrite", "fail_fast", "timeout_s", "participants"):
         del written[name]
     if outputs.events is not None:
         written["events"] = mark_input(outputs.events)
-    deciding = dataclasses.asdict(options) | {"model": model_sha256, "version": __version__}
+    deciding = dataclasses.asdict(options)
+    deciding |= {"model": model_sha256, "version": __version__, "onednn": uses_onednn()}
     return Settings(_hash(deciding), _hash(deciding | written))
 
 

@@ -1,27 +1,14 @@
-"""What a processor computes fast, and faster kernels for training with TensorFlow on it.
+"""Faster kernels for training with TensorFlow on a processor.
 
 `speed_up_training` exchanges what a network's layers compute, not what they are: a network that is
 saved afterwards is a plain one.
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 SMALL_SIDE = 6
 """Feature maps up to this side: the gradient of their kernels is faster as a matrix product."""
-
-
-def has_instructions(*names: str) -> bool:
-    """Return whether this processor has any of these instruction sets; unknown counts as no.
-
-    ``avx512_bf16`` computes products of bfloat16 in vectors, ``amx_bf16`` in whole tiles.
-    """
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return not set(names).isdisjoint(flags.split())
 
 
 def speed_up_training(model: Any) -> None:

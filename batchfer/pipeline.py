@@ -54,6 +54,7 @@ from batchfer.files import (
     work_folder,
 )
 from batchfer.journal import DONE, Journal, Settings, hash_settings, mark_input
+from batchfer.machine import describe_processor
 from batchfer.media import VideoReader, read_image, write_image
 from batchfer.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.people import (
@@ -854,6 +855,7 @@ def describe_run(batch: Batch) -> dict[str, Any]:
             "uncertain_below": analyzer.classifier.card.uncertain_below,
         },
         "device": analyzer.tf_device,
+        "machine": describe_processor(),
         "versions": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in libraries},

@@ -44,14 +44,16 @@ def describe_faces(crops: Images) -> Floats:
     n_faces, size_px = len(crops), crops.shape[1]
     picks = np.linspace(0, size_px - 1, 4 * _FACE_CELLS).round().astype(np.intp)
     cells = crops[:, picks][:, :, picks].astype(np.float32)
-    cells = cells.reshape(n_faces, _FACE_CELLS, 4, _FACE_CELLS, 4, 3).mean(axis=(2, 4)) / 255
+    cells = cells.reshape(n_faces, _FACE_CELLS, 4, _FACE_CELLS, 4, 3)
+    # NumPy sums over one axis in the same order however many faces there are; over two it does not.
+    cells = cells.mean(axis=4).mean(axis=2).reshape(n_faces, _FACE_CELLS**2, 3) / 255
+    focus = _FOCUS.ravel()
     light = np.sqrt(cells.mean(axis=-1))
-    light -= (light * _FOCUS).sum(axis=(1, 2), keepdims=True)
-    light *= np.sqrt(_FOCUS)
-    light /= np.sqrt((light**2).sum(axis=(1, 2), keepdims=True)) + 0.02
-    chroma = _measure_chroma(cells) * np.sqrt(_FOCUS)[..., None]
-    n_cells = _FACE_CELLS**2
-    parts = (light.reshape(n_faces, n_cells), _CHROMA_WEIGHT * chroma.reshape(n_faces, 2 * n_cells))
+    light -= (light * focus).sum(axis=1, keepdims=True)
+    light *= np.sqrt(focus)
+    light /= np.sqrt((light**2).sum(axis=1, keepdims=True)) + 0.02
+    chroma = _measure_chroma(cells) * np.sqrt(focus)[:, None]
+    parts = (light, _CHROMA_WEIGHT * chroma.reshape(n_faces, 2 * _FACE_CELLS**2))
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
@@ -76,15 +78,16 @@ def describe_frames(images: Images | Sequence[Images]) -> Floats:
     import cv2
 
     small = np.empty((len(images), _FRAME_CELLS, _FRAME_CELLS, 3), np.uint8)
-    for cells, image in zip(small, images, strict=True):
+    for thumbnail, image in zip(small, images, strict=True):
         # Few pixels of a cell tell its colour: all those of a 4K frame would cost as much as a
         # network.
         some = cv2.resize(image, (8 * _FRAME_CELLS,) * 2, interpolation=cv2.INTER_NEAREST)
-        cv2.resize(some, (_FRAME_CELLS,) * 2, cells, interpolation=cv2.INTER_AREA)
+        cv2.resize(some, (_FRAME_CELLS,) * 2, thumbnail, interpolation=cv2.INTER_AREA)
     colours = small.astype(np.float32) / np.float32(255)
     light = np.sqrt(colours.mean(axis=-1))
-    contrast = light.std(axis=(1, 2), keepdims=True) + np.float32(0.05)
-    relative = (light - light.mean(axis=(1, 2), keepdims=True)) / contrast / 4
+    cells = light.reshape(len(images), _FRAME_CELLS**2)
+    contrast = cells.std(axis=1)[:, None, None] + np.float32(0.05)
+    relative = (light - cells.mean(axis=1)[:, None, None]) / contrast / 4
     channels = (relative, *np.moveaxis(_measure_chroma(colours) / np.float32(0.6), -1, 0))
     bins = [
         np.clip((values + 0.5) * n, 0, n - 1).astype(np.intp)
@@ -95,7 +98,7 @@ def describe_frames(images: Images | Sequence[Images]) -> Floats:
     places += np.arange(len(images))[:, None, None] * n_bins
     counts = np.bincount(places.ravel(), minlength=len(images) * n_bins)
     histograms = np.sqrt(counts.reshape(len(images), n_bins) / _FRAME_CELLS**2)
-    return np.concatenate([light.reshape(len(images), -1), histograms], axis=1, dtype=np.float32)
+    return np.concatenate([cells, histograms], axis=1, dtype=np.float32)
 
 
 class CutDetector:

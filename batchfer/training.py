@@ -72,7 +72,8 @@ from batchfer.files import (
     lock_output,
     prepare_output,
 )
-from batchfer.kernels import has_instructions, speed_up_training
+from batchfer.kernels import speed_up_training
+from batchfer.machine import find_bfloat16_unit
 from batchfer.recipes import (
     KEPT_OPTIONS,
     PastRun,
@@ -282,7 +283,7 @@ def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
         return "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
     if not recipe.half_precision_pays:
         return "float32"
-    fast = keras.distribution.list_devices("gpu") or has_instructions("amx_bf16", "avx512_bf16")
+    fast = keras.distribution.list_devices("gpu") or find_bfloat16_unit()
     return "mixed_bfloat16" if fast else "float32"
 
 

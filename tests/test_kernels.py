@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from batchfer.architectures import build_vgg19
 from batchfer.kernels import speed_up_training
+from batchfer.machine import find_bfloat16_unit
 
 
 def train_one_step(speed_up: bool, precision: str) -> tuple[list, list]:
@@ -37,6 +38,8 @@ def train_one_step(speed_up: bool, precision: str) -> tuple[list, list]:
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-4), ("mixed_bfloat16", 0.03)])
 def test_faster_training_kernels_change_nothing(precision: str, error: float) -> None:
+    if precision == "mixed_bfloat16" and not find_bfloat16_unit():
+        pytest.skip("this processor has no bfloat16: what stands in for it rounds otherwise")
     expected, statistics = train_one_step(False, precision)
     gradients, fast_statistics = train_one_step(True, precision)
     for mine, theirs in zip(gradients + fast_statistics, expected + statistics, strict=True):

@@ -18,7 +18,7 @@ LAYERS = [
     {"keyframes"},
     {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline", "painter"},
     {"media", "architectures", "boxes", "files", "journal", "kernels", "processes"},
-    {"schema", "errors"},
+    {"schema", "errors", "machine"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 # schema and errors share the lowest layer; the types name the reasons that the errors define.
