@@ -8,8 +8,10 @@ BIN     = $(VENV)/bin
 DEMO    = batchfer-results
 MODEL  ?= models/mobilenetv2.keras
 PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
+LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo test test-slow fuzz lint format wheel bench bench-stages clean
+.PHONY: help demo test test-slow test-newest fuzz lint format lock wheel bench bench-stages clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +32,9 @@ test: lint ## lint, type check and every quick test
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
+test-newest: ## `make test` with the newest releases of everything, in an environment of its own
+	$(MAKE) test VENV=.venv-newest LOCKED=no
+
 FUZZ_SECONDS ?= 90
 
 fuzz: $(VENV)/.installed-dev ## feed broken files to every reader for a few minutes (FUZZ_SECONDS each)
@@ -46,6 +51,15 @@ format: $(VENV)/.installed-dev ## format the code and sort its imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Renews both locks; `make lock UPGRADE=` keeps the versions that still fit.
+UPGRADE ?= --upgrade
+COMPILE  = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+             --generate-hashes --no-header --no-annotate $(UPGRADE) pyproject.toml .ci/requirements.in
+
+lock: $(VENV)/.installed-dev ## renew the versions that demo and test install; test, then commit
+	$(COMPILE) --output-file .ci/requirements.lock
+	$(COMPILE) --group dev --constraint .ci/requirements.lock --output-file .ci/requirements-dev.lock
+
 wheel: $(VENV)/.installed-dev ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
@@ -56,7 +70,7 @@ bench-stages: $(VENV)/.installed-dev ## measure each stage alone; writes benchma
 	$(BIN)/python benchmarks/stages.py --model $(MODEL)
 
 clean: ## remove the virtual environment and everything made by the other targets
-	rm -rf $(VENV) $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
 
 # What a bare Debian lacks is said once, as one apt line, before anything is downloaded.
 $(VENV)/.made:
@@ -70,17 +84,26 @@ $(VENV)/.made:
 	  echo "  sudo apt-get install -y$$missing" >&2; exit 1; fi
 	@echo "set-up: making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --upgrade 'pip>=25.1'
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml | $(VENV)/.made
+$(VENV)/.installed: pyproject.toml $(wildcard .ci/requirements.lock) | $(VENV)/.made
 	@echo "set-up: installing batchfer and its dependencies (TensorFlow among them: a few minutes, once)"
+ifeq ($(LOCKED),yes)
+	@$(PIP) --no-deps --require-hashes --requirement .ci/requirements.lock
+	@$(PIP) --no-deps --no-build-isolation --editable .
+else
+	@$(PIP) --upgrade 'pip>=25.1'
 	@$(PIP) --editable .
+endif
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(VENV)/.installed $(wildcard .ci/requirements-dev.lock)
 	@echo "set-up: installing the development tools"
+ifeq ($(LOCKED),yes)
+	@$(PIP) --no-deps --require-hashes --requirement .ci/requirements-dev.lock
+else
 	@$(PIP) --group dev
+endif
 	@touch $@
 
 # The peers, each with the work-around that it needs today: see benchmarks/README.md.

@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 
 from batchfer.analyzer import Analyzer
+from batchfer.machine import uses_onednn
 from batchfer.schema import EMOTIONS, FaceDetections, Images
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell that started the tests in the background has them ignore the Ctrl-C that they send.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what the README promises with TensorFlow's oneDNN kernels alone."""
+    if uses_onednn():
+        return
+    left_out = pytest.mark.skip(reason="without oneDNN the last digits depend on the company")
+    for item in items:
+        if item.get_closest_marker("same_bytes"):
+            item.add_marker(left_out)
 
 
 @pytest.fixture(scope="session", autouse=True)

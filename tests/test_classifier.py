@@ -92,6 +92,7 @@ def test_padding_is_folded_where_the_convolution_pads_alike(
     np.testing.assert_allclose(folded(pixels), model(pixels), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.same_bytes
 def test_a_face_gets_the_same_bits_alone_and_in_company(
     toy_model: Path, tmp_path: Path, crops: Images
 ) -> None:
@@ -103,6 +104,7 @@ def test_a_face_gets_the_same_bits_alone_and_in_company(
         np.testing.assert_array_equal(classifier.predict(crops[-n_faces:]), together[-n_faces:])
 
 
+@pytest.mark.same_bytes
 def test_too_little_memory_halves_the_batch(
     toy_model: Path, crops: Images, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -129,6 +131,7 @@ def test_too_little_memory_halves_the_batch(
         replace(whole, network=none).predict(crops)
 
 
+@pytest.mark.same_bytes
 def test_a_crowd_goes_through_in_parts(toy_model: Path) -> None:
     crowd = np.random.default_rng(5).integers(0, 256, (75, SIZE, SIZE, 3), np.uint8)
     classifier = load_classifier(toy_model)

@@ -121,6 +121,7 @@ def test_the_pyramid_keeps_stocks_levels_at_any_minimum() -> None:
         np.testing.assert_array_equal(fewer, sizes[n_dropped:])
 
 
+@pytest.mark.same_bytes
 def test_a_face_has_the_same_bits_in_any_company(detector: Detector) -> None:
     together = detector.detect(MOVING)
     for index in range(len(MOVING)):
@@ -129,6 +130,7 @@ def test_a_face_has_the_same_bits_in_any_company(detector: Detector) -> None:
         assert_same(alone, of_frame(together, index))
 
 
+@pytest.mark.same_bytes
 def test_splitting_large_work_changes_no_bit(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +145,7 @@ def test_splitting_large_work_changes_no_bit(
     assert_same(Detector(min_face_px=20).detect(frames), whole)
 
 
+@pytest.mark.same_bytes
 def test_too_little_memory_halves_the_batch_for_good(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

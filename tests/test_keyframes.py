@@ -128,6 +128,7 @@ def test_quiet_clips_are_searched_in_key_frames_alone(
     assert sum(searched) == 40 // EVERY + 1, "every fifth frame and the last, none of them twice"
 
 
+@pytest.mark.same_bytes
 def test_clips_of_one_stream_know_nothing_of_each_other(sparse: Analyzer) -> None:
     scenes = [lambda t: show((20 + 2 * t, 60, 150)), people_come_and_go, lambda _: show()]
     clips = [list(make_batches(scene, 23, 10)) for scene in scenes]
@@ -155,6 +156,7 @@ def test_frames_far_apart_in_time_are_all_searched(
     assert sum(searched) == 20
 
 
+@pytest.mark.same_bytes
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 3), (13, 2)])
 def test_the_numbers_do_not_depend_on_how_work_is_spread(
     batch_size: int, workers: int, sparse: Analyzer
@@ -168,6 +170,7 @@ def test_the_numbers_do_not_depend_on_how_work_is_spread(
     assert table["frame"].nunique() == 175, "every frame has its rows"
 
 
+@pytest.mark.same_bytes
 def test_pictures_are_searched_one_by_one(full: Analyzer, sparse: Analyzer) -> None:
     stills = sorted((SAMPLES / "stills").iterdir())
     pd.testing.assert_frame_equal(

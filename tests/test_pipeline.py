@@ -406,6 +406,7 @@ def test_a_video_is_on_record_however_long_the_next_takes_to_begin(
     assert was_there == [False, True]
 
 
+@pytest.mark.same_bytes
 @pytest.mark.parametrize("detect_every", [1, 3])
 def test_a_video_among_others_has_the_table_that_it_has_alone(
     detect_every: int, toy_model: Path, tmp_path: Path
@@ -572,6 +573,7 @@ def test_the_page_of_a_single_video_is_written_beside(
     assert (tmp_path / "rotated.mp4" / "report.html").is_file()
 
 
+@pytest.mark.same_bytes
 def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -811,6 +813,7 @@ def test_what_cannot_start_says_so(run: Run, tmp_path: Path) -> None:
 # --- determinism and threads ------------------------------------------------------------------
 
 
+@pytest.mark.same_bytes
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 1), (3, 3), (16, 2)])
 def test_the_numbers_do_not_depend_on_how_work_is_spread(
     batch_size: int, workers: int, options: AnalyzeOptions, analyzer: Analyzer

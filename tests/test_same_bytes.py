@@ -1,6 +1,6 @@
 """The same bytes whatever is computed together: batch sizes, orders, workers, interruptions.
 
-The promise of the README, which needs TensorFlow's oneDNN kernels.
+The promise of the README.
 """
 
 import copy
@@ -18,7 +18,6 @@ from batchfer import pipeline
 from batchfer.analyzer import Analyzer
 from batchfer.classifier import Classifier, load_classifier
 from batchfer.detector import Detector
-from batchfer.machine import uses_onednn
 from batchfer.pipeline import analyze_video, run_jobs
 from batchfer.quality import measure_quality
 from batchfer.schema import AnalyzeOptions, FaceDetections, Images, OutputOptions
@@ -27,9 +26,7 @@ from batchfer.tracking import describe_faces, describe_frames, measure_differenc
 CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])
 
-pytestmark = pytest.mark.skipif(
-    not uses_onednn(), reason="without oneDNN's kernels the last digits depend on the company"
-)
+pytestmark = pytest.mark.same_bytes
 
 
 def draw_orders(n: int, n_draws: int, seed: int) -> Iterator[np.ndarray]:
