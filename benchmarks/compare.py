@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from make_clips import make_clips
 
+from batchfer.machine import describe_processor
+
 HERE = Path(__file__).parent
 VENVS = HERE / ".venvs"
 CLIPS = HERE / ".clips"
@@ -66,12 +68,23 @@ RATIOS = [
 class Program:
     """A process of `programs.py` that answers requests."""
 
-    def __init__(self, name: str, python: Path, model: Path) -> None:
-        """Start it and wait until its networks are loaded."""
+    def __init__(
+        self,
+        name: str,
+        python: Path,
+        model: Path,
+        root: Path | None = None,
+        log_name: str = "",
+        **settings: str,
+    ) -> None:
+        """Start it, with batchfer's own package or that of another checkout's ``root``, and wait.
+
+        Its networks are loaded then. ``settings`` are variables of its environment.
+        """
         self.name = name
         command = [str(python), str(HERE / "programs.py"), name, str(model)]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        self._log = (CLIPS / f"{name}.log").open("w")
+        environment = {**os.environ, **settings, "PYTHONPATH": str(root or HERE.parent)}
+        self._log = (CLIPS / f"{log_name or name}.log").open("w")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
             env=environment,
@@ -157,16 +170,14 @@ def spell(values: Sequence[float], digits: int) -> str:
 
 
 def describe_machine() -> str:
-    """Return processor, cores and memory in one line."""
-    model = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
+    """Return processor, cores, memory and TensorFlow's kernels in one line."""
+    facts = describe_processor()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return f"{model}, {cores} cores, {memory:.0f} GiB; {platform.system()}, " + (
-        f"Python {platform.python_version()}; no GPU used"
+    kernels = "oneDNN's kernels" if facts["onednn"] else "no oneDNN"
+    return (
+        f"{facts['processor']}, {cores} cores with {facts['instructions']}, {memory:.0f} GiB; "
+        f"{platform.system()}, Python {platform.python_version()}; {kernels}; no GPU used"
     )
 
 
