@@ -1,6 +1,6 @@
 """``python -m batchfer``."""
 
-from batchfer.cli import main
+from batchfer.cli.main import main
 
 if __name__ == "__main__":
     main()

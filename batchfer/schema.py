@@ -54,10 +54,10 @@ QUALITY_COLUMNS: Mapping[str, str] = {
     "entropy": "float32",
     "uncertain": "boolean",
 }
-"""Columns that may follow those of a timeline: `batchfer.quality`."""
+"""Columns that may follow those of a timeline: `batchfer.faces.quality`."""
 
 PEOPLE_COLUMNS: Mapping[str, str] = {"person": "string", "person_confidence": "float32"}
-"""Columns that may follow those of a timeline: `batchfer.people.assign_people`."""
+"""Columns that may follow those of a timeline: `batchfer.timeline.table.assign_people`."""
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 """The order of MTCNN's five points, left and right as seen in the picture."""

@@ -31,12 +31,12 @@ Run = Callable[[Path, str], tuple[int, int, float]]
 
 def load_batchfer(model: str) -> Run:
     """Modes: ``table``, ``video``, ``default`` (each with a number of key frames), ``detect``."""
-    from batchfer.analyzer import Analyzer
-    from batchfer.annotate import DrawingPool
-    from batchfer.detector import Detector
-    from batchfer.media import VideoReader
-    from batchfer.processes import keep_memory
-    from batchfer.results import ResultsProcess
+    from batchfer.analysis.analyzer import Analyzer
+    from batchfer.faces.detector import Detector
+    from batchfer.machine import keep_memory
+    from batchfer.media.reader import VideoReader
+    from batchfer.results.drawing_process import DrawingPool
+    from batchfer.results.writing import ResultsProcess
     from batchfer.schema import AnalyzeOptions
 
     keep_memory()  # as the worker process of the command does
@@ -80,9 +80,10 @@ def write_results(
 ) -> tuple[int, int, float]:
     """Run the command ``batchfer video``, its networks loaded and its processes running already."""
     from batchfer import pipeline
+    from batchfer.batch.worker import Progress
     from batchfer.errors import BatchferError
     from batchfer.schema import OutputOptions
-    from batchfer.timeline import read_timeline
+    from batchfer.timeline.files import read_timeline
 
     outputs = {
         "table": OutputOptions(formats=("csv",), annotate=False, report=False),
@@ -93,7 +94,7 @@ def write_results(
         "Analyzer": lambda *_: analyzer,
         **{name: partial(contextlib.nullcontext, process) for name, process in beside.items()},
     }
-    nobody = mock.Mock(pipeline.Progress)
+    nobody = mock.Mock(Progress)
     with mock.patch.multiple(pipeline, **loaded):
         started = time.perf_counter()
         (result,) = pipeline.run_jobs(

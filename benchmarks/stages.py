@@ -26,11 +26,15 @@ from compare import CLIPS, describe_machine, say, spell, write_section
 from make_clips import make_clips
 
 from batchfer import pipeline
-from batchfer.analyzer import Analyzer, FaceLinker, analyze_frames
-from batchfer.annotate import FaceTrack, draw_timeline
-from batchfer.media import VideoReader, VideoWriter, write_image
-from batchfer.painter import FacePainter
-from batchfer.processes import keep_memory
+from batchfer.analysis.analyzer import Analyzer
+from batchfer.analysis.linker import FaceLinker, analyze_frames
+from batchfer.batch.worker import Progress
+from batchfer.machine import keep_memory
+from batchfer.media.images import write_image
+from batchfer.media.reader import VideoReader
+from batchfer.media.writer import VideoWriter
+from batchfer.results.drawing import FaceTrack, draw_timeline
+from batchfer.results.painter import FacePainter
 from batchfer.schema import AnalyzeOptions, FrameBatch, OutputOptions
 
 REPEATS = 5
@@ -303,7 +307,7 @@ def measure_photos(folder: Path, analyzer: Analyzer) -> Stills:
                     analyzer.options,
                     outputs,
                     ("auto", None, None),
-                    mock.Mock(pipeline.Progress),
+                    mock.Mock(Progress),
                 )
                 n_pictures = sum(result.status == "ok" for result in run)
                 ended = read_clocks()
@@ -367,7 +371,7 @@ def measure_growth(model: Path, n_frames: int) -> list[tuple[int, float, float]]
 
     The frames of a small clip go through the chain again and again with ever later times.
     """
-    from batchfer.timeline import TableWriter
+    from batchfer.timeline.files import TableWriter
 
     analyzer = Analyzer(AnalyzeOptions(model=str(model), min_face_px=40))
     with VideoReader(CLIPS / "one_360p_first.mp4") as reader:

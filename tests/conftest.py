@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from batchfer.analyzer import Analyzer
+from batchfer.analysis.analyzer import Analyzer
 from batchfer.machine import uses_onednn
 from batchfer.schema import EMOTIONS, FaceDetections, Images
 
@@ -35,7 +35,7 @@ def operations_use_one_thread() -> None:
     With several threads an operation, some processors round small batches and large ones
     differently.
     """
-    from batchfer.detector import configure_tensorflow
+    from batchfer.faces.detector import configure_tensorflow
 
     configure_tensorflow(workers=4)
 
@@ -84,7 +84,8 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A narrow MobileNetV2 for 32 px with random weights, and its card beside it."""
     import keras
 
-    from batchfer.architectures import ModelCard, build_mobilenetv2, format_card, locate_card
+    from batchfer.emotions.architectures import build_mobilenetv2
+    from batchfer.emotions.card import ModelCard, format_card, locate_card
 
     keras.utils.set_random_seed(1)
     model = build_mobilenetv2(32, width=0.35)

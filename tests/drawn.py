@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from batchfer.painter import DrawnFaces
+from batchfer.results.painter import DrawnFaces
 from batchfer.schema import EMOTIONS
 
 

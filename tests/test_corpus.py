@@ -29,11 +29,13 @@ from PIL import Image
 from test_classifier import REFUSED
 from toy_faces import fer_row, write_class_folders, write_fer_csv
 
-from batchfer.classifier import load_classifier
-from batchfer.cli import app, run_command
-from batchfer.datasets import check_classes, list_faces, load_faces
+from batchfer.cli.commands import app
+from batchfer.cli.main import run_command
+from batchfer.emotions.classifier import load_classifier
 from batchfer.schema import EMOTIONS
-from batchfer.timeline import read_timeline
+from batchfer.timeline.files import read_timeline
+from batchfer.training.face_sets import check_classes, load_faces
+from batchfer.training.layouts import list_faces
 
 STILLS = Path(__file__).parent.parent / "samples" / "stills"
 FAST = {"preset": "ultrafast"}

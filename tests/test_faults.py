@@ -22,12 +22,16 @@ import pytest
 from clips import draw, make_clip
 from PIL import Image
 
-from batchfer import pipeline
-from batchfer.annotate import DrawingProcess, DrawingThreads
+from batchfer.batch import parts as parts_module
+from batchfer.batch import videos
+from batchfer.batch.executors import Worker
 from batchfer.errors import OutputError
 from batchfer.files import lock_output, prepare_output
-from batchfer.media import VideoReader, VideoWriter
+from batchfer.media.reader import VideoReader
+from batchfer.media.writer import VideoWriter
 from batchfer.pipeline import run_jobs
+from batchfer.results.drawing import DrawingThreads
+from batchfer.results.drawing_process import DrawingProcess
 from batchfer.schema import (
     AnalyzeOptions,
     FrameBatch,
@@ -37,8 +41,7 @@ from batchfer.schema import (
     OutputOptions,
     Timeline,
 )
-from batchfer.supervisor import Worker
-from batchfer.timeline import read_timeline
+from batchfer.timeline.files import read_timeline
 
 ROOT = Path(__file__).parent.parent
 CLIPS, STILLS = ROOT / "samples" / "clips", ROOT / "samples" / "stills"
@@ -97,7 +100,7 @@ def test_an_interrupted_video_goes_on_from_its_last_part(
     options: dict[str, object], toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = CLIPS / "portrait.mp4"
-    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 24)
+    monkeypatch.setattr(parts_module, "FRAMES_A_PART", 24)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     undisturbed = Counter()
     run("video", [clip], whole, toy_model, undisturbed, **options)
@@ -121,7 +124,7 @@ def test_an_interrupted_video_goes_on_from_its_last_part(
 def test_what_is_known_of_a_video_outlasts_a_run_that_ends_before_it(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    monkeypatch.setattr(parts_module, "FRAMES_A_PART", 16)
     folder, output = copy_clips(tmp_path / "in"), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run("video", [folder / "1.mp4"], output, toy_model, Counter(40, KeyboardInterrupt()))
@@ -144,7 +147,7 @@ def test_a_video_goes_on_though_other_results_are_asked_for(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clip, options = CLIPS / "rotated.mp4", AnalyzeOptions(model=str(toy_model))
-    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    monkeypatch.setattr(parts_module, "FRAMES_A_PART", 16)
     with pytest.raises(KeyboardInterrupt):
         run("video", [clip], tmp_path, toy_model, Counter(40, KeyboardInterrupt()))
     outputs = OutputOptions(annotate=False, report=False, bin_s=1.0)
@@ -159,7 +162,7 @@ def test_parts_of_other_settings_are_not_used(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = CLIPS / "rotated.mp4"
-    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    monkeypatch.setattr(parts_module, "FRAMES_A_PART", 16)
     with pytest.raises(KeyboardInterrupt):
         run("video", [clip], tmp_path / "a", toy_model, Counter(40, KeyboardInterrupt()))
     run("video", [clip], tmp_path / "a", toy_model, Counter(), min_face_px=60)
@@ -486,7 +489,7 @@ def test_closed_and_full_streams(
 def test_memory_of_frames_that_are_done_with_is_kept() -> None:
     code = """
 import resource, threading
-from batchfer.processes import keep_memory
+from batchfer.machine import keep_memory
 {call}
 def decode():
     for _ in range(50):
@@ -580,7 +583,7 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
     folder = copy_clips(tmp_path / "in")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert {r.status for r in run("video", [folder], whole, toy_model, Counter())} == {"ok"}
-    go_on, draw_afterwards = getattr(DrawingProcess, step), pipeline.Clip._draw_afterwards
+    go_on, draw_afterwards = getattr(DrawingProcess, step), videos.Clip._draw_afterwards
     if step == "finish":  # or it would be done before it is killed
         monkeypatch.setattr(DrawingProcess, "end", lambda *_: None)
     drawn_afterwards = []
@@ -590,11 +593,11 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
         process._process.popen.wait()
         go_on(process, *arguments)
 
-    def note(clip: pipeline.Clip, timeline: Timeline) -> None:
+    def note(clip: videos.Clip, timeline: Timeline) -> None:
         drawn_afterwards.append(clip.job.name)
         draw_afterwards(clip, timeline)
 
-    monkeypatch.setattr(pipeline.Clip, "_draw_afterwards", note)
+    monkeypatch.setattr(videos.Clip, "_draw_afterwards", note)
     monkeypatch.setattr(DrawingProcess, step, die_first)
     assert {r.status for r in run("video", [folder], broken, toy_model, Counter())} == {"ok"}
     assert sorted(drawn_afterwards) == ["0.mp4", "1.mp4"]

@@ -18,9 +18,12 @@ import pytest
 from clips import make_clip
 from PIL import Image
 
-from batchfer import analyze_images, analyze_video, pipeline, results
-from batchfer.analyzer import NICE, Analyzer
-from batchfer.detector import Detector
+from batchfer import analyze_images, analyze_video, pipeline
+from batchfer.analysis.analyzer import NICE, Analyzer
+from batchfer.batch import parts as parts_module
+from batchfer.batch import videos
+from batchfer.batch.journal import hash_settings
+from batchfer.batch.worker import Watch
 from batchfer.errors import (
     InputError,
     ModelError,
@@ -29,9 +32,10 @@ from batchfer.errors import (
     Reason,
     UsageError,
 )
-from batchfer.journal import hash_settings
-from batchfer.pipeline import Watch, run_jobs
-from batchfer.results import redo_reports, redo_videos
+from batchfer.faces.detector import Detector
+from batchfer.pipeline import run_jobs
+from batchfer.results import writing
+from batchfer.results.redo import redo_reports, redo_videos
 from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
@@ -42,7 +46,7 @@ from batchfer.schema import (
     JobResult,
     OutputOptions,
 )
-from batchfer.timeline import read_timeline
+from batchfer.timeline.files import read_timeline
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 CLIPS = SAMPLES / "clips"
@@ -566,8 +570,8 @@ def test_the_page_of_a_single_video_is_written_beside(
     def refuse(*_: object) -> None:
         raise AssertionError("written by this process")
 
-    monkeypatch.setattr(pipeline, "write_results", refuse)
-    monkeypatch.setattr(results, "write_results", refuse)
+    monkeypatch.setattr(videos, "write_results", refuse)
+    monkeypatch.setattr(writing, "write_results", refuse)
     (result,) = run("video", [CLIPS / "rotated.mp4"], tmp_path, annotate=False).values()
     assert result.status == "ok", result.detail
     assert (tmp_path / "rotated.mp4" / "report.html").is_file()
@@ -720,7 +724,7 @@ def test_a_video_that_is_replaced_meanwhile_is_analyzed(
 def test_parts_of_another_analysis_outlast_other_results(
     run: Run, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 16)
+    monkeypatch.setattr(parts_module, "FRAMES_A_PART", 16)
     clip, few = CLIPS / "rotated.mp4", {"annotate": False, "report": False}
     run("video", [clip], tmp_path, **few)
 

@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from batchfer.processes import pause_collector
+from batchfer.machine import pause_collector
 
 DRAWING = """
-from batchfer.annotate import DrawingPool
+from batchfer.results.drawing_process import DrawingPool
 pool = DrawingPool()
 process = pool._idle[0]._process
 """
 WRITING = """
 import time
 from pathlib import Path
-from batchfer.results import ResultsProcess
+from batchfer.results.writing import ResultsProcess
 from endless import Timeline
 owner = ResultsProcess()
 process = owner._process

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from batchfer import analyze_video
-from batchfer.files import find_model, hash_file
+from batchfer.emotions.card import find_model
+from batchfer.files import hash_file
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,8 +42,8 @@ def test_the_default_model_reads_a_smile() -> None:
 def test_shipped_models_are_those_of_their_cards() -> None:
     import json
 
-    from batchfer.architectures import read_card
-    from batchfer.recipes import read_runs
+    from batchfer.emotions.card import read_card
+    from batchfer.training.past_runs import read_runs
 
     models = sorted((ROOT / "models").glob("*.keras"))
     assert find_model("mobilenetv2") in models

@@ -15,13 +15,15 @@ import pytest
 from skimage import data
 
 from batchfer import pipeline
-from batchfer.analyzer import Analyzer
-from batchfer.classifier import Classifier, load_classifier
-from batchfer.detector import Detector
+from batchfer.analysis.analyzer import Analyzer
+from batchfer.batch import parts as parts_module
+from batchfer.emotions.classifier import Classifier, load_classifier
+from batchfer.faces.appearance import describe_faces
+from batchfer.faces.cuts import describe_frames, measure_differences
+from batchfer.faces.detector import Detector
+from batchfer.faces.quality import measure_quality
 from batchfer.pipeline import analyze_video, run_jobs
-from batchfer.quality import measure_quality
 from batchfer.schema import AnalyzeOptions, FaceDetections, Images, OutputOptions
-from batchfer.tracking import describe_faces, describe_frames, measure_differences
 
 CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])
@@ -161,7 +163,7 @@ def test_a_clip_has_the_same_table_by_any_batches_and_interruptions(
         return analyzer
 
     monkeypatch.setattr(pipeline, "Analyzer", load)
-    monkeypatch.setattr(pipeline, "FRAMES_A_PART", 8)
+    monkeypatch.setattr(parts_module, "FRAMES_A_PART", 8)
     rng = np.random.default_rng(detect_every)
     for trial in range(3):
         output = tmp_path / str(trial)

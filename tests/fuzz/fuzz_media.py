@@ -16,7 +16,9 @@ from clips import make_clip
 from PIL import Image
 
 from batchfer.errors import InputError
-from batchfer.media import VideoReader, VideoWriter, read_image
+from batchfer.media.images import read_image
+from batchfer.media.reader import VideoReader
+from batchfer.media.writer import VideoWriter
 
 FILES_A_BATCH = 40
 SECONDS_A_BATCH = 60

@@ -1,0 +1,1 @@
+"""Frames to rows: the networks at work."""

@@ -1,0 +1,333 @@
+"""The networks at work: sub-batches of frames side by side, then faces linked in order."""
+
+import logging
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchfer.errors import MachineError
+from batchfer.faces.appearance import describe_faces, describe_people
+from batchfer.faces.cuts import describe_frames
+from batchfer.faces.keyframes import Neighbours, detect_between, introduce_neighbours
+from batchfer.faces.quality import measure_quality
+from batchfer.machine import hide_stderr, pause_collector
+from batchfer.media.reader import VideoReader
+from batchfer.media.sampling import FrameSelector
+from batchfer.schema import (
+    QUALITY_COLUMNS,
+    AnalyzeOptions,
+    FaceDetections,
+    Floats,
+    FrameBatch,
+    Images,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES = 256 * 1024**2
+"""Frames that may be with the networks or wait for them, as long as two sub-batches are."""
+
+NICE = 10
+"""How much less urgent the threads of TensorFlow's operations are than those that run Python."""
+
+
+@dataclass(frozen=True)
+class AnalyzedBatch:
+    """A sub-batch after the networks; everything here is independent of other frames.
+
+    ``traits`` belong to the N rows of ``detections``: ``probabilities (N,7)``, the
+    `QUALITY_COLUMNS`, each ``(N,)``, and, in clips alone, ``appearances (N,D)`` to follow a face
+    from frame to frame and ``identities (N,D)`` to know a person again. ``signatures (B,D)`` tell
+    cuts between the frames of a clip; those of pictures are empty.
+    """
+
+    frames: FrameBatch
+    detections: FaceDetections
+    signatures: Floats
+    traits: Mapping[str, npt.NDArray[Any]]
+
+    @property
+    def qualities(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The quality columns of each face."""
+        return {name: self.traits[name] for name in QUALITY_COLUMNS}
+
+
+class Analyzer:
+    """The networks, loaded once, and the way that work is spread over this machine.
+
+    On a CPU one and a half times as many sub-batches as there are cores run side by side, each
+    through the whole chain on one core; that was measured to beat one large batch whose operations
+    are threaded.
+    """
+
+    def __init__(
+        self,
+        options: AnalyzeOptions | None = None,
+        device: str = "auto",
+        batch_size: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """Load the networks.
+
+        Args:
+            options: What to look for; its model, threshold and minimum face are used here.
+            device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
+            batch_size: Frames a sub-batch, chosen from the frame size if None.
+            workers: Sub-batches that run at once, chosen from the cores if None.
+
+        Raises:
+            ModelError: The model is unknown, unsafe or unfit.
+            MachineError: The device is not there.
+        """
+        try:
+            # Drawing and resizing load it later, in threads and in the midst of a file.
+            import cv2
+        except ImportError as error:
+            raise MachineError(
+                f"OpenCV cannot be loaded ({error}); on Debian: "
+                "sudo apt-get install -y libgl1 libglib2.0-0"
+            ) from error
+        # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
+        cv2.setNumThreads(0)
+        # TensorFlow comes here and not before: a finished folder and `--help` do without.
+        with hide_stderr(), pause_collector():
+            from batchfer.emotions.classifier import load_classifier
+            from batchfer.faces.detector import Detector, configure_tensorflow
+
+            self.options = options or AnalyzeOptions()
+            self.n_cores = len(os.sched_getaffinity(0))
+            self.tf_device = configure_tensorflow(
+                device, min(workers or self.n_cores, self.n_cores)
+            )
+            self.on_gpu = "GPU" in self.tf_device
+            # Some wait for the interpreter's lock while others compute: more of them than cores.
+            spare = 0 if self.on_gpu else self.n_cores // 2
+            self.workers = workers or self.n_cores + spare
+            self._batch_size = batch_size
+            self.detector = Detector(
+                self.options.min_face_px, self.options.face_threshold, self.tf_device
+            )
+            self.classifier = load_classifier(
+                self.options.model, self.options.labels, self.options.rescale, self.tf_device
+            )
+        _let_python_first()
+
+    def batch_size(self, width: int, height: int, are_stills: bool = False) -> int:
+        """Return the number of frames of a sub-batch for frames of this size in px.
+
+        Enough company for the crops of the later networks, as far as memory allows. With key
+        frames it is whole steps between them, so that they are the same whatever the batch size.
+        Small stills come in larger batches: there is no next frame to wait for.
+        """
+        every = 1 if are_stills else self.options.detect_every
+        size = self._batch_size
+        if size is None:
+            full, most_bytes = (64, 192e6) if self.on_gpu else (64 if are_stills else 16, 12e6)
+            fit = int(most_bytes / max(3 * width * height, 1))
+            if every > 1:
+                return every * int(np.clip(2 * fit // every, 1, full // 2))
+            size = int(np.clip(fit, 2, full))
+        return -(-size // every) * every
+
+    def analyze_batch(
+        self, frames: FrameBatch, tensor: Any = None, neighbours: Neighbours | None = None
+    ) -> AnalyzedBatch:
+        """Run one sub-batch through detection, crop and classification.
+
+        Args:
+            frames: The frames.
+            tensor: The same images on the device, if they are there already.
+            neighbours: The batches around, if only key frames are searched for faces.
+        """
+        if not len(frames):
+            return AnalyzedBatch(frames, FaceDetections.empty(), np.zeros((0, 0), np.float32), {})
+        images = frames.images if tensor is None else tensor
+        signatures = np.zeros((len(frames), 0), np.float32)
+        if not frames.are_stills:
+            signatures = describe_frames(frames.images)
+        if frames.are_stills:
+            detections = self.detector.detect_in_stills(images)
+        elif neighbours is None:
+            detections = self.detector.detect(images)
+        else:
+            every = self.options.detect_every
+            detections = detect_between(
+                self.detector, every, frames, signatures, neighbours, images
+            )
+        return AnalyzedBatch(
+            frames, detections, signatures, self._describe_faces(frames, detections)
+        )
+
+    def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:
+        """Return the batch with more faces in it, classified like the others."""
+        more = FaceDetections.join(found)
+        traits = self._describe_faces(batch.frames, more)
+        detections = FaceDetections.join([batch.detections, more])
+        order = np.argsort(detections.image_index, kind="stable")
+        return replace(
+            batch,
+            detections=detections.select(order),
+            traits={
+                name: np.concatenate([values, traits[name]])[order]
+                for name, values in batch.traits.items()
+            },
+        )
+
+    def _describe_faces(
+        self, frames: FrameBatch, detections: FaceDetections
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Return the traits of each face, in the order of the detections."""
+        crops = self.classifier.crop(frames.images, detections)
+        probabilities = self.classifier.predict(crops)
+        below = self.options.min_confidence
+        if below is None:
+            below = self.classifier.card.uncertain_below
+        quality = measure_quality(crops, detections.landmarks, probabilities, below)
+        if frames.are_stills:
+            return {"probabilities": probabilities, **quality}
+        return {
+            "probabilities": probabilities,
+            "appearances": describe_faces(crops),
+            "identities": describe_people(frames.images, detections),
+            **quality,
+        }
+
+    def stream(
+        self,
+        batches: Iterator[FrameBatch],
+        detect_every: int = 1,
+        fail: Callable[[FrameBatch, Exception], None] | None = None,
+    ) -> Generator[AnalyzedBatch]:
+        """Yield the batches analyzed, in their order, while later ones are decoded and computed.
+
+        ``tf.data`` decodes ahead of the networks and, where there is a GPU, brings the frames onto
+        it. Memory is bounded: at most two sub-batches a worker are in flight, fewer of
+        large frames. An exception of the source or of a network reaches the caller at the batch
+        where it happened.
+
+        Args:
+            batches: Frames; with key frames, those of each clip in their order.
+            detect_every: Distance of the frames in which the whole cascade looks for faces.
+            fail: Called, instead, with a batch that a network fails on; the others go on.
+        """
+
+        def finish() -> Iterator[AnalyzedBatch]:
+            frames, future = pending.popleft()
+            error = future.exception()
+            if fail is None or not isinstance(error, Exception):
+                yield future.result()
+            else:
+                logger.debug("a network failed", exc_info=error)
+                # The traceback would keep the frames.
+                fail(frames, error.with_traceback(None))
+
+        failure: list[BaseException] = []
+        # The source has a thread of its own, so that nothing finished waits for what comes next.
+        with (
+            closing(self._supply(batches, failure)) as supply,
+            ThreadPoolExecutor(1, thread_name_prefix="batchfer-source") as source,
+        ):
+            work: Iterator[Any] = introduce_neighbours(supply) if detect_every > 1 else supply
+            pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
+            pending: deque[tuple[FrameBatch, Future[Any]]] = deque()
+            try:
+                while True:
+                    coming: Future[Any] = source.submit(next, work, None)
+                    while pending and not coming.done():
+                        if pending[0][1].done():
+                            yield from finish()
+                        else:
+                            wait([coming, pending[0][1]], return_when=FIRST_COMPLETED)
+                    if (item := coming.result()) is None:
+                        break
+                    future = pool.submit(self.analyze_batch, *item)
+                    if detect_every > 1:
+                        future.add_done_callback(item[-1].settle)
+                    pending.append((item[0], future))
+                    # One that takes long must not leave the others without work meanwhile.
+                    most = MAX_WAITING_BYTES // max(item[0].images.nbytes, 1)
+                    while len(pending) > max(2, min(2 * self.workers, most)):
+                        yield from finish()
+                while pending:
+                    yield from finish()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        if failure:
+            raise failure[0]
+
+    def _supply(
+        self, batches: Iterator[FrameBatch], failure: list[BaseException]
+    ) -> Generator[tuple[FrameBatch, Any]]:
+        """Yield batches that ``tf.data`` has decoded ahead and, on a GPU, uploaded, with tensors.
+
+        An exception of the source ends this generator and goes into ``failure``.
+        """
+        import tensorflow as tf
+
+        held: dict[int, FrameBatch] = {}
+        stopped = threading.Event()
+
+        def produce() -> Iterator[tuple[int, Images]]:
+            # tf.data turns exceptions into its own; the original is kept for the caller.
+            try:
+                for index, batch in enumerate(batches):
+                    if stopped.is_set():
+                        return
+                    held[index] = batch
+                    yield index, batch.images
+            except BaseException as error:
+                failure.append(error)
+
+        signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((None, None, None, 3), tf.uint8))
+        with tf.device("/CPU:0"):
+            dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
+            dataset = dataset.prefetch(1)
+        # Nothing is left to be tuned, and the tuner, which wakes ever more rarely, at times keeps a
+        # dataset that has ended from going until it wakes next: up to a minute a clip.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        dataset = dataset.with_options(options)
+        if self.on_gpu:
+            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
+        try:
+            for index, tensor in dataset:
+                batch = held.pop(int(index))
+                if not self.on_gpu:
+                    # The tensor's own memory, read-only, so that no frame is kept twice.
+                    batch = replace(batch, images=np.asarray(memoryview(tensor)))
+                yield batch, tensor
+        finally:
+            stopped.set()
+
+
+def _let_python_first() -> None:
+    """Make the threads of TensorFlow's operations nicer than those that run Python.
+
+    One of the latter that loses its core while it holds the interpreter's lock keeps all others
+    waiting. Linux alone has a niceness for each thread.
+    """
+    if sys.platform != "linux":
+        return
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + NICE, 19)
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has ended meanwhile
+            if (thread / "comm").read_text().startswith("tf_Compute"):
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
+
+
+def read_frames(reader: VideoReader, analyzer: Analyzer, first: int = 0) -> Iterator[FrameBatch]:
+    """Yield the frames that the options ask for in sub-batches, from the index ``first`` on."""
+    options = analyzer.options
+    select = FrameSelector(options.every, options.fps, options.start_s, options.end_s)
+    size = analyzer.batch_size(reader.info.width, reader.info.height)
+    return reader.batches(size, select, first)

@@ -1,0 +1,1 @@
+"""Inputs to jobs to outcomes: what is to do, who does it, what is on record."""

@@ -1,0 +1,189 @@
+"""What is known of unfinished inputs, on disk: parts of a video, rows of pictures."""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from batchfer.analysis.linker import FaceLinker
+from batchfer.files import PARTS_FOLDER, atomic_write
+from batchfer.schema import QUALITY_COLUMNS, FrameBatch, Integers, Job
+from batchfer.timeline.files import read_timeline, write_csv, write_parquet
+from batchfer.timeline.table import build_empty_table
+
+logger = logging.getLogger(__name__)
+
+FRAMES_A_PART = 2000
+SECONDS_A_VIDEO_PART = 60.0
+"""Analyzed frames, or time, after which what is known of a video is written down."""
+
+
+class VideoParts:
+    """The analyzed parts of one video on disk, from which a run that was interrupted goes on.
+
+    A part is a table and, written after it, the state of the `FaceLinker` behind its last frame. It
+    ends where a batch ends, so that the batches that follow are the same as in one go.
+    """
+
+    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+        """Find the parts that a run before has left; those of another ``key`` are removed.
+
+        Args:
+            folder: Where they lie.
+            key: What must be the same: the input's mark and what decides the numbers.
+        """
+        self._folder = folder
+        self._tables: list[pd.DataFrame] = []
+        self._since = time.monotonic()
+        self.n_frames = self._n_new = 0
+        self.next_frame = 0
+        """Index of the first frame that is not in a part."""
+        note, text = folder / "parts.json", json.dumps(dict(key), sort_keys=True)
+        if not note.is_file() or note.read_text(encoding="utf-8") != text:
+            for path in folder.glob("part-*"):
+                path.unlink()
+            with atomic_write(note, folder) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        self._states = sorted(folder.glob("part-*.npz"))
+
+    def restore(self, linker: FaceLinker) -> None:
+        """Bring the linker to where the last whole part ends."""
+        if not self._states:
+            return
+        with np.load(self._states[-1]) as file:
+            state = dict(file)
+        self.next_frame = int(state.pop("next_frame"))
+        self.n_frames = int(state.pop("n_frames"))
+        linker.restore(state)
+        logger.info("going on from frame %d", self.next_frame)
+
+    def add(self, frames: FrameBatch, table: pd.DataFrame, linker: FaceLinker) -> None:
+        """Add a batch; every now and then this completes a part."""
+        self._tables.append(table)
+        self.next_frame = int(frames.frames[-1]) + 1
+        self.n_frames += len(frames)
+        self._n_new += len(frames)
+        if self._n_new >= FRAMES_A_PART or time.monotonic() - self._since > SECONDS_A_VIDEO_PART:
+            self._write(linker)
+
+    def _write(self, linker: FaceLinker) -> None:
+        path = self._folder / f"part-{len(self._states):06d}.parquet"
+        with atomic_write(path, self._folder) as temporary:
+            write_parquet(pd.concat(self._tables, ignore_index=True), temporary)
+        state = linker.save()
+        with atomic_write(path.with_suffix(".npz"), self._folder) as temporary:
+            np.savez(
+                temporary,
+                allow_pickle=False,
+                next_frame=np.array(self.next_frame),
+                n_frames=np.array(self.n_frames),
+                **state,
+            )
+        self._states.append(path.with_suffix(".npz"))
+        self._tables, self._n_new, self._since = [], 0, time.monotonic()
+
+    def join(self) -> pd.DataFrame:
+        """Return the rows of all parts and of what came since the last."""
+        tables = [read_timeline(path.with_suffix(".parquet")) for path in self._states]
+        nothing = build_empty_table(QUALITY_COLUMNS)
+        return pd.concat([*tables, *self._tables] or [nothing], ignore_index=True)
+
+
+def build_empty_pictures_table() -> pd.DataFrame:
+    """Return a table of no rows whose first column is ``input``."""
+    table = build_empty_table(QUALITY_COLUMNS)
+    table.insert(0, "input", pd.Series(dtype="string"))
+    return table
+
+
+class TableRows(NamedTuple):
+    """The rows of one picture in the table of its batch."""
+
+    table: pd.DataFrame
+    where: slice
+
+    def cut(self) -> pd.DataFrame:
+        """Return them as a table of their own."""
+        return self.table.iloc[self.where]
+
+
+def _locate_faces(output: Path) -> list[Path]:
+    return [output / f"faces.{suffix}" for suffix in ("parquet", "csv")]
+
+
+class PictureRows:
+    """The rows of finished pictures: those of the last table, and parts of an unfinished run.
+
+    Parts are written before the journal calls their pictures done, so that a run that is killed
+    loses at most the pictures since the last part.
+    """
+
+    def __init__(self, output: Path) -> None:
+        """Read what there is.
+
+        Raises:
+            OutputError: It cannot be read.
+        """
+        self._output = output
+        self._folder = output / PARTS_FOLDER / "pictures"
+        parts = sorted(self._folder.glob("part-*.parquet"))
+        self.is_unfinished = bool(parts)
+        last = [path for path in _locate_faces(output) if path.exists()]
+        self._paths = [*last[:1], *parts]
+        self._n_parts = len(parts)
+        self.names = {str(name) for table in self._read() for name in table["input"].unique()}
+        """The pictures that were done before this run."""
+
+    def _read(self) -> Iterator[pd.DataFrame]:
+        for path in self._paths:
+            table = read_timeline(path)
+            if "input" in table:
+                yield table
+
+    def add(self, finished: Sequence[TableRows]) -> None:
+        """Keep the rows of finished pictures on disk."""
+        if not finished:
+            return
+        tables = {id(table): table for table, _ in finished}
+        places: dict[int, list[Integers]] = {key: [] for key in tables}
+        for table, where in finished:
+            places[id(table)].append(np.arange(where.start, where.stop))
+        parts = [table.iloc[np.concatenate(places[key])] for key, table in tables.items()]
+        table = pd.concat(parts, ignore_index=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / f"part-{self._n_parts:06d}.parquet"
+        with atomic_write(path) as temporary:
+            write_parquet(table, temporary)
+        self._n_parts += 1
+        self._paths.append(path)
+
+    def publish(self, jobs: Sequence[Job], formats: Sequence[str]) -> pd.DataFrame:
+        """Write the table of these jobs, in their order; return it.
+
+        The parts are dropped, and so is an earlier table in a format that is not asked for: it
+        would tell of other pictures or options.
+        """
+        places = {job.name: place for place, job in enumerate(jobs)}
+        tables = [build_empty_pictures_table()]
+        for age, table in enumerate(self._read()):
+            place = table["input"].map(places)
+            tables.append(table.assign(place=place, age=age)[place.notna()])
+        table = pd.concat(tables, ignore_index=True)
+        if len(tables) > 1:  # what was written later replaces what stood there before
+            table = table[table["age"] == table.groupby("place")["age"].transform("max")]
+            table = table.sort_values("place", kind="stable", ignore_index=True)
+            table = table.drop(columns=["place", "age"])
+        for suffix in formats:
+            with atomic_write(self._output / f"faces.{suffix}") as path:
+                (write_csv if suffix == "csv" else write_parquet)(table, path)
+        for path in _locate_faces(self._output):
+            if path.suffix[1:] not in formats:
+                path.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return table

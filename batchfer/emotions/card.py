@@ -1,0 +1,188 @@
+"""The card of a model: what its file does not say about itself; and where models lie."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from batchfer.errors import ModelError
+from batchfer.files import display_name
+from batchfer.schema import EMOTIONS
+
+
+def list_model_folders() -> list[Path]:
+    """Return the folders that models are looked up in, in order, existing or not.
+
+    These are ``$BATCHFER_MODELS``, ``models`` of a source checkout, and the installed package's.
+    """
+    package = Path(__file__).resolve().parent.parent
+    folders = []
+    if os.environ.get("BATCHFER_MODELS"):
+        folders.append(Path(os.environ["BATCHFER_MODELS"]))
+    if (package.parent / "pyproject.toml").is_file():
+        folders.append(package.parent / "models")
+    folders.append(package / "models")
+    return folders
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """Return the file of a model that is given as a path or by name.
+
+    Raises:
+        ModelError: There is no such model; the message lists every place searched.
+    """
+    text = str(name_or_path)
+    path = Path(text)
+    if path.is_file():
+        return path
+    searched = [path]
+    if os.path.basename(text) == text:  # noqa: PTH119 - a name has no folder in front
+        file_name = text if path.suffix in (".keras", ".h5") else f"{text}.keras"
+        for folder in list_model_folders():
+            if (folder / file_name).is_file():
+                return folder / file_name
+            searched.append(folder / file_name)
+    places = ", ".join(display_name(place) for place in searched)
+    raise ModelError(f"model {display_name(text)!r} not found; searched: {places}")
+
+
+CLASS_NAMES: Mapping[str, str] = {
+    **{name: name for name in EMOTIONS},
+    "anger": "angry",
+    "disgusted": "disgust",
+    "fearful": "fear",
+    "scared": "fear",
+    "happiness": "happy",
+    "joy": "happy",
+    "sadness": "sad",
+    "surprised": "surprise",
+    "neutrality": "neutral",
+}
+"""Spellings of the seven classes in lower case, each with the emotion that it names."""
+
+
+def _full_face() -> dict[str, float]:
+    return {"margin": 1.0, "shift_x": 0.0, "shift_y": 0.0}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a model file does not say about itself: the JSON beside it.
+
+    ``labels`` name the outputs in order, each one of `EMOTIONS`. ``input_size`` is the side of the
+    input in px, ``channels`` 3 or 1. ``crop`` holds ``margin``, the crop's side in units of the
+    face box's longer side, and ``shift_x``, ``shift_y``, the move of its centre in the same unit.
+    ``landmarks`` are five pairs x, y: where eyes, nose and corners of the mouth lie in a crop, in
+    units of its side, for a model of upright faces; without them crops are cut by the box alone.
+    Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
+    before if ``flip_average``; below ``uncertain_below`` a prediction was wrong more often than
+    right on validation data. ``runs`` are the training runs behind the model, by which they can be
+    repeated (`batchfer.training.past_runs.PastRun`). The rest is for people: where the weights come
+    from, how they can be made again, and what they reach.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    input_size: int
+    channels: int = 3
+    crop: Mapping[str, float] = field(default_factory=_full_face)
+    landmarks: Sequence[Sequence[float]] = ()
+    temperature: float = 1.0
+    flip_average: bool = False
+    uncertain_below: float = 0.0
+    sha256: str = ""
+    architecture: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    runs: Sequence[Mapping[str, Any]] = ()
+    base_weights: Mapping[str, Any] = field(default_factory=dict)
+    training_data: Sequence[Mapping[str, Any]] = ()
+    licence: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a card that cannot be applied."""
+        if not isinstance(self.name, str) or not self.name:
+            raise ModelError("a card needs a name")
+        known = [CLASS_NAMES.get(str(label).lower()) for label in self.labels]
+        if sorted(map(str, known)) != sorted(EMOTIONS):
+            raise ModelError(
+                f"{self.name}: labels {', '.join(map(str, self.labels))} are not the seven "
+                f"emotions {', '.join(EMOTIONS)}, each one once"
+            )
+        object.__setattr__(self, "labels", tuple(known))
+        object.__setattr__(self, "training_data", tuple(self.training_data))
+        object.__setattr__(self, "runs", tuple(self.runs))
+        if not isinstance(self.input_size, int) or not 8 <= self.input_size <= 4096:
+            raise ModelError(f"{self.name}: input size {self.input_size} is not 8 to 4096 px")
+        if self.channels not in (1, 3):
+            raise ModelError(f"{self.name}: {self.channels} channels are neither 1 nor 3")
+        if not isinstance(self.crop, Mapping) or not set(self.crop) <= set(_full_face()):
+            raise ModelError(f"{self.name}: a crop has margin, shift_x and shift_y only")
+        object.__setattr__(self, "crop", {**_full_face(), **self.crop})
+        numbers = [*self.crop.values(), self.temperature, self.uncertain_below]
+        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise ModelError(f"{self.name}: crop, temperature and uncertain_below are numbers")
+        try:
+            points = tuple((float(x), float(y)) for x, y in self.landmarks)
+        except (TypeError, ValueError):
+            points = ((math.nan, math.nan),)
+        if len(points) not in (0, 5) or not all(
+            math.isfinite(n) for point in points for n in point
+        ):
+            raise ModelError(f"{self.name}: landmarks are five pairs of numbers")
+        object.__setattr__(self, "landmarks", points)
+        if self.crop["margin"] <= 0 or self.temperature <= 0:
+            raise ModelError(f"{self.name}: crop margin and temperature are above 0")
+
+    def with_input(self, size: int, channels: int) -> "ModelCard":
+        """Return the card with the input of the model itself.
+
+        Raises:
+            ModelError: The card was written for another size.
+        """
+        if self.sha256 and (size, channels) != (self.input_size, self.channels):
+            raise ModelError(
+                f"{self.name}: takes {size} px and {channels} channels, its card says "
+                f"{self.input_size} px and {self.channels}"
+            )
+        return replace(self, input_size=size, channels=channels)
+
+
+def locate_card(model: Path) -> Path:
+    """Return where the card of a model file lies: beside it, with the suffix ``.json``."""
+    return model.with_suffix(".json")
+
+
+def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
+    """Return the card of a model file; ``labels`` stand in for a missing one, and override it.
+
+    A whole model in HDF5 has none: a card of its name belongs to the ``.keras`` file beside it.
+
+    Raises:
+        ModelError: There is neither card nor labels, or the card is broken.
+    """
+    path = locate_card(model)
+    if model.suffix == ".h5" or not path.is_file():
+        if labels is None:
+            raise ModelError(
+                f"{model} has no card ({path.name} beside it); name its outputs in order with "
+                "--labels a,b,..."
+            )
+        return ModelCard(model.stem, tuple(labels), input_size=48)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name for one in fields(ModelCard)}
+        card = ModelCard(**{key: value for key, value in content.items() if key in known})
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{path} is not the card of a model: {error}") from error
+    return card if labels is None else replace(card, labels=tuple(labels))
+
+
+def format_card(card: ModelCard) -> str:
+    """Return the card as JSON text."""
+    return json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"

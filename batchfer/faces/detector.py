@@ -1,0 +1,428 @@
+"""Finds faces: the MTCNN cascade, batched over frames.
+
+Three networks look at ever fewer places: the first slides over every level of an image pyramid
+and proposes squares, the second refines them, the last decides and adds five landmarks. Layers,
+weights and thresholds are those of the ``mtcnn`` package 1.0.0; the cascade that drives them is
+our own and finds what ``mtcnn.MTCNN().detect_faces`` finds in a frame alone, while whole
+sub-batches share each call.
+
+Zhang et al., "Joint Face Detection and Alignment using Multi-task Cascaded Convolutional
+Networks", 2016.
+"""
+
+import logging
+import math
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+from mtcnn.stages import StageONet, StagePNet, StageRNet
+
+from batchfer.errors import MachineError, UsageError
+from batchfer.faces.boxes import clip_boxes, square_boxes, suppress_overlaps
+from batchfer.faces.mtcnn import (
+    PROPOSAL_STRIDE_PX,
+    OutputNetwork,
+    ProposalNetwork,
+    RefinementNetwork,
+    join_tables,
+    look_at_crops,
+    make_cpu_resize,
+    make_gpu_resize,
+)
+from batchfer.machine import find_bfloat16_unit, hide_stderr, measure_cache
+from batchfer.schema import FaceDetections, Floats, Images, Integers
+
+_log = logging.getLogger(__name__)
+
+# Fixed by mtcnn 1.0.0: windows of the networks, the pyramid, thresholds.
+PROPOSAL_SIZE_PX = 12
+REFINEMENT_SIZE_PX = 24
+OUTPUT_SIZE_PX = 48
+PYRAMID_FACTOR = 0.709
+FINEST_SCALE = 12 / 20
+PROPOSAL_THRESHOLD = 0.6
+REFINEMENT_THRESHOLD = 0.7
+LEVEL_OVERLAP = 0.5
+OVERLAP = 0.7
+
+# The close look at stills without a face: of 488 views without any it makes none into a face. The
+# two scores that it gives to one lie under its own last threshold.
+CLOSE_REFINEMENT_THRESHOLD = 0.05
+CLOSE_OUTPUT_THRESHOLD = 0.01
+CLOSE_FACE_THRESHOLD = 0.85
+CLOSE_LOOKS = 6
+
+# Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
+# pixels of a level that are made at once, and pixels and crops that go through a network at once,
+# few enough for its maps to stay in a core's cache: 60,000 pixels a MiB were best with one MiB a
+# core, and with two. A GPU wants more work at a time.
+_FRAME_PIXELS = 2_000_000
+_PROPOSAL_PIXELS = 300_000
+_STRIP_PIXELS = int(60_000 * min(max(measure_cache() / 2**20, 0.5), 2))
+_REFINEMENT_CROPS = 32
+_OUTPUT_CROPS = 32
+_GPU_FACTOR = 16
+# Frames up to this size become float32 once before all levels are made of them, which takes four
+# times their memory; larger ones become it anew for each level.
+_FLOAT_PIXELS = 2_500_000
+# Crops come in multiples of this, so that TensorFlow prepares its kernels for few different shapes
+# and never sees a batch of one, which other kernels may round differently.
+_CROP_MULTIPLE = 4
+
+
+def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
+    """Set TensorFlow up for a device and return the device's TensorFlow name, as ``/GPU:0``.
+
+    Whole sub-batches are expected to run side by side, so that operations use one thread each and
+    ``workers`` of them, of any sub-batch, compute at a time. Takes effect once per process, before
+    TensorFlow's first operation.
+
+    Args:
+        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``gpu`` or ``gpu:N``.
+        workers: operations that compute at a time; 1 counts as 2.
+
+    Raises:
+        UsageError: the device is none of these.
+        MachineError: the GPU asked for is not there.
+    """
+    name = choose_device(device)
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(max(workers, 2))
+        if device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        # On a GPU, products of float32 stay float32, so that boxes equal those of a CPU.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    except RuntimeError:
+        _log.debug("TensorFlow runs already: its threads and memory stay as they are")
+    return name
+
+
+def choose_device(device: str) -> str:
+    """Return TensorFlow's name of a device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
+
+    ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: the device is none of these.
+        MachineError: the GPU asked for is not there.
+    """
+    if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
+        raise UsageError(f"unknown device {device!r}: use auto, cpu, gpu or gpu:N")
+    kind, _, number = device.partition(":")
+    with hide_stderr():
+        gpus = tf.config.list_physical_devices("GPU")
+    index = int(number or 0)
+    if kind == "gpu" and index >= len(gpus):
+        raise MachineError(
+            f"device {device} is not there (GPUs that TensorFlow sees: {len(gpus)}); "
+            "use --device cpu or auto"
+        )
+    return f"/GPU:{index}" if gpus and kind != "cpu" else "/CPU:0"
+
+
+class Detector:
+    """The MTCNN cascade on one device; many threads may share it.
+
+    Args:
+        min_face_px: smallest face to look for, by the longer side of its box in px. Pyramid levels
+            that show smaller ones only are left out. Up to 20, as in stock mtcnn, whatever the
+            finest level shows is a face.
+        face_threshold: least score of the last network, in [0, 1].
+        device: TensorFlow's name of the device, see `configure_tensorflow`.
+
+    Raises:
+        UsageError: the minimum face is not positive.
+    """
+
+    def __init__(
+        self, min_face_px: int = 40, face_threshold: float = 0.8, device: str | None = None
+    ) -> None:
+        """Load the three networks."""
+        if min_face_px < 1:
+            raise UsageError(f"the minimum face must be at least 1 px, not {min_face_px}")
+        self.min_face_px = min_face_px
+        self.face_threshold = face_threshold
+        self.device = device or "/CPU:0"
+        self._on_gpu = "GPU" in self.device.upper()
+        self._at_once = _GPU_FACTOR if self._on_gpu else 1
+        self._most_frames = sys.maxsize
+        # A GPU has no kernel that cuts crops from uint8.
+        self._dtype = tf.float32 if self._on_gpu else tf.uint8
+        frames = tf.TensorSpec((None, None, None, 3), self._dtype)
+        crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
+        with tf.device(self.device):
+            # With vectors of bfloat16 alone it was slower than without, on a GPU it was not tried.
+            pays = not self._on_gpu and find_bfloat16_unit() == "tiles"
+            screen = tf.bfloat16 if pays else None
+            self._proposal = ProposalNetwork(StagePNet().model, screen)
+            self._refinement = RefinementNetwork(StageRNet().model)
+            self._output = OutputNetwork(StageONet().model)
+            # Every size and count is free, so that each graph is traced once whatever comes; and it
+            # is traced here, not by all threads at once when the first frames come.
+            self._run_proposal = {
+                dtype: _trace(
+                    self._trace_proposal,
+                    tf.TensorSpec(frames.shape, dtype),
+                    tf.TensorSpec((None, 5), tf.int32),
+                )
+                for dtype in {self._dtype, tf.float32}
+            }
+            self._run_refinement = _trace(self._trace_refinement, *crops)
+            self._run_output = _trace(self._trace_output, *crops)
+
+    def detect(self, images: Images) -> FaceDetections:
+        """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8, array or tensor.
+
+        Rows are ordered by frame, then by falling score. Boxes are clipped to the frame. Where the
+        device's memory is too small for the batch, it is halved, for this and all later calls.
+
+        Raises:
+            MemoryError: The memory is too small for a single frame.
+        """
+        return self._detect_by_parts(images)
+
+    def _detect_by_parts(self, images: Images, closely: bool = False) -> FaceDetections:
+        parts, start = [], 0
+        while start < len(images):
+            part = images[start : start + self._most_frames]
+            try:
+                found = self._search(part, closely)
+            except tf.errors.ResourceExhaustedError as error:
+                if len(part) == 1:
+                    raise MemoryError(f"too little memory on {self.device} for a frame") from error
+                self._most_frames = min(self._most_frames, len(part) // 2)
+                _log_shrinking(self.device)
+                continue
+            parts.append(replace(found, image_index=found.image_index + start))
+            start += len(part)
+        return FaceDetections.join(parts)
+
+    def detect_in_stills(self, images: Images) -> FaceDetections:
+        """Return what `detect` returns, and look closely at pictures in which it finds nothing.
+
+        In a picture cut tightly around a face the first networks see more edge than face, and their
+        box is too far off for a good score of the last. So the second network passes more there,
+        and the last looks again and again where it has moved a box to. Frames
+        of a clip have their neighbours instead.
+        """
+        faces = self.detect(images)
+        empty = np.setdiff1d(np.arange(len(images)), faces.image_index)
+        if not len(empty):
+            return faces
+        found = self._detect_by_parts(np.asarray(images)[empty], closely=True)
+        found = replace(found, image_index=empty[found.image_index])
+        joined = FaceDetections.join([faces, found])
+        return joined.select(np.argsort(joined.image_index, kind="stable"))
+
+    def _search(self, images: Images, closely: bool = False) -> FaceDetections:
+        height, width = images.shape[1:3]
+        sizes, scales = self._plan_pyramid(height, width)
+        if not len(scales):
+            return FaceDetections.empty()
+        with tf.device(self.device):
+            frames = tf.cast(images, self._dtype)
+            index, boxes = self._propose_faces(frames, sizes, scales)
+            threshold = CLOSE_REFINEMENT_THRESHOLD if closely else REFINEMENT_THRESHOLD
+            index, boxes = self._refine_faces(frames, index, boxes, threshold)
+            faces = self._locate_faces(frames, index, boxes)
+            if closely:
+                faces = self._look_again(frames, faces)
+        least = max(self.face_threshold, CLOSE_FACE_THRESHOLD) if closely else self.face_threshold
+        faces = faces.select(faces.scores > least)
+        keep = suppress_overlaps(faces.boxes, faces.scores, faces.image_index, OVERLAP, "min")
+        faces = _clip_faces(faces.select(keep), height, width)
+        sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
+        # The cascade lets faces through that are down to a third of what it looks for. Stock mtcnn
+        # drops none, at its minimum of 20 px.
+        least_px = self.min_face_px if self.min_face_px > PROPOSAL_SIZE_PX / FINEST_SCALE else 0
+        return faces.select((sides.max(axis=1) >= least_px) & (sides.min(axis=1) > 0))
+
+    def _look_again(self, frames: Any, faces: FaceDetections) -> FaceDetections:
+        """Return what the last network says of these faces each time that it moves their boxes."""
+        looks = [faces]
+        for _ in range(CLOSE_LOOKS):
+            sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
+            is_large = sides.min(axis=1) > self.min_face_px / 2
+            faces = faces.select(is_large & (faces.scores > CLOSE_OUTPUT_THRESHOLD))
+            squares = square_boxes(faces.boxes.astype(np.float64))
+            faces = self._locate_faces(frames, faces.image_index, squares)
+            looks.append(faces)
+        return FaceDetections.join(looks)
+
+    def refine(self, images: Images, image_index: Integers, boxes: Floats) -> FaceDetections:
+        """Return where faces expected near given boxes are, by the last network alone.
+
+        Much cheaper than `detect`, for frames between detections. Row i belongs to box i, whatever
+        its score: the caller decides which score still is a face.
+
+        Args:
+            images: frames ``(B, H, W, 3)`` RGB uint8.
+            image_index: ``(N,)``, the frame of each box.
+            boxes: ``(N, 4)`` px.
+        """
+        height, width = images.shape[1:3]
+        with tf.device(self.device):
+            squares = square_boxes(np.asarray(boxes, np.float64))
+            faces = self._locate_faces(tf.cast(images, self._dtype), image_index, squares)
+        return _clip_faces(faces, height, width)
+
+    def _plan_pyramid(self, height: int, width: int) -> tuple[npt.NDArray[np.int32], Any]:
+        """Return the pyramid's levels: sizes ``(L, 2)`` height, width px, and scales ``(L,)``.
+
+        The levels are always those of stock mtcnn at its default minimum face of 20 px, from the
+        last that still shows the smallest face asked for to the last that the first network's
+        window fits into. So a larger minimum drops small faces and leaves the others as they are,
+        where a pyramid that began at the minimum itself would move each level and with it faces
+        near the thresholds.
+        """
+        least_scale = PROPOSAL_SIZE_PX / max(min(height, width), 1)
+        first = math.floor(_count_steps(PROPOSAL_SIZE_PX / self.min_face_px))
+        last = math.floor(_count_steps(least_scale))
+        scales = FINEST_SCALE * PYRAMID_FACTOR ** np.arange(first, last + 1)
+        sizes = (np.array([height, width]) * scales[:, None]).astype(np.int32)
+        large_enough = sizes.min(axis=1) >= PROPOSAL_SIZE_PX
+        return sizes[large_enough], scales[large_enough]
+
+    def _propose_faces(self, frames: Any, sizes: Any, scales: Any) -> tuple[Integers, Any]:
+        """Slide the first network over all levels; return frame indices and square boxes."""
+        height, width = frames.shape[1:3]
+        step = max(_FRAME_PIXELS * self._at_once // (height * width), 1)
+        tables = []
+        for start in range(0, len(frames), step):
+            table = self._look_at_levels(frames[start : start + step], sizes)
+            tables.append(table + np.array([start] + [0] * 8, np.float32))
+        table = np.concatenate(tables)
+        index, level, logits = table[:, 0].astype(np.int64), table[:, 3].astype(int), table[:, 8]
+        corners = table[:, [2, 1]].astype(np.float64) * PROPOSAL_STRIDE_PX
+        boxes = np.concatenate([corners + 1, corners + PROPOSAL_SIZE_PX], axis=1)
+        boxes = (boxes + table[:, 4:8] * (PROPOSAL_SIZE_PX - 1)) / scales[level][:, None]
+        keep = suppress_overlaps(boxes, logits, index * len(scales) + level, LEVEL_OVERLAP)
+        boxes, logits, index = boxes[keep], logits[keep], index[keep]
+        keep = suppress_overlaps(boxes, logits, index, OVERLAP)
+        return index[keep], square_boxes(boxes[keep])
+
+    def _refine_faces(
+        self, frames: Any, index: Integers, boxes: Any, threshold: float
+    ) -> tuple[Integers, Any]:
+        """Let the second network drop and move boxes; return what it keeps as squares."""
+        found = _run_on_crops(self._run_refinement, frames, index, boxes)
+        good = found[:, 4] > _logit(threshold)
+        index, logits = index[good], found[good, 4]
+        boxes = _move_boxes(boxes[good], found[good, :4])
+        keep = suppress_overlaps(boxes, logits, index, OVERLAP)
+        return index[keep], square_boxes(boxes[keep])
+
+    def _locate_faces(self, frames: Any, index: Integers, boxes: Any) -> FaceDetections:
+        """Let the last network look at each box; return a face for each, good or not."""
+        found = _run_on_crops(self._run_output, frames, index, boxes)
+        sides = boxes[:, 2:] - boxes[:, :2] + 1
+        points = found[:, 4:14].reshape(-1, 2, 5).transpose(0, 2, 1)
+        landmarks = points * sides[:, None] + boxes[:, None, :2] - 1
+        return FaceDetections(
+            index,
+            _move_boxes(boxes, found[:, :4]).astype(np.float32),
+            (1 / (1 + np.exp(-found[:, 14]))).astype(np.float32),
+            landmarks.astype(np.float32),
+        )
+
+    def _look_at_levels(self, frames: Any, sizes: Any) -> Floats:
+        """Return what passes the first threshold, ``(M, 9)``.
+
+        Columns are frame, row, column and level, four box offsets, and the logit.
+        """
+        is_small = frames.shape[1] * frames.shape[2] <= _FLOAT_PIXELS
+        dtype = tf.float32 if is_small else self._dtype
+        looks = []
+        for level, (height, width) in enumerate(sizes.tolist()):
+            # The coarser the level, the more frames at once: a call on little takes as long.
+            step = max(_PROPOSAL_PIXELS * self._at_once // (height * width), 1)
+            looks += [
+                (level, height, width, start, min(start + step, len(frames)))
+                for start in range(0, len(frames), step)
+            ]
+        table = self._run_proposal[dtype](tf.cast(frames, dtype), np.array(looks, np.int32))
+        return np.asarray(table.numpy())
+
+    def _trace_proposal(self, frames: Any, looks: Any) -> Any:
+        """Return the table of `_look_at_levels`; a look is level, height, width, and frames.
+
+        TensorFlow takes several looks at a time where it has threads to spare.
+        """
+        resize = make_gpu_resize(frames) if self._on_gpu else make_cpu_resize(frames)
+        at_once = _STRIP_PIXELS * self._at_once
+
+        def look(number: Any) -> Any:
+            level, height, width, start, stop = tf.unstack(looks[number])
+            pictures = resize((height, width), slice(start, stop))
+            found = self._proposal.find(pictures, _logit(PROPOSAL_THRESHOLD), at_once)
+            place = found[:, :3] + tf.cast([start, 0, 0], tf.float32)
+            levels = tf.fill((tf.shape(found)[0], 1), tf.cast(level, tf.float32))
+            return tf.concat([place, levels, found[:, 3:]], axis=1)
+
+        return join_tables(look, tf.shape(looks)[0], 9)
+
+    def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
+        at_once, size_px = _REFINEMENT_CROPS * self._at_once, REFINEMENT_SIZE_PX
+        return look_at_crops(self._refinement, 5, frames, boxes, index, size_px, at_once)
+
+    def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
+        at_once, size_px = _OUTPUT_CROPS * self._at_once, OUTPUT_SIZE_PX
+        return look_at_crops(self._output, 15, frames, boxes, index, size_px, at_once)
+
+
+def _trace(function: Callable[..., Any], *specs: Any) -> Any:
+    """Return the graph of a function of tensors like these.
+
+    No Python in it depends on a tensor; TensorFlow would rewrite it all the same, which takes time
+    and leaves files in the temporary folder.
+    """
+    return tf.function(function, autograph=False).get_concrete_function(*specs)
+
+
+@cache
+def _log_shrinking(device: str) -> None:
+    _log.warning("%s is short of memory: frames go through it in smaller batches", device)
+
+
+def _run_on_crops(graph: Any, frames: Any, index: Integers, boxes: Any) -> Floats:
+    """Run a network's graph on the crops of boxes; return its table ``(N, C)``."""
+    height, width = frames.shape[1:3]
+    places = (boxes / [width, height, width, height])[:, [1, 0, 3, 2]].astype(np.float32)
+    padding = -len(boxes) % _CROP_MULTIPLE
+    found = graph(
+        frames,
+        np.pad(places, ((0, padding), (0, 0))),
+        np.pad(index.astype(np.int32), (0, padding)),
+    )
+    return np.asarray(found.numpy()[: len(boxes)])
+
+
+def _count_steps(scale: float) -> float:
+    """Return the number of pyramid steps from the finest scale to another; may be a fraction."""
+    return math.log(scale / FINEST_SCALE) / math.log(PYRAMID_FACTOR)
+
+
+def _logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def _move_boxes(boxes: Any, regression: Any) -> Any:
+    """Move the edges of boxes by fractions of their sides, counted with both edge pixels."""
+    sides = boxes[:, 2:] - boxes[:, :2] + 1
+    return boxes + regression * np.concatenate([sides, sides], axis=1)
+
+
+def _clip_faces(faces: FaceDetections, height: int, width: int) -> FaceDetections:
+    boxes = clip_boxes(faces.boxes, width, height)
+    return FaceDetections(faces.image_index, boxes, faces.scores, faces.landmarks)

@@ -1,0 +1,242 @@
+"""Containers opened safely: what a file claims, checked before it is decoded."""
+
+import os
+import stat
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+
+from batchfer.errors import InputError, Reason
+from batchfer.schema import MediaInfo
+
+MAX_FRAME_PIXELS = 8192 * 8192
+"""Largest video frame that is decoded by default."""
+
+MAX_FRAME_SIDE = 16_384
+"""Longest side of a video frame in px; H.264 encoders write no longer one."""
+
+VIDEO_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,av1,obu,ivf,"
+    "flv,live_flv,asf,asf_o,ogg,gif,apng,rm,mxf,nut,dv,wtv,yuv4mpegpipe,mjpeg,vc1,bink,smk,"
+    "mp3,aac,flac,wav,w64,aiff,ac3,eac3,amr,ape,wv,tta,caf,au,dts"
+)
+"""Containers that may be opened. Playlists, scripts and picture sequences open other files and are
+left out; audio is in, so that a sound file is told apart from a file that is no media at all."""
+
+ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
+VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"0&\xb2u")
+IMAGE_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
+IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+
+
+def check_file(path: Path) -> None:
+    """Refuse whatever is not a readable regular file with something in it."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise InputError(Reason.VANISHED, "the file does not exist any more") from error
+    except (OSError, ValueError) as error:
+        raise InputError(Reason.UNREADABLE, f"cannot be read: {one_line(error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(Reason.NOT_REGULAR, "not a regular file")
+    if status.st_size == 0:
+        raise InputError(Reason.EMPTY, "the file is empty")
+    if not os.access(path, os.R_OK):
+        raise InputError(Reason.UNREADABLE, "no permission to read the file")
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file, by which its kind is known."""
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError as error:
+        raise InputError(Reason.UNREADABLE, f"cannot be read: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error says, in one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(text.split())
+
+
+def claimed_bytes(path: Path) -> int | None:
+    """Return where the outermost structures of a file say that it ends, None if they do not."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        file.seek(0)
+        if head[4:8] in ISO_BOXES:
+            return _walk_boxes(file, os.fstat(file.fileno()).st_size)
+        if head[:4] == b"\x1aE\xdf\xa3":
+            return _measure_matroska(file)
+        if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+            size = int.from_bytes(head[4:8], "little")
+            return None if size in (0, 0xFFFFFFFF) else 8 + size
+    return None
+
+
+def _walk_boxes(file: BinaryIO, n_bytes: int) -> int | None:
+    """Return the end of the last top-level box (ISO/IEC 14496-12, 4.2)."""
+    end = 0
+    while end + 8 <= n_bytes:
+        file.seek(end)
+        head = file.read(16)
+        size = int.from_bytes(head[:4], "big")
+        if size == 1:
+            size = int.from_bytes(head[8:16], "big")
+        if size == 0:
+            return n_bytes
+        if size < 8 or not head[4:8].isalnum():
+            return None
+        end += size
+    return end
+
+
+def _measure_matroska(file: BinaryIO) -> int | None:
+    """Return the end of the segment that follows the EBML header (RFC 8794, 4 and 5)."""
+    file.seek(4)
+    header_bytes = _read_ebml_size(file)
+    if header_bytes is None:
+        return None
+    file.seek(header_bytes, os.SEEK_CUR)
+    if file.read(4) != b"\x18S\x80g":
+        return None
+    size = _read_ebml_size(file)
+    return None if size is None else file.tell() + size
+
+
+def _read_ebml_size(file: BinaryIO) -> int | None:
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    n_more = 8 - first[0].bit_length()
+    size = int.from_bytes(bytes([first[0] & (0x7F >> n_more)]) + file.read(n_more), "big")
+    return None if size == (1 << 7 * (n_more + 1)) - 1 else size
+
+
+def open_container(path: Path, max_pixels: int, **options: str) -> Any:
+    """Open a container by absolute path; nothing in it can open another file or the network."""
+    try:
+        container = av.open(
+            os.path.abspath(path),  # noqa: PTH100 - keeps links, and makes `http:x.mp4` a file
+            options={"max_pixels": str(decoder_limit(max_pixels)), **options},
+            container_options={"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"},
+            metadata_errors="replace",
+        )
+    except MemoryError as error:
+        raise InputError(Reason.OUT_OF_MEMORY, "not enough memory to open the file") from error
+    except (av.FFmpegError, ValueError) as error:
+        raise _explain_open(path, error) from error
+    # Without this, containers that store no presentation times (AVI) get wrong ones made up.
+    container.flags &= ~av.container.Flags.gen_pts.value
+    return container
+
+
+def decoder_limit(max_pixels: int) -> int:
+    """Return the decoders' own limit, looser than ours since they count padded sizes."""
+    return 2 * max_pixels + 1024 * 1024
+
+
+def _explain_open(path: Path, error: Exception) -> InputError:
+    if isinstance(error, FileNotFoundError):
+        return InputError(Reason.VANISHED, "the file does not exist any more")
+    if isinstance(error, PermissionError):
+        return InputError(Reason.UNREADABLE, "no permission to read the file")
+    head = read_head(path)
+    if head[4:12] in IMAGE_BRANDS or head.startswith(IMAGE_MAGIC):
+        return InputError(Reason.NOT_MEDIA, "a picture, not a video: `batchfer images` takes it")
+    if head[4:8] in ISO_BOXES:
+        return InputError(Reason.TRUNCATED, "the index (moov) is missing: an incomplete file?")
+    if head.startswith((*VIDEO_MAGIC, b"RIFF")):
+        return InputError(Reason.CORRUPT, f"the container is damaged: {one_line(error)}")
+    return InputError(Reason.NOT_MEDIA, "not a video in a known format")
+
+
+def find_video_stream(container: Any) -> Any:
+    """Return the stream to analyze: the default one, else the first. Cover art is no video."""
+    disposition = av.stream.Disposition
+    streams = [s for s in container.streams.video if not s.disposition & disposition.attached_pic]
+    if not streams:
+        raise InputError(Reason.NO_VIDEO_STREAM, "the file holds no video")
+    stream = next((s for s in streams if s.disposition & disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise InputError(Reason.UNSUPPORTED, "no decoder for the video in the file")
+    return stream
+
+
+def find_origin(container: Any, stream: Any) -> Fraction:
+    """Return the time of the container's start in seconds, from which players count.
+
+    Sound often begins a little before zero, with samples that players drop; the picture then still
+    begins at zero.
+    """
+    starts = [
+        Fraction(other.start_time) * other.time_base
+        for other in container.streams
+        if other.start_time is not None and other.time_base
+    ]
+    if container.start_time is None:
+        return min(starts, default=Fraction(0))
+    origin = Fraction(container.start_time, av.time_base)
+    if origin < 0:
+        own = 0 if stream.start_time is None else stream.start_time * stream.time_base
+        return min(Fraction(own), Fraction(0))
+    # The container rounds to microseconds; a stream that begins there knows the exact time.
+    exact = [start for start in starts if abs(start - origin) <= Fraction(1, av.time_base)]
+    return min(exact, default=origin)
+
+
+def read_info(path: Path, container: Any, stream: Any, max_pixels: int) -> MediaInfo:
+    """Return what a container claims of its video stream."""
+    context = stream.codec_context
+    width, height = context.width, context.height
+    if not width or not height:
+        width, height = _read_stored_size(path)
+    check_frame_size(width, height, max_pixels)
+    fps = stream.average_rate or stream.guessed_rate
+    if fps is not None and not Fraction(1, 3600) <= fps <= 10_000:
+        fps = None
+    duration_s = None
+    if container.duration is not None and container.duration > 0:
+        duration_s = container.duration / av.time_base
+    n_frames = stream.frames if 0 < stream.frames < 2**40 else None
+    if n_frames is None and fps and duration_s:
+        n_frames = round(duration_s * fps)
+    return MediaInfo(
+        path=path,
+        width=width,
+        height=height,
+        fps=fps,
+        n_frames=n_frames,
+        duration_s=duration_s,
+        has_audio=bool(container.streams.audio),
+        codec=context.codec.canonical_name,
+        time_base=stream.time_base,
+        pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
+    )
+
+
+def _read_stored_size(path: Path) -> tuple[int, int]:
+    """Return the size that a container states although its decoder refused it."""
+    with open_container(path, 2**29, probesize="32", analyzeduration="0") as container:
+        context = find_video_stream(container).codec_context
+        return context.width, context.height
+
+
+def check_frame_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse video frames that are too large to decode or to encode."""
+    check_size(width, height, max_pixels)
+    if max(width, height) > MAX_FRAME_SIDE:
+        raise InputError(
+            Reason.TOO_LARGE, f"{width}x{height} pixels exceed {MAX_FRAME_SIDE} on a side"
+        )
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse pictures of more pixels than allowed."""
+    if width * height > max_pixels:
+        raise InputError(
+            Reason.TOO_LARGE, f"{width}x{height} pixels exceed --max-pixels {max_pixels}"
+        )

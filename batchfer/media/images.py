@@ -1,0 +1,163 @@
+"""Pictures read upright as RGB, and written."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from batchfer.errors import InputError, OutputError, Reason
+from batchfer.media.containers import (
+    IMAGE_BRANDS,
+    IMAGE_MAGIC,
+    ISO_BOXES,
+    VIDEO_MAGIC,
+    check_file,
+    check_size,
+    one_line,
+    read_head,
+)
+from batchfer.schema import Images, MediaInfo
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGE_PIXELS = 100_000_000
+"""Largest picture that is decoded by default."""
+
+IMAGE_FORMATS = (
+    "JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "AVIF", "HEIF", "JPEG2000", "PPM",
+    "TGA", "ICO", "PSD",
+)  # fmt: skip
+"""Pictures that may be opened; others that Pillow knows start programs (EPS) or are no photos."""
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What stands a picture with this EXIF orientation upright; Pillow turns counterclockwise."""
+
+_CLOCKWISE = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}
+
+
+def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInfo, Images]:
+    """Return a picture's facts and its pixels ``(H,W,3)`` RGB, upright.
+
+    Transparent parts become white, an animation gives its first frame, deep grey is scaled to
+    eight bits.
+
+    Raises:
+        InputError: The file is not a picture, too large, or damaged.
+    """
+    check_file(path)
+    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit. What it
+    # warns of and logs is either an error below or of no consequence.
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
+        pillow.setLevel(logging.CRITICAL)  # not each time: it goes through all loggers there are
+    try:
+        with _open_image(path) as picture:
+            check_size(picture.width, picture.height, max_pixels)
+            codec = (picture.format or "").lower()
+            picture.load()
+            orientation = _read_orientation(picture)
+            upright = picture.transpose(_TURNS[orientation]) if orientation > 1 else picture
+            image = _to_rgb(upright)
+    except UnidentifiedImageError as error:
+        raise _explain_image(path) from error
+    except Image.DecompressionBombError as error:
+        raise InputError(Reason.TOO_LARGE, f"exceeds the limit of {max_pixels} pixels") from error
+    except MemoryError as error:
+        raise InputError(Reason.OUT_OF_MEMORY, "not enough memory to decode it") from error
+    except InputError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to.
+        detail = one_line(error)
+        is_short = any(word in detail.lower() for word in ("truncated", "end of", "not enough"))
+        reason = Reason.TRUNCATED if is_short else Reason.CORRUPT
+        raise InputError(reason, f"the picture is damaged: {detail}") from error
+    height, width = image.shape[:2]
+    rotation = _CLOCKWISE.get(orientation, 0)
+    return MediaInfo(path, width, height, n_frames=1, rotation=rotation, codec=codec), image
+
+
+def _open_image(path: Path) -> Image.Image:
+    if read_head(path)[4:8] == b"ftyp":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = [name for name in IMAGE_FORMATS if name != "HEIF" or name in Image.OPEN]
+    return Image.open(path, formats=known)
+
+
+def _explain_image(path: Path) -> InputError:
+    head = read_head(path)
+    is_picture = head[4:12] in IMAGE_BRANDS or head[8:12] == b"WEBP"
+    if is_picture or head.startswith(IMAGE_MAGIC):
+        return InputError(Reason.CORRUPT, "the picture is incomplete or damaged at its start")
+    if head[4:8] in ISO_BOXES or head.startswith(VIDEO_MAGIC) or head[8:12] == b"AVI ":
+        return InputError(Reason.NOT_MEDIA, "a video, not a picture: `batchfer video` takes it")
+    return InputError(Reason.NOT_MEDIA, "not a picture in a known format")
+
+
+def _read_orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; a broken EXIF block is no reason to lose a picture."""
+    try:
+        orientation = int(picture.getexif().get(0x0112, 1))
+    except Exception as error:
+        logger.debug("EXIF: %s", error)
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _to_rgb(picture: Image.Image) -> Images:
+    if picture.mode.startswith(("I", "F")):
+        return _scale_grey(np.asarray(picture))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return np.array(picture.convert("RGB"))
+
+
+def _scale_grey(grey: npt.NDArray[Any]) -> Images:
+    """Return grey of more than 8 bits as RGB, scaled from the depth that its values need."""
+    values = np.nan_to_num(grey.astype(np.float64), posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    tops = [1.0] if grey.dtype.kind == "f" else []
+    tops += [2.0**bits - 1 for bits in (8, 10, 12, 14, 16)]
+    scale = 255.0 / next((limit for limit in tops if top <= limit), top)
+    scaled = np.rint(values * scale).clip(0, 255).astype(np.uint8)
+    return np.repeat(scaled[:, :, None], 3, axis=2)
+
+
+def write_image(path: Path, image: Images) -> None:
+    """Write a picture ``(H,W,3)`` RGB in the format of its suffix, JPEG if that names none.
+
+    JPEG and WebP are written at quality 92.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    formats: dict[str, tuple[str, dict[str, Any]]] = {
+        ".png": ("PNG", {}),
+        ".webp": ("WEBP", {"quality": 92}),
+        ".bmp": ("BMP", {}),
+        ".dib": ("DIB", {}),
+        ".tif": ("TIFF", {"compression": "tiff_deflate"}),
+        ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
+    }
+    name, options = formats.get(path.suffix.lower(), ("JPEG", {"quality": 92}))
+    try:
+        Image.fromarray(image).save(path, format=name, **options)
+    except OSError as error:
+        raise OutputError(f"cannot write the picture: {one_line(error)}") from error

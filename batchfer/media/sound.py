@@ -1,0 +1,145 @@
+"""The sound of a clip, copied or encoded beside its annotated frames."""
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import av
+
+from batchfer.errors import InputError, Reason
+from batchfer.media.clock import MAX_GAP_S
+from batchfer.media.containers import (
+    MAX_FRAME_PIXELS,
+    find_origin,
+    find_video_stream,
+    one_line,
+    open_container,
+)
+
+logger = logging.getLogger(__name__)
+
+AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
+"""Sound that is copied into MP4 as it is; any other is encoded as AAC."""
+
+
+class Sound:
+    """The sound of a source, muxed piece by piece beside the video."""
+
+    def __init__(self, path: Path, output: Any, mode: Literal["copy", "encode"]) -> None:
+        """Open the clip a second time, for its sound alone."""
+        self._source = open_container(path, MAX_FRAME_PIXELS)
+        self._output = output
+        audio = self._source.streams.audio[0]
+        if audio.codec_context is None:
+            raise InputError(Reason.UNSUPPORTED, "no decoder for the sound")
+        self._origin = find_origin(self._source, find_video_stream(self._source))
+        self._resampler: Any = None
+        self._form: tuple[str, str, int] | None = None
+        if mode == "copy":
+            name = audio.codec_context.codec.canonical_name
+            if name not in AUDIO_IN_MP4:
+                raise ValueError(f"MP4 does not carry {name}")
+            self._stream = output.add_stream_from_template(audio)
+        else:
+            rate = audio.codec_context.sample_rate
+            rate = rate if rate in (16_000, 22_050, 24_000, 32_000, 44_100, 48_000) else 48_000
+            layout = "mono" if audio.codec_context.channels == 1 else "stereo"
+            self._stream = output.add_stream("aac", rate=rate, layout=layout)
+            self._stream.bit_rate = 128_000
+            self._target = {"format": "fltp", "layout": layout, "rate": rate}
+            self._resampler = av.AudioResampler(**self._target)
+        self._input = audio
+        self._packets = self._read()
+        self._time_s = -math.inf
+        self._last_dts: int | None = None
+
+    def mux(self, until_s: float) -> None:
+        """Write the sound up to a time, all of it if that is infinite."""
+        while self._time_s < until_s:
+            try:
+                packet = next(self._packets, None)
+            except (av.FFmpegError, ValueError) as error:
+                logger.warning("the sound is damaged and ends early: %s", one_line(error))
+                packet = None
+            if packet is None:
+                self._time_s = math.inf
+                return
+            self._time_s = float(packet.dts * packet.time_base)
+            # Decoding times must rise; damaged sound loses a packet rather than the whole video.
+            if self._last_dts is not None and packet.dts <= self._last_dts:
+                continue
+            self._last_dts = packet.dts
+            packet.stream = self._stream
+            try:
+                self._output.mux(packet)
+            except (av.error.ArgumentError, av.error.InvalidDataError) as error:
+                logger.debug("sound at %.3f s: %s", self._time_s, error)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def _read(self) -> Iterator[Any]:
+        if self._resampler is None:
+            yield from self._copy()
+            return
+        for frame in self._decode():
+            yield from self._stream.encode(frame)
+        yield from self._stream.encode(None)
+
+    def _demux(self) -> Iterator[Any]:
+        """Yield the packets of the sound; where joined recordings start anew, times run on."""
+        shift = 0
+        expected: int | None = None
+        for _ in range(100):
+            try:
+                for packet in self._source.demux(self._input):
+                    if packet.dts is not None:
+                        packet.dts += shift
+                        slack, gap = (round(s / packet.time_base) for s in (0.5, MAX_GAP_S))
+                        if expected is not None and not -slack <= packet.dts - expected <= gap:
+                            shift += expected - packet.dts
+                            packet.dts = expected
+                        expected = packet.dts + (packet.duration or 0)
+                        if packet.pts is not None:
+                            packet.pts += shift
+                    yield packet
+                return
+            except av.FFmpegError as error:
+                logger.debug("demuxing sound: %s", error)
+
+    def _copy(self) -> Iterator[Any]:
+        end = None
+        if self._input.duration is not None:
+            end = (self._input.start_time or 0) + self._input.duration
+        for packet in self._demux():
+            if packet.dts is None or not packet.size:
+                continue
+            pts = packet.dts if packet.pts is None else packet.pts
+            # An edit list may end within the last packet.
+            if end is not None and packet.duration and pts < end < pts + packet.duration:
+                packet.duration = end - pts
+            shift = round(self._origin / packet.time_base)
+            packet.pts, packet.dts = pts - shift, packet.dts - shift
+            yield packet
+
+    def _decode(self) -> Iterator[Any]:
+        """Yield resampled frames whose times count from the container's start."""
+        for packet in self._demux():
+            try:
+                frames = packet.decode()
+            except av.FFmpegError as error:
+                logger.debug("sound at %s: %s", packet.pts, error)
+                continue
+            for frame in frames:
+                if frame.pts is not None:
+                    frame.pts -= round(self._origin / frame.time_base)
+                form = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if form != self._form and self._form is not None:
+                    yield from self._resampler.resample(None)
+                    self._resampler = av.AudioResampler(**self._target)
+                self._form = form
+                yield from self._resampler.resample(frame)
+        yield from self._resampler.resample(None)

@@ -1,0 +1,262 @@
+"""A timeline in the formats of other tools, for the people who already work in them.
+
+What the tools measure and batchfer does not, such as action units, gaze and 3-D pose, is left out,
+never made up. Tables keep every frame and the raw probabilities; annotations are the smoothed
+segments of `batchfer.timeline.segments.find_segments`.
+"""
+
+import html
+import mimetypes
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from batchfer.errors import UsageError
+from batchfer.files import atomic_write
+from batchfer.schema import EMOTIONS, MediaInfo, Timeline
+from batchfer.timeline.files import write_csv
+from batchfer.timeline.segments import SMOOTHING_S, find_segments, row_durations
+from batchfer.timeline.table import assign_people, name_persons
+
+FORMATS: Mapping[str, str] = {
+    "pyfeat": ".csv",
+    "openface": ".csv",
+    "fer": ".csv",
+    "srt": ".srt",
+    "vtt": ".vtt",
+    "eaf": ".eaf",
+    "textgrid": ".TextGrid",
+    "otio": ".otio",
+}
+"""Every format by its name on the command line, with the suffix of its files."""
+
+FER_MOST_PERSONS = 100
+"""fer's table has eight columns a person; beyond this nobody can read it."""
+
+_PYFEAT_EMOTIONS = {
+    "angry": "anger",
+    "disgust": "disgust",
+    "fear": "fear",
+    "happy": "happiness",
+    "sad": "sadness",
+    "surprise": "surprise",
+    "neutral": "neutral",
+}
+
+_MARKER_COLORS = {
+    "angry": "RED",
+    "disgust": "GREEN",
+    "fear": "PURPLE",
+    "happy": "YELLOW",
+    "sad": "BLUE",
+    "surprise": "ORANGE",
+    "neutral": "WHITE",
+}
+"""Names of `opentimelineio.schema.MarkerColor`."""
+
+
+def export_timeline(
+    timeline: Timeline,
+    to: str,
+    path: Path,
+    people: Mapping[int, str] | None = None,
+    seconds: float = SMOOTHING_S,
+) -> None:
+    """Write a timeline to ``path`` in the format ``to``, one of `FORMATS`.
+
+    ``people`` names faces as `batchfer.timeline.table.assign_people` does; ``seconds`` is the
+    smoothing of the formats that hold segments.
+
+    Raises:
+        UsageError: the format is unknown, the file name has another suffix, the timeline has no
+            times, or it has more persons than the format can carry.
+        OutputError: the file cannot be written.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"{to} is no export format; choose one of {', '.join(FORMATS)}")
+    if path.suffix != FORMATS[to]:
+        raise UsageError(f"{path.name}: a file in the format {to} ends in {FORMATS[to]}")
+    table = timeline.table
+    if table["timestamp"].isna().any():
+        raise UsageError("only the timeline of a video can be exported: this table has no times")
+    if people is not None:
+        table = assign_people(table, people)
+    tables: Mapping[str, Callable[[pd.DataFrame, MediaInfo], pd.DataFrame]] = {
+        "pyfeat": _tabulate_pyfeat,
+        "openface": _tabulate_openface,
+        "fer": _tabulate_fer,
+    }
+    annotations: Mapping[str, Callable[[pd.DataFrame, MediaInfo, float, Path], None]] = {
+        "srt": _write_subtitles,
+        "vtt": _write_subtitles,
+        "eaf": _write_elan,
+        "textgrid": _write_textgrid,
+        "otio": _write_otio,
+    }
+    with atomic_write(path) as temporary:
+        if to in tables:
+            write_csv(tables[to](table, timeline.media), temporary)
+        else:
+            times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
+            end = max(float(times.max(initial=0.0)), timeline.media.duration_s or 0.0)
+            annotations[to](find_segments(table, seconds), timeline.media, end, temporary)
+
+
+def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+    """Return the columns of py-feat's ``Fex``: a row per face, one of nulls where there is none."""
+    boxes = {
+        "x": "FaceRectX",
+        "y": "FaceRectY",
+        "width": "FaceRectWidth",
+        "height": "FaceRectHeight",
+        "face_score": "FaceScore",
+    }
+    told = pd.DataFrame({"input": media.path.name, "frame": table["frame"]}, index=table.index)
+    told["timestamp"] = table["timestamp"]
+    whole = np.floor(table["timestamp"]).astype("int64")
+    told["approx_time"] = [f"{second // 60:02d}:{second % 60:02d}" for second in whole]
+    for ours, theirs in {**boxes, **_PYFEAT_EMOTIONS}.items():
+        told[theirs] = table[ours]
+    told["Identity"] = name_persons(table)
+    return told
+
+
+def _tabulate_openface(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+    """Return the first columns of OpenFace 2, then our probabilities; frames count from 1."""
+    found = table["face_score"].notna()
+    told = pd.DataFrame({"frame": table["frame"] + 1}, index=table.index)
+    told["face_id"] = table["face_id"].fillna(0)
+    told["timestamp"] = table["timestamp"]
+    told["confidence"] = table["face_score"].fillna(0)
+    told["success"] = found.astype("int64")
+    return told.join(table[list(EMOTIONS)])
+
+
+def _tabulate_fer(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+    """Return fer's wide table: a row per frame, ``box0, angry0, ..., box1, ...`` per person.
+
+    Persons are numbered in order of appearance and keep their number, which fer's own do not.
+    """
+    names = name_persons(table)
+    persons, found = pd.factorize(names)
+    if len(found) > FER_MOST_PERSONS:
+        raise UsageError(
+            f"fer's wide table holds {FER_MOST_PERSONS} persons at most, not {len(found)}; "
+            "join faces with --people, or choose another format"
+        )
+    frames = table[["frame", "timestamp"]].drop_duplicates("frame").set_index("frame")
+    parts = [frames]
+    for person in range(len(found)):
+        mine = table[persons == person].drop_duplicates("frame").set_index("frame")
+        corners = mine[["x", "y", "width", "height"]].round().astype("int64").to_numpy().tolist()
+        part = pd.DataFrame({"box": pd.array(list(map(str, corners)), "string")}, mine.index)
+        part[list(EMOTIONS)] = mine[list(EMOTIONS)]
+        parts.append(part.add_suffix(str(person)))
+    return pd.concat(parts, axis=1).reset_index()
+
+
+def _to_milliseconds(segments: pd.DataFrame) -> list[tuple[int, int]]:
+    """Return start and end of every segment; a lone frame lasts 1 ms, as no format allows 0."""
+    start = np.round(segments["start"] * 1000).astype("int64")
+    end = np.maximum(np.round(segments["end"] * 1000).astype("int64"), start + 1)
+    return list(zip(start.tolist(), end.tolist(), strict=True))
+
+
+def _write_subtitles(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+    """Write SubRip or WebVTT, a cue per segment; persons are named where there are several."""
+    webvtt = path.suffix == ".vtt"
+    several = segments["person"].nunique() > 1
+    cues = ["WEBVTT\n"] if webvtt else []
+    rows = zip(
+        _to_milliseconds(segments),
+        segments["person"],
+        segments["emotion"],
+        segments["mean_confidence"],
+        strict=True,
+    )
+    for number, (span, person, emotion, confidence) in enumerate(rows, 1):
+        start, end = (_to_clock(ms, "." if webvtt else ",") for ms in span)
+        text = f"{emotion} {100 * confidence:.0f} %"
+        if several:
+            name = " ".join(person.split())
+            # SubRip has no entities.
+            text = f"{html.escape(name, quote=False) if webvtt else name}: {text}"
+        cues.append(f"{number}\n{start} --> {end}\n{text}\n")
+    path.write_text("\n".join(cues), encoding="utf-8", newline="\n")
+
+
+def _to_clock(ms: int, point: str) -> str:
+    minutes, ms = divmod(ms, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{ms // 1000:02d}{point}{ms % 1000:03d}"
+
+
+def _find_way(document: Path, media: Path) -> str:
+    """Return the relative path from where a document lies to its clip."""
+    return Path(os.path.relpath(media.resolve(), document.resolve().parent)).as_posix()
+
+
+def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+    """Write an ELAN document with a tier per person, linked to the clip by its name."""
+    from pympi.Elan import Eaf, to_eaf
+
+    document = Eaf(author="batchfer")
+    document.remove_tier("default")
+    mime = mimetypes.guess_type(media.path.name)[0] or "video/unknown"
+    near = url = f"./{media.path.name}"
+    if media.path.is_file():
+        url = media.path.resolve().as_uri()
+        near = f"./{_find_way(path, media.path)}"
+    document.add_linked_file(url, relpath=near, mimetype=mime)
+    for person, part in segments.groupby("person", sort=False):
+        document.add_tier(person)
+        for (start, end), emotion in zip(_to_milliseconds(part), part["emotion"], strict=True):
+            document.add_annotation(person, start, end, emotion)
+    to_eaf(path, document)
+
+
+def _write_textgrid(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+    """Write a Praat TextGrid with an interval tier per person, blank where nobody is seen."""
+    from praatio.data_classes.interval_tier import IntervalTier
+    from praatio.data_classes.textgrid import Textgrid
+
+    grid = Textgrid()
+    end_s = max(end_s, 0.001)
+    parts = segments.groupby("person", sort=False) if len(segments) else [("no face", segments)]
+    for person, part in parts:
+        spans = [(start / 1000, end / 1000) for start, end in _to_milliseconds(part)]
+        entries = [(*span, emotion) for span, emotion in zip(spans, part["emotion"], strict=True)]
+        grid.addTier(IntervalTier(person, entries, 0.0, end_s), reportingMode="silence")
+    grid.save(str(path), format="long_textgrid", includeBlankSpaces=True, reportingMode="silence")
+
+
+def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+    """Write an OpenTimelineIO timeline: the clip on one track, with a coloured marker a segment."""
+    import opentimelineio as otio
+
+    rate = float(media.fps) if media.fps else 1000.0
+
+    def span(start_s: float, end_s: float) -> otio.opentime.TimeRange:
+        start, end = round(start_s * rate), max(round(end_s * rate), round(start_s * rate) + 1)
+        return otio.opentime.TimeRange(
+            otio.opentime.RationalTime(start, rate), otio.opentime.RationalTime(end - start, rate)
+        )
+
+    name = media.path.name
+    whole = span(0.0, end_s)
+    target = _find_way(path, media.path) if media.path.is_file() else name
+    reference = otio.schema.ExternalReference(target_url=target, available_range=whole)
+    clip = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
+    for segment in segments.to_dict("records"):
+        marker = otio.schema.Marker(
+            name=f"{segment['person']}: {segment['emotion']}",
+            marked_range=span(segment["start"], segment["end"]),
+            color=_MARKER_COLORS[segment["emotion"]],
+            metadata={"batchfer": segment},
+        )
+        clip.markers.append(marker)
+    track = otio.schema.Track(name="faces", kind=otio.schema.TrackKind.Video, children=[clip])
+    timeline = otio.schema.Timeline(name=name, tracks=[track])
+    otio.adapters.write_to_file(timeline, str(path), adapter_name="otio_json")

@@ -1,0 +1,333 @@
+"""The charts of a video's report."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from batchfer.faces.quality import find_issues
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, Integers, Times
+from batchfer.timeline.segments import frame_durations, row_durations, smooth
+from batchfer.timeline.summaries import bin_timeline
+
+DRAWN_ROWS = 30_000
+"""Points in time that all charts of a page hold together, which bounds its size."""
+
+DRAWN_INTERVALS = 2_000
+"""Stretches of time that one row of a chart draws."""
+
+OVERVIEW_BINS = 240
+"""Parts of the clip of which the overview shows the shares of the emotions."""
+ISSUES = ("no_face", "small", "blurred", "turned", "uncertain")
+
+
+@dataclass(frozen=True)
+class DrawnClip:
+    """The analyzed part of a clip in s: its bounds, and how long a face was on screen."""
+
+    start_s: float
+    end_s: float
+    face_s: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it is."""
+        return self.end_s - self.start_s
+
+
+def draw_charts(
+    table: pd.DataFrame, persons: Sequence[str], clip: DrawnClip, smooth_s: float
+) -> str:
+    """Return, as JSON, all charts of a clip: empty if nothing was analyzed.
+
+    ``document`` is Bokeh's, ``roots`` tells which element each chart goes into, and ``lanes`` holds
+    the rows of every person, of which the page draws as many as there is room for. The horizontal
+    axis is in ms, for Bokeh's time ticks.
+    """
+    if table.empty:
+        return ""
+    # Bokeh takes half a second to import, which only a report shall pay for.
+    from bokeh.document import Document
+    from bokeh.models import Range1d
+
+    start, end = 1000 * clip.start_s, 1000 * max(clip.end_s, clip.start_s + 0.04)
+    shared = Range1d(start, end, bounds=(start, end), min_interval=min(400.0, end - start))
+    figures: dict[str, Any] = {}
+    lanes: dict[str, Any] = {}
+    if persons:
+        figures["overview"] = _draw_overview(table, persons, shared, smooth_s)
+        faces = smooth(table, smooth_s)
+        faces = faces.assign(flags=_pack_issues(table), duration=row_durations(table))
+        faces = faces[faces["emotion"].notna()]
+        for index, person in enumerate(persons):
+            mine = faces[faces["person"] == person].sort_values("timestamp", kind="stable")
+            figures[f"lane-{index}"] = _draw_lane(shared)
+            rows = _thin_lane(mine, smooth_s, DRAWN_ROWS // len(persons))
+            lanes[f"lane-{index}"] = {name: _encode_array(column) for name, column in rows.items()}
+    figures["quality"] = _draw_quality(table, shared)
+    document = Document()
+    with document.models.freeze():  # else each chart has all that came before counted again
+        for name, figure in figures.items():
+            figure.name = name
+            document.add_root(figure)
+    roots = [{"id": figure.id, "element": f"chart-{name}"} for name, figure in figures.items()]
+    content = {"document": document.to_json(deferred=False), "roots": roots}
+    return json.dumps(_renumber(content, {}) | {"lanes": lanes}, separators=(",", ":"))
+
+
+def _renumber(node: Any, names: dict[str, str]) -> Any:
+    """Return a Bokeh document with its models numbered from 0: the same page for the same input.
+
+    Bokeh counts the models of a process, however many documents they belong to.
+    """
+    if isinstance(node, dict):
+        return {
+            key: names.setdefault(value, f"m{len(names)}")
+            if key == "id"
+            else _renumber(value, names)
+            for key, value in node.items()
+        }
+    if isinstance(node, list | tuple):
+        return [_renumber(value, names) for value in node]
+    return node
+
+
+def _encode_array(array: npt.NDArray[Any]) -> str:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode()
+
+
+def _pack_issues(table: pd.DataFrame) -> npt.NDArray[np.uint8]:
+    issues = find_issues(table)
+    bits = sum(issues[name].to_numpy(np.uint8) << bit for bit, name in enumerate(ISSUES))
+    return np.asarray(bits, np.uint8)
+
+
+def select_peaks(times: Times, values: npt.NDArray[np.floating], n_rows: int) -> Integers:
+    """Return at most about ``n_rows`` rows of ``values (N,C)`` that keep every peak, ascending.
+
+    Time is cut into equal buckets; of each, the rows with the least and the greatest value of
+    every column stay. What is drawn are therefore true rows, and the extremes of any stretch of
+    time longer than a bucket are exact. ``times (N,)`` must not decrease.
+    """
+    if len(times) <= n_rows:
+        return np.arange(len(times))
+    span = max(times[-1] - times[0], 1e-9)
+    n_buckets = max(1, n_rows // 3)
+    while True:
+        bucket = np.minimum((times - times[0]) / span * n_buckets, n_buckets - 1).astype(np.int64)
+        first = np.flatnonzero(np.diff(bucket, prepend=-1))
+        kept = np.zeros(len(times), bool)
+        kept[[0, -1]] = True
+        for column in values.T:
+            order = np.lexsort((column, bucket))
+            kept[order[first]] = True
+            kept[order[np.append(first[1:], len(order)) - 1]] = True
+        if kept.sum() <= n_rows or n_buckets == 1:
+            return np.flatnonzero(kept)
+        n_buckets = max(1, int(n_buckets * min(0.9, n_rows / kept.sum())))
+
+
+def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns of one person's chart: times in ms, probabilities times 65535.
+
+    Where the person is away, two rows of zeros with ``frame`` -1 bring the areas down and up again.
+    """
+    times = faces["timestamp"].to_numpy(np.float64)
+    ends = times + np.maximum(faces["duration"].to_numpy(np.float64), 1e-3)
+    values = faces[list(EMOTIONS)].to_numpy(np.float32)
+    # Absences too short to be seen are not worth two rows.
+    shortest = max(smooth_s, 4 * (ends[-1] - times[0]) / n_rows)
+    away = np.flatnonzero(times[1:] - ends[:-1] > shortest)
+    first, last = np.append(0, away + 1), np.append(away, len(times) - 1)
+    rows = np.union1d(select_peaks(times, values, n_rows), np.append(first, last))
+    # A stretch is: nothing, its rows, its last row again when that frame ends, nothing.
+    x = np.concatenate([times[first], times[rows], ends[last], ends[last]])
+    source = np.concatenate([first, rows, last, last])
+    part = np.repeat([0, 1, 2, 3], [len(first), len(rows), len(last), len(last)])
+    order = np.lexsort((part, x))
+    shown = np.isin(part, (1, 2))[order]
+    source = source[order]
+    drawn = np.where(shown[:, None], np.round(65535 * values[source]), 0).astype(np.uint16)
+    return {
+        "x": 1000 * x[order],
+        "frame": np.where(shown, faces["frame"].to_numpy(np.int32)[source], -1),
+        "flags": np.where(shown, faces["flags"].to_numpy(np.uint8)[source], 0),
+        **{name: drawn[:, index] for index, name in enumerate(EMOTIONS)},
+    }
+
+
+_INK = "#767b84"
+"""Of axes and their labels: legible on the light page, on the dark one, and on paper."""
+
+
+def _make_figure(height: int, x_range: Any, y_range: tuple[float, float]) -> Any:
+    """Return an empty chart over time, with the line that follows the video."""
+    from bokeh.models import DatetimeTickFormatter, Span
+    from bokeh.plotting import figure
+
+    chart = figure(
+        height=height,
+        sizing_mode="stretch_width",
+        x_axis_type="datetime",
+        x_range=x_range,
+        y_range=y_range,
+        tools="",
+        toolbar_location=None,
+        min_border_left=70,
+        min_border_right=24,
+        background_fill_alpha=0,
+        border_fill_alpha=0,
+        outline_line_color=None,
+        lod_threshold=None,
+    )
+    cursor = Span(dimension="height", location=x_range.start, line_width=2, visible=False)
+    cursor.level = "overlay"
+    chart.add_layout(cursor)
+    hours = x_range.end >= 3_600_000
+    clock = "%H:%M:%S" if hours else "%M:%S"
+    chart.xaxis.formatter = DatetimeTickFormatter(
+        milliseconds=f"{clock}.%3N",
+        **{unit: clock for unit in ("seconds", "minsec", "minutes", "hourmin", "hours", "days")},
+    )
+    for axis in chart.axis:
+        axis.major_label_text_color = _INK
+        axis.major_label_text_font_size = "11px"
+        axis.axis_line_color = axis.major_tick_line_color = _INK
+        axis.minor_tick_line_color = None
+        axis.axis_line_alpha = axis.major_tick_line_alpha = 0.5
+    chart.grid.grid_line_color = "#808080"
+    chart.grid.grid_line_alpha = 0.25
+    return chart
+
+
+def _label_rows(chart: Any, labels: Sequence[str]) -> None:
+    """Name the rows of a chart, of which the first is at the top."""
+    positions = [len(labels) - 1 - index for index in range(len(labels))]
+    chart.yaxis.ticker = positions
+    chart.yaxis.major_label_overrides = {
+        position: label if len(label) <= 11 else f"{label[:10]}…"
+        for position, label in zip(positions, labels, strict=True)
+    }
+    chart.yaxis.major_tick_line_color = chart.yaxis.axis_line_color = None
+    chart.ygrid.grid_line_color = None
+
+
+def _draw_overview(
+    table: pd.DataFrame, persons: Sequence[str], x_range: Any, smooth_s: float
+) -> Any:
+    """Return the strip with a row per person, on which the window of all charts is chosen.
+
+    A row shows which emotions were dominant for what part of each `OVERVIEW_BINS`-th of the clip.
+    """
+    from bokeh.models import Range1d, RangeTool
+
+    n_persons = len(persons)
+    whole = Range1d(x_range.start, x_range.end)
+    chart = _make_figure(46 + 24 * n_persons, whole, (-0.5, n_persons - 0.5))
+    _label_rows(chart, persons)
+    seconds = (x_range.end - x_range.start) / 1000 / OVERVIEW_BINS
+    # Bins are counted from 0 s, and a clip may be a short piece of a long one.
+    start = table["timestamp"].min()
+    bins = bin_timeline(table.assign(timestamp=table["timestamp"] - start), seconds, smooth_s)
+    bins = bins[bins["person"].isin(persons)]
+    row_of = {person: n_persons - 1 - index for index, person in enumerate(persons)}
+    bottom = bins["person"].map(row_of).to_numpy(np.float64) - 0.42
+    on_screen = np.minimum(bins["seconds_on_screen"].to_numpy(np.float64) / seconds, 1)
+    for emotion in EMOTIONS:
+        top = bottom + 0.84 * on_screen * bins[f"share_{emotion}"].to_numpy(np.float64)
+        shown = top - bottom > 1e-3
+        chart.quad(
+            left=1000 * (start + bins["bin_start"].to_numpy()[shown]),
+            right=1000 * (start + bins["bin_end"].to_numpy()[shown]),
+            bottom=bottom[shown],
+            top=top[shown],
+            fill_color=EMOTION_COLORS[emotion],
+            # Without a line of their own, bars side by side show seams.
+            line_color=EMOTION_COLORS[emotion],
+            line_width=1,
+            name=emotion,
+        )
+        bottom = top
+    window = RangeTool(x_range=x_range)
+    window.overlay.update(
+        inverted=True, fill_color=_INK, fill_alpha=0.5, line_color=_INK, line_alpha=1.0,
+        line_dash="solid", line_width=2,
+    )  # fmt: skip
+    chart.add_tools(window)
+    return chart
+
+
+def _draw_lane(x_range: Any) -> Any:
+    """Return the chart of one person, without its rows: all probabilities, stacked to 1."""
+    from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, WheelZoomTool
+
+    chart = _make_figure(170, x_range, (0.0, 1.0))
+    source = ColumnDataSource({name: [] for name in ("x", "label", "doubt", *EMOTIONS)})
+    colors = [EMOTION_COLORS[name] for name in EMOTIONS]
+    chart.varea_stack(list(EMOTIONS), x="x", color=colors, source=source, name=list(EMOTIONS))
+    chart.yaxis.ticker = [0, 0.5, 1]
+    chart.yaxis.major_label_overrides = {0: "0", 0.5: "50%", 1: "100%"}
+    # Areas know no rows to hover over; a line without ink does.
+    line = chart.line("x", 0.5, source=source, line_alpha=0, name="hover")
+    rows = "".join(
+        f'<div style="display:flex;gap:6px;align-items:center"><span style="width:62px">{name}'
+        f'</span><span style="width:90px"><i style="display:block;height:9px;border-radius:2px;'
+        f'background:{EMOTION_COLORS[name]};width:@{name}{{0%}}"></i></span>@{name}{{0%}}</div>'
+        for name in EMOTIONS
+    )
+    hover = HoverTool(
+        renderers=[line],
+        mode="vline",
+        line_policy="nearest",
+        attachment="horizontal",
+        tooltips=f'<div style="padding:4px;font:13px system-ui"><b>@label</b>{rows}@doubt</div>',
+    )
+    drag = BoxZoomTool(dimensions="width")
+    wheel = WheelZoomTool(dimensions="width", modifiers={"ctrl": True})
+    chart.add_tools(drag, wheel, hover)
+    chart.toolbar.active_drag = drag
+    chart.toolbar.active_scroll = wheel
+    return chart
+
+
+def _draw_quality(table: pd.DataFrame, x_range: Any) -> Any:
+    """Return the chart of when faces were missing or hard to read."""
+    issues = find_issues(table).groupby(table["frame"]).any()
+    times = table.groupby("frame")["timestamp"].first().to_numpy(np.float64)
+    durations = frame_durations(times)
+    chart = _make_figure(136, x_range, (-0.6, len(ISSUES) - 0.4))
+    _label_rows(chart, [name.replace("_", " ") for name in ISSUES])
+    stretches = [merge_intervals(times, durations, issues[name].to_numpy(bool)) for name in ISSUES]
+    rows = np.repeat(np.arange(len(ISSUES)), [len(starts) for starts, _ in stretches])
+    chart.hbar(
+        y=len(ISSUES) - 1 - rows,
+        left=1000 * np.concatenate([starts for starts, _ in stretches]),
+        right=1000 * np.concatenate([ends for _, ends in stretches]),
+        height=0.7,
+        fill_color=_INK,
+        fill_alpha=np.where(rows == ISSUES.index("no_face"), 0.45, 0.9),
+        line_color=None,
+    )
+    return chart
+
+
+def merge_intervals(
+    times: Times, durations: Times, mask: npt.NDArray[np.bool_]
+) -> tuple[Times, Times]:
+    """Return starts and ends ``(K,)`` in s of the stretches of frames ``(F,)`` that a mask picks.
+
+    Stretches too close to be told apart in a chart are one, so that K stays below
+    `DRAWN_INTERVALS`.
+    """
+    starts, ends = times[mask], (times + durations)[mask]
+    if not len(starts):
+        return starts, ends
+    apart = max(1e-3, 1.05 * (times[-1] - times[0]) / DRAWN_INTERVALS)
+    breaks = np.flatnonzero(starts[1:] - ends[:-1] > apart)
+    return starts[np.append(0, breaks + 1)], ends[np.append(breaks, len(ends) - 1)]

@@ -1,0 +1,244 @@
+"""The report of one video."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from batchfer.faces.quality import find_issues
+from batchfer.files import display_name
+from batchfer.results.report.charts import ISSUES, DrawnClip, draw_charts
+from batchfer.results.report.page import (
+    format_clock,
+    list_run_facts,
+    render_page,
+    weigh_shares,
+    write_page,
+)
+from batchfer.results.report.thumbnails import (
+    Thumbnail,
+    choose_persons,
+    choose_thumbnails,
+    cut_thumbnails,
+    to_uri,
+)
+from batchfer.schema import EMOTIONS, Timeline
+from batchfer.timeline.segments import SMOOTHING_S, frame_durations, row_durations
+from batchfer.timeline.summaries import summarize_people
+from batchfer.timeline.table import name_persons
+
+LISTED_PEOPLE = 100
+"""Persons in that table; of more, the page tells the number."""
+
+
+def write_report(
+    path: Path,
+    timeline: Timeline,
+    facts: Mapping[str, Any],
+    *,
+    source: Path | None = None,
+    video_href: str | None = None,
+    smooth_s: float = SMOOTHING_S,
+    summary: pd.DataFrame | None = None,
+) -> None:
+    """Write the page of one video.
+
+    Args:
+        path: Where the page goes.
+        timeline: The result, with the persons, quality columns and corrections that it has.
+        facts: The content of ``run.json``.
+        source: The video that the thumbnails are cut from; None for a page without thumbnails.
+        video_href: The relative link of the video that the page plays; None for no player.
+        smooth_s: The smoothing of everything that is drawn, in seconds.
+        summary: What `summarize_people` says with this smoothing, if it has been asked already.
+
+    Raises:
+        OutputError: The page cannot be written.
+    """
+    cut = None if source is None else partial(cut_thumbnails, source)
+    page = render_report(
+        timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
+    )
+    write_page(path, page)
+
+
+def render_report(
+    timeline: Timeline,
+    facts: Mapping[str, Any],
+    cut: Callable[[Sequence[Thumbnail]], Mapping[tuple[int, int], bytes]] | None = None,
+    *,
+    video_href: str | None = None,
+    smooth_s: float = SMOOTHING_S,
+    summary: pd.DataFrame | None = None,
+) -> str:
+    """Return the page of one video; see `write_report`.
+
+    ``cut`` gives JPEG pictures of faces by frame and face_id, as `cut_thumbnails`.
+    """
+    table = timeline.table.assign(person=name_persons(timeline.table))
+    clip = _measure_clip(table)
+    if summary is None:
+        summary = summarize_people(table, smooth_s)
+    shown = choose_persons(summary)
+    rest = summary.drop(shown.index).sort_values("seconds_on_screen", ascending=False)
+    chosen = choose_thumbnails(table, smooth_s, shown["person"])
+    thumbnails = {} if cut is None else cut(chosen)
+    portraits = {item.person: item for item in chosen if item.purpose == "person"}
+    lanes = [
+        _tell_person(row, clip.seconds, thumbnails.get(portraits[row["person"]].key))
+        | {"id": f"lane-{index}"}
+        for index, row in enumerate(shown.to_dict("records"))
+    ]
+    moments = [
+        {
+            "emotion": emotion,
+            "items": [
+                item._asdict() | {"image": to_uri(thumbnails.get(item.key))}
+                for item in chosen
+                if item.purpose == emotion
+            ],
+        }
+        for emotion in EMOTIONS
+    ]
+    charts = draw_charts(table, [lane["person"] for lane in lanes], clip, smooth_s)
+    return render_page(
+        "video.html.j2",
+        charts,
+        issues=_measure_issues(table),
+        title=_name_input(facts, timeline),
+        story=_tell_story(summary, clip),
+        frames=_count_frames(table, facts, timeline),
+        clip_facts=_list_clip_facts(facts, timeline, clip),
+        warnings=_list_warnings(facts),
+        lanes=lanes,
+        rest=[
+            _tell_person(row, clip.seconds, None)
+            for row in rest.head(LISTED_PEOPLE).to_dict("records")
+        ],
+        n_unlisted=max(0, len(rest) - LISTED_PEOPLE),
+        n_people=len(summary),
+        moments=[moment for moment in moments if moment["items"]],
+        run_facts=list_run_facts(facts),
+        smooth_s=smooth_s,
+        video_href=video_href,
+    )
+
+
+def _measure_clip(table: pd.DataFrame) -> DrawnClip:
+    if table.empty:
+        return DrawnClip(0.0, 0.0, 0.0)
+    times = table["timestamp"].to_numpy(np.float64)
+    durations = row_durations(table)
+    faces = table["emotion"].notna().to_numpy(bool)
+    _, first = np.unique(table["frame"].to_numpy(np.int64)[faces], return_index=True)
+    return DrawnClip(
+        float(times.min()), float((times + durations).max()), float(durations[faces][first].sum())
+    )
+
+
+def _measure_issues(table: pd.DataFrame) -> list[tuple[str, float]]:
+    """Return each issue that any face of a frame had, and its part of the time."""
+    issues = find_issues(table).groupby(table["frame"]).any()
+    durations = frame_durations(table.groupby("frame")["timestamp"].first().to_numpy(np.float64))
+    # A lone frame lasts 0 s; all the same it can be looked at.
+    weights = np.maximum(durations, 1e-9)
+    total = max(float(weights.sum()), 1e-9)
+    shares = {name: float(weights[issues[name].to_numpy(bool)].sum()) / total for name in ISSUES}
+    return [(name.replace("_", " "), share) for name, share in shares.items() if share > 0]
+
+
+def _tell_person(row: Mapping[Any, Any], clip_s: float, jpeg: bytes | None) -> dict[str, Any]:
+    shares = [(emotion, float(row[f"share_{emotion}"])) for emotion in EMOTIONS]
+    return {
+        **row,
+        "image": to_uri(jpeg),
+        "share_on_screen": row["seconds_on_screen"] / clip_s if clip_s else None,
+        "shares": sorted(shares, key=lambda pair: -pair[1]),
+    }
+
+
+def _tell_story(summary: pd.DataFrame, clip: DrawnClip) -> str:
+    """Return the clip in one or two sentences."""
+    if summary.empty:
+        return f"No face was found in {format_clock(clip.seconds)}."
+    seconds = summary["seconds_on_screen"].to_numpy()
+    n_people = len(summary)
+    who = "One person is" if n_people == 1 else f"{n_people} people are"
+    story = f"{who} on screen"
+    if clip.seconds > 0:
+        share = clip.face_s / clip.seconds
+        story += f" for {format_clock(clip.face_s)} of {format_clock(clip.seconds)} ({share:.0%})"
+    shares = weigh_shares(summary, np.maximum(seconds, 1e-9))
+    ranked = [pair for pair in sorted(shares.items(), key=lambda pair: -pair[1]) if pair[1] >= 0.05]
+    parts = [f"{emotion} ({share:.0%})" for emotion, share in ranked[:3]]
+    told = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 2 else ", ".join(parts)
+    return f"{story}: mostly {told}." if parts else f"{story}."
+
+
+def _name_input(facts: Mapping[str, Any], timeline: Timeline) -> str:
+    return display_name(str(facts.get("input") or timeline.media.path.name))
+
+
+def _count_frames(
+    table: pd.DataFrame, facts: Mapping[str, Any], timeline: Timeline
+) -> list[tuple[str, str, str]]:
+    """Return label, number and note of the steps that frames went through."""
+    told = facts.get("frames") or {}
+    analyzed = table["frame"].nunique()
+    with_face = table["frame"][table["emotion"].notna()].nunique()
+    declared = told.get("declared", timeline.media.n_frames)
+    decoded = told.get("decoded")
+    counts = []
+    if declared is not None:
+        counts.append(("declared", f"{declared:,}", "by the container"))
+    if decoded is not None:
+        corrupt, missing = told.get("corrupt") or 0, (declared or 0) - decoded
+        note = f"{corrupt:,} damaged" if corrupt else "none damaged"
+        options = facts.get("options") or {}
+        whole = options.get("start_s") is None and options.get("end_s") is None
+        if missing > 0 and whole:
+            note = f"{missing:,} fewer, {note}"
+        counts.append(("decoded", f"{decoded:,}", note))
+    note = f"{analyzed / decoded:.0%} of decoded" if decoded else ""
+    counts.append(("analyzed", f"{analyzed:,}", note))
+    note = f"{with_face / analyzed:.0%} of analyzed" if analyzed else ""
+    counts.append(("with a face", f"{with_face:,}", note))
+    return counts
+
+
+def _list_clip_facts(
+    facts: Mapping[str, Any], timeline: Timeline, clip: DrawnClip
+) -> list[tuple[str, str]]:
+    media = facts.get("media") or {}
+    info = timeline.media
+    width, height = media.get("width") or info.width, media.get("height") or info.height
+    duration_s = media.get("duration_s") or info.duration_s or clip.seconds
+    fps = media.get("fps") or info.fps
+    rotation = media.get("rotation", info.rotation)
+    listed = [("Length", format_clock(float(duration_s)))]
+    if width and height:
+        listed.append(("Size", f"{width} × {height} px"))  # noqa: RUF001
+    if fps:
+        number, _, divisor = str(fps).partition("/")
+        rate = f"{float(number) / float(divisor or 1):.4g} frames/s"
+        listed.append(("Rate", rate + (", variable" if media.get("variable_rate") else "")))
+    listed.append(("Rotation", f"turned upright by {rotation}°" if rotation else "none"))
+    if codec := media.get("codec") or info.codec:
+        sound = "with sound" if media.get("has_audio", info.has_audio) else "no sound"
+        listed.append(("Codec", f"{codec}, {sound}"))
+    return listed
+
+
+def _list_warnings(facts: Mapping[str, Any]) -> list[str]:
+    frames = facts.get("frames") or {}
+    warnings = []
+    if facts.get("status") not in (None, "ok", "skipped"):
+        reason = str(facts.get("reason") or facts["status"]).replace("_", " ")
+        detail = facts.get("detail")
+        warnings.append(f"Incomplete ({reason})" + (f": {detail}" if detail else ""))
+    elif frames.get("first_bad_s") is not None:
+        warnings.append(f"First damage at {format_clock(float(frames['first_bad_s']), 1)}")
+    return warnings

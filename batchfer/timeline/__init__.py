@@ -1,0 +1,1 @@
+"""The result table, and what follows from it in numbers."""

@@ -1,0 +1,143 @@
+"""Tables that users bring: people, participants, events."""
+
+import csv
+import io
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from batchfer.errors import UsageError
+from batchfer.files import display_name
+
+_log = logging.getLogger(__name__)
+
+
+def match_files(files: Iterable[str], names: Sequence[str], warn: bool = True) -> list[str | None]:
+    """Return the recording that each file of a user's table means, None where there is none.
+
+    ``names`` are the recordings' paths below the given folder. A file may be such a path, its last
+    parts, or these without the ending; it must mean one recording only. With ``warn`` those that
+    mean none are named.
+    """
+    endings: dict[str, set[str]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for first in range(len(parts)):
+            whole = PurePosixPath(*parts[first:])
+            for ending in {str(whole), str(whole.with_suffix(""))}:
+                endings.setdefault(ending, set()).add(name)
+    found: list[str | None] = []
+    for file in files:
+        wanted = str(PurePosixPath(file.replace("\\", "/")))
+        meant = {wanted} if wanted in names else endings.get(wanted, set())
+        if len(meant) > 1:
+            one, other, *_ = sorted(meant)
+            raise UsageError(f"the file {file} may be {one} or {other}; give more of its path")
+        if not meant and warn:
+            _log.warning("no recording is called %s", file)
+        found.append(next(iter(meant), None))
+    return found
+
+
+def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return the events of every recording that has any, by its name, see `match_files`."""
+    meant = pd.Series(match_files(events["file"], names), events.index, dtype="string")
+    return {
+        str(name): part.reset_index(drop=True) for name, part in events.groupby(meant, sort=False)
+    }
+
+
+def read_people(path: Path) -> dict[int, str]:
+    """Return the name of every ``face_id`` that a user's ``people.csv`` lists."""
+    people: dict[int, str] = {}
+    for line, row in _read_rows(path, ("face_id", "name")):
+        try:
+            face_id = int(row["face_id"])
+        except ValueError:
+            raise UsageError(
+                f"{display_name(path)}, line {line}: {row['face_id']!r} is no face_id"
+            ) from None
+        if not row["name"].strip():
+            raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has no name")
+        if not row["name"].isprintable():
+            raise UsageError(
+                f"{display_name(path)}, line {line}: {row['name']!r} has an unprintable character"
+            )
+        if people.setdefault(face_id, row["name"]) != row["name"]:
+            raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has a second name")
+    return people
+
+
+def read_participants(path: Path) -> pd.DataFrame:
+    """Return a user's ``participants.csv``: ``file`` and any other columns, all of them text."""
+    rows = [row for _, row in _read_rows(path, ("file",))]
+    columns = list(rows[0]) if rows else ["file"]
+    return pd.DataFrame(rows, columns=columns, dtype="string")
+
+
+def read_events(path: Path) -> pd.DataFrame:
+    """Return a user's ``events.csv``: ``file, name, start, end``, times in seconds.
+
+    A time is a number of seconds (``90``, ``90.5``) or a clock (``01:30.5``, ``00:01:30.5``).
+    """
+    rows = []
+    for line, row in _read_rows(path, ("file", "name", "start", "end")):
+        try:
+            start, end = _parse_seconds(row["start"]), _parse_seconds(row["end"])
+        except ValueError as error:
+            raise UsageError(f"{display_name(path)}, line {line}: {error}") from None
+        if not end > start:
+            raise UsageError(
+                f"{display_name(path)}, line {line}: {row['name']} ends before it starts"
+            )
+        rows.append((row["file"], row["name"], start, end))
+    events = pd.DataFrame(rows, columns=["file", "name", "start", "end"])
+    return events.astype({"file": "string", "name": "string", "start": float, "end": float})
+
+
+def _parse_seconds(text: str) -> float:
+    if not re.fullmatch(r"(\d+:){0,2}\d+([.,]\d*)?s?", text):
+        raise ValueError(f"{text!r} is no time; write seconds (90.5) or a clock (00:01:30.5)")
+    seconds = 0.0
+    for part in text.rstrip("s").replace(",", ".").split(":"):
+        seconds = seconds * 60 + float(part)
+    return seconds
+
+
+def _read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a user's table with their line numbers.
+
+    Comma, semicolon (as spreadsheets write it in much of Europe) or tab, UTF-8 with or without a
+    byte order mark. Cells are stripped and rows of empty cells left out.
+    """
+    name = display_name(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{name} is no regular file")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{name}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{name} is not UTF-8 text; save it as CSV in UTF-8") from None
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
+    try:
+        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        raise UsageError(f"{name} is no CSV table: {error}") from None
+    columns = [cell.strip() for cell in table[0]] if table else []
+    if lacking := [column for column in needed if column not in columns]:
+        raise UsageError(f"{name} needs the columns {', '.join(needed)}; it lacks {lacking[0]}")
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"{name} names a column twice")
+    rows = []
+    for line, cells in enumerate(table[1:], 2):
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(columns):
+            raise UsageError(f"{name}, line {line}: {len(cells)} cells, expected {len(columns)}")
+        rows.append((line, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
+    return rows

@@ -1,0 +1,1 @@
+"""Data sets to models, and how good they are."""

@@ -1,0 +1,314 @@
+"""How good a model is: accuracy, F1, calibration, and where it is wrong.
+
+Figures take the label of every picture as the truth. Confidences are the largest probabilities.
+"""
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from batchfer import __version__
+from batchfer.emotions.card import find_model, format_card, locate_card, read_card
+from batchfer.emotions.classifier import Classifier, load_classifier
+from batchfer.errors import DataError
+from batchfer.files import atomic_write, display_name, lock_output, prepare_output
+from batchfer.machine import hide_stderr
+from batchfer.media.images import read_image
+from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.training.drawings import draw_confusion, draw_mistakes, draw_reliability
+from batchfer.training.face_sets import FaceSet, load_faces, locate_cache
+from batchfer.training.figures import (
+    apply_temperature,
+    count_confusion,
+    measure,
+    measure_calibration_error,
+    predict_labels,
+)
+from batchfer.training.layouts import FaceList, list_faces, read_votes
+from batchfer.training.targets import find_near_duplicates, relabel_by_majority
+
+logger = logging.getLogger(__name__)
+
+
+def start_keras(devices: bool = False) -> None:
+    """Load Keras and its backend without what they write to stderr at their start.
+
+    ``devices`` looks for them as well; TensorFlow's threads cannot be configured after that.
+    """
+    with hide_stderr():
+        import keras
+
+        if devices:
+            keras.ops.convert_to_tensor(0.0)
+
+
+class Progress(Protocol):
+    """What shows how far a run is; the command line gives one."""
+
+    def begin_file(self, name: str, total: float | None, unit: str = "frame") -> None:
+        """Start a bar."""
+
+    def advance(self, n_units: int) -> None:
+        """Count units done."""
+
+    def end_file(self) -> None:
+        """End the bar."""
+
+    def message(self, line: str) -> None:
+        """Show a line."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is evaluated, and how.
+
+    ``part`` is ``test`` (all of a data set without parts), ``val``, ``train``, ``all`` or a part's
+    own name such as ``PublicTest``. ``votes`` replaces labels by the majority of FER+ votes.
+    ``against`` names training data: figures without its near-duplicates are added.
+    ``record`` names the figures under which the summary is kept in the model's card.
+    ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
+    them in the middle of a grey square of that side.
+    """
+
+    data: tuple[Path, ...]
+    output: Path
+    model: str = "mobilenetv2"
+    part: str = "test"
+    labels: tuple[str, ...] | None = None
+    rescale: float | None = None
+    votes: Path | None = None
+    against: tuple[Path, ...] = ()
+    end_to_end: bool = False
+    canvas_px: int | None = None
+    min_face_px: int = 40
+    face_threshold: float = 0.8
+    record: str | None = None
+    strict: bool = False
+    device: str = "auto"
+    cache: Path | None = None
+
+
+def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict[str, Any]:
+    """Evaluate a model and return its figures, the content of ``metrics.json``.
+
+    Into ``options.output`` go ``metrics.json``, ``predictions.csv``, ``per_class.csv``,
+    ``confusion.png``, ``reliability.png`` and ``mistakes.jpg``, the most confident mistakes.
+
+    Raises:
+        DataError: The data is refused or holds no picture of the part.
+        ModelError: The model is unknown or refused.
+        OutputError: The output cannot be written.
+    """
+    lists = [list_faces(root).select_part(options.part) for root in options.data]
+    for one, root in zip(lists, options.data, strict=True):
+        if not len(one):
+            raise DataError(f"{display_name(root)} has no picture in its part {options.part!r}")
+        if options.part in ("train", "test") and not any(one.parts):
+            logger.warning("%s has no parts: all its pictures are measured", display_name(root))
+    from batchfer.faces.detector import choose_device
+
+    prepare_output(options.output)
+    with lock_output(options.output):
+        device = choose_device(options.device)
+        classifier = load_classifier(options.model, options.labels, options.rescale, device)
+        faces = load_faces(
+            lists,
+            classifier.card.input_size,
+            options.cache or locate_cache(),
+            options.strict,
+        )
+        if options.votes is not None:
+            faces = relabel_by_majority(faces, read_votes(options.votes))
+        if options.end_to_end:
+            probabilities = _predict_end_to_end(faces, lists, classifier, options, progress)
+        else:
+            probabilities = _predict_crops(faces, classifier, progress)
+        metrics = _describe(faces, probabilities, classifier, options)
+        _write_results(options.output, faces, probabilities, metrics)
+        if options.record is not None:
+            record_figures(find_model(options.model), options.record, metrics)
+    return metrics
+
+
+def record_figures(model: Path, name: str, metrics: Mapping[str, Any]) -> None:
+    """Keep the summary of an evaluation in the card of a model, under a name of its own.
+
+    Raises:
+        ModelError: The model has no card.
+    """
+    card = read_card(model)
+    kept = ("n", "accuracy", "macro_f1", "balanced_accuracy", "ece", "ece_before_temperature",
+            "missed_faces")  # fmt: skip
+    summary = {key: metrics[key] for key in kept}
+    if "without_near_duplicates" in metrics:
+        summary["without_near_duplicates"] = metrics["without_near_duplicates"]
+    card = replace(card, figures={**card.figures, name: summary})
+    with atomic_write(locate_card(model)) as path:
+        path.write_text(format_card(card), encoding="utf-8")
+
+
+def _predict_crops(faces: FaceSet, classifier: Classifier, progress: Progress | None) -> Floats:
+    if progress:
+        progress.begin_file("evaluate", len(faces), "face")
+    parts = []
+    for images in faces.batches(128):
+        parts.append(classifier.predict(images))
+        if progress:
+            progress.advance(len(images))
+    if progress:
+        progress.end_file()
+    return np.concatenate(parts)
+
+
+def _predict_end_to_end(
+    faces: FaceSet,
+    lists: Sequence[FaceList],
+    classifier: Classifier,
+    options: EvaluateOptions,
+    progress: Progress | None,
+) -> Floats:
+    """Return probabilities of the largest face found in each picture, NaN where there is none."""
+    from batchfer.faces.detector import Detector
+
+    detector = Detector(options.min_face_px, options.face_threshold, classifier.device)
+    pictures = [picture for one in lists for picture in one.pictures]
+
+    def look(row: int) -> Floats:
+        picture = pictures[row]
+        if isinstance(picture, Path):
+            image = read_image(picture)[1]
+        else:
+            image = np.repeat(picture[:, :, None], 3, axis=2)
+        if options.canvas_px:
+            image = place_on_canvas(image, options.canvas_px)
+        found = detector.detect_in_stills(image[None])
+        if not len(found):
+            return np.full(len(EMOTIONS), np.nan, np.float32)
+        sides = found.boxes[:, 2:] - found.boxes[:, :2]
+        largest = found.select(sides.prod(axis=1).argmax(keepdims=True))
+        row_of_one: Floats = classifier.predict(classifier.crop(image[None], largest))[0]
+        return row_of_one
+
+    if progress:
+        progress.begin_file("evaluate", len(faces), "face")
+    table = np.empty((len(faces), len(EMOTIONS)), np.float32)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for row, probabilities in enumerate(pool.map(look, faces.rows.tolist())):
+            table[row] = probabilities
+            if progress:
+                progress.advance(1)
+    if progress:
+        progress.end_file()
+    return table
+
+
+def place_on_canvas(image: Images, side_px: int) -> Images:
+    """Return a picture in the middle of a grey square; one larger than it is returned unchanged."""
+    height, width = image.shape[:2]
+    if max(height, width) > side_px:
+        return image
+    canvas = np.full((side_px, side_px, 3), 128, np.uint8)
+    top, left = (side_px - height) // 2, (side_px - width) // 2
+    canvas[top : top + height, left : left + width] = image
+    return canvas
+
+
+def _describe(
+    faces: FaceSet, probabilities: Floats, classifier: Classifier, options: EvaluateOptions
+) -> dict[str, Any]:
+    card = classifier.card
+    metrics = measure(probabilities, faces.labels)
+    found = ~np.isnan(probabilities).any(axis=1)
+    # Temperature scaling is its own inverse with the reciprocal: p before it, up to rounding.
+    before = apply_temperature(probabilities[found], 1 / card.temperature)
+    metrics["ece_before_temperature"] = measure_calibration_error(before, faces.labels[found])
+    metrics["confusion"] = count_confusion(predict_labels(probabilities), faces.labels).tolist()
+    metrics["by_part"] = {
+        f"{source}/{part}" if part else str(source): _summarize(faces, probabilities, mask)
+        for source in np.unique(faces.sources)
+        for part in np.unique(faces.parts[faces.sources == source])
+        if (mask := (faces.sources == source) & (faces.parts == part)).any()
+    }
+    if options.against:
+        training = load_faces(
+            [list_faces(root).select_part("train") for root in options.against],
+            faces.size_px,
+            options.cache or locate_cache(),
+        )
+        repeated = find_near_duplicates(faces, training)
+        metrics["near_duplicates_of_training"] = int(repeated.sum())
+        if not repeated.all():
+            metrics["without_near_duplicates"] = _summarize(faces, probabilities, ~repeated)
+    metrics["model"] = {
+        "name": card.name,
+        "sha256": classifier.sha256,
+        "input_size": card.input_size,
+        "temperature": card.temperature,
+        "flip_average": card.flip_average,
+    }
+    metrics["data"] = {
+        "sources": [root.name for root in options.data],
+        "part": options.part,
+        "labels": "majority of FER+ votes" if options.votes else "as given",
+        "end_to_end": options.end_to_end,
+        "canvas_px": options.canvas_px,
+        "classes": faces.count_classes(),
+        "broken": list(faces.broken),
+    }
+    metrics["batchfer"] = __version__
+    return metrics
+
+
+def _summarize(
+    faces: FaceSet, probabilities: Floats, mask: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    figures = measure(probabilities[mask], faces.labels[mask])
+    return {name: figures[name] for name in ("n", "accuracy", "macro_f1", "ece", "missed_faces")}
+
+
+def _write_results(
+    output: Path, faces: FaceSet, probabilities: Floats, metrics: Mapping[str, Any]
+) -> None:
+    with atomic_write(output / "predictions.csv") as path:
+        _write_predictions(path, faces, probabilities)
+    with atomic_write(output / "per_class.csv") as path:
+        _write_per_class(path, metrics["per_class"])
+    with atomic_write(output / "confusion.png") as path:
+        draw_confusion(path, np.array(metrics["confusion"]), metrics["accuracy"])
+    with atomic_write(output / "reliability.png") as path:
+        found = ~np.isnan(probabilities).any(axis=1)
+        draw_reliability(path, probabilities[found], faces.labels[found])
+    with atomic_write(output / "mistakes.jpg") as path:
+        draw_mistakes(path, faces, probabilities)
+    # Last, because it says that the evaluation is complete.
+    with atomic_write(output / "metrics.json") as path:
+        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_predictions(path: Path, faces: FaceSet, probabilities: Floats) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["input", "label", *EMOTIONS])
+        for name, label, row in zip(faces.names, faces.labels, probabilities, strict=True):
+            cells = ["" if np.isnan(value) else str(value) for value in row]
+            shown = display_name(str(name))
+            # A cell that a spreadsheet would take for a formula is defused.
+            defused = f"'{shown}" if shown[:1] in "=+-@\t\r" else shown
+            writer.writerow([defused, EMOTIONS[label], *cells])
+
+
+def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, float]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["emotion", "n", "precision", "recall", "f1"])
+        for emotion, row in per_class.items():
+            writer.writerow([emotion, row["n"], row["precision"], row["recall"], row["f1"]])

@@ -1,0 +1,277 @@
+"""Layouts of data sets: class folders, fer2013.csv, FER+ votes, RAF-DB."""
+
+import csv
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from batchfer.emotions.card import CLASS_NAMES
+from batchfer.errors import DataError, UsageError
+from batchfer.files import IMAGE_SUFFIXES, display_name
+from batchfer.schema import EMOTIONS, Floats, Images, Integers
+
+PART_FOLDERS: Mapping[str, str] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+    "publictest": "PublicTest",
+    "privatetest": "PrivateTest",
+}
+"""Spellings of the parts of a data set, in lower case. FER2013 has two parts for tests."""
+
+RAFDB_CLASSES: Mapping[str, str] = {
+    "1": "surprise",
+    "2": "fear",
+    "3": "disgust",
+    "4": "happy",
+    "5": "sad",
+    "6": "angry",
+    "7": "neutral",
+}
+"""RAF-DB's numbers of the seven classes."""
+
+FERPLUS_COLUMNS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+"""FER+'s vote columns in the order of `EMOTIONS`; contempt, unknown and not-a-face are left out."""
+
+RAFDB_NAME = re.compile(
+    r"(.*/)?train_(?P<number>[0-9]{5})_aligned\.[a-z]+|((train/)?[1-7]/)?train_(?P<plain>[0-9]{5})\.[a-z]+"
+)
+HOLD_OUT_EVERY = 10
+"""RAF-DB training pictures whose number this divides are held out: never trained on."""
+
+CSV_SIDE_PX = 48
+
+
+@dataclass(frozen=True)
+class FaceList:
+    """The pictures of one data set before decoding.
+
+    ``names (N)`` tell the pictures apart, ``pictures (N)`` are their files or ``(48,48)`` grey
+    arrays, ``labels (N,)`` index `EMOTIONS`, and ``parts (N)`` name the part each one belongs to,
+    empty where the data set has no parts.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    pictures: tuple[Path | Images, ...]
+    labels: Integers
+    parts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of pictures N."""
+        return len(self.names)
+
+    def select(self, rows: Sequence[int] | npt.NDArray[Any]) -> "FaceList":
+        """Return the pictures at an array of indices, in its order."""
+        return FaceList(
+            self.root,
+            tuple(self.names[row] for row in rows),
+            tuple(self.pictures[row] for row in rows),
+            self.labels[np.asarray(rows, np.int64)],
+            tuple(self.parts[row] for row in rows),
+        )
+
+    def select_part(self, part: str) -> "FaceList":
+        """Return the pictures of one part: ``train``, ``val``, ``test``, ``all`` or a part's name.
+
+        Of a data set without parts, ``train`` and ``test`` are all of it. ``test`` takes in
+        PublicTest and PrivateTest.
+        """
+        if part == "all" or (part in ("train", "test") and not any(self.parts)):
+            return self
+        wanted = {"test", "PublicTest", "PrivateTest"} if part == "test" else {part}
+        return self.select([row for row, name in enumerate(self.parts) if name in wanted])
+
+
+def list_faces(root: Path) -> FaceList:
+    """Return the labelled pictures of a data set, whichever of the known layouts it has.
+
+    These are the original ``fer2013.csv``; RAF-DB's official tree with
+    ``list_patition_label.txt``; and class folders in any usual spelling or with RAF-DB's numbers,
+    directly below ``root`` or below ``train``, ``val`` and ``test``. RAF-DB training pictures of
+    the held-out tenth are given the part ``heldout``, or ``test`` where there is no other test
+    part.
+
+    Raises:
+        UsageError: ``root`` does not exist.
+        DataError: No layout fits, or labels and pictures contradict each other.
+    """
+    if not root.exists():
+        raise UsageError(f"{display_name(root)}: no such file or folder")
+    if root.is_file():
+        return _list_csv(root)
+    for labels in (root / "list_patition_label.txt", root / "EmoLabel/list_patition_label.txt"):
+        if labels.is_file():
+            return _hold_out(_list_rafdb(root, labels))
+    return _hold_out(_list_tree(root))
+
+
+def _hold_out(faces: FaceList) -> FaceList:
+    """Take the held-out tenth of RAF-DB's training pictures out of the training part."""
+    has_test = any(part not in ("train", "val", "") for part in faces.parts)
+    parts = list(faces.parts)
+    for row, name in enumerate(faces.names):
+        match = RAFDB_NAME.fullmatch(name)
+        number = int(match["number"] or match["plain"]) if match else 1
+        if number % HOLD_OUT_EVERY == 0 and parts[row] in ("train", ""):
+            parts[row] = "heldout" if has_test else "test"
+        elif match and not parts[row]:
+            parts[row] = "train"
+    return replace(faces, parts=tuple(parts))
+
+
+def _visible(folder: Path) -> list[Path]:
+    hidden = (".", "__MACOSX")
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+
+
+def _list_tree(root: Path) -> FaceList:
+    folders = [path for path in _visible(root) if path.is_dir()]
+    parts = {folder: PART_FOLDERS[folder.name.lower()] for folder in folders
+             if folder.name.lower() in PART_FOLDERS}  # fmt: skip
+    if not parts:
+        parts = {root: ""}
+    elif any(folder.name.lower() in CLASS_NAMES for folder in folders):
+        raise DataError(f"{display_name(root)} mixes class folders with train and test folders")
+    names: list[str] = []
+    pictures: list[Path] = []
+    labels: list[int] = []
+    part_names: list[str] = []
+    for folder, part in parts.items():
+        for class_folder, emotion in _match_classes(folder):
+            for path in sorted(class_folder.rglob("*")):
+                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+                    names.append(path.relative_to(root).as_posix())
+                    pictures.append(path)
+                    labels.append(EMOTIONS.index(emotion))
+                    part_names.append(part)
+    if not names:
+        raise DataError(f"{display_name(root)}: its class folders hold no picture")
+    return FaceList(root, tuple(names), tuple(pictures), np.array(labels), tuple(part_names))
+
+
+def _match_classes(folder: Path) -> list[tuple[Path, str]]:
+    class_folders = [path for path in _visible(folder) if path.is_dir()]
+    if not class_folders:
+        raise DataError(
+            f"{display_name(folder)} is no data set: expected class folders ({', '.join(EMOTIONS)} "
+            "or RAF-DB's 1-7), fer2013.csv, or RAF-DB's list_patition_label.txt"
+        )
+    numbered = all(path.name.isdigit() for path in class_folders)
+    spellings = RAFDB_CLASSES if numbered else CLASS_NAMES
+    matched = []
+    for path in class_folders:
+        emotion = spellings.get(path.name.lower())
+        if emotion is None:
+            known = "RAF-DB's numbers 1 to 7" if numbered else ", ".join(EMOTIONS)
+            raise DataError(f"{display_name(path)}: the folder names none of {known}")
+        matched.append((path, emotion))
+    return matched
+
+
+def _list_rafdb(root: Path, label_file: Path) -> FaceList:
+    """List RAF-DB as its authors hand it out; aligned pictures are taken before original ones."""
+    folders = [root / "Image/aligned", root / "aligned", root / "Image/original", root / "original"]
+    folder = next((path for path in folders if path.is_dir()), None)
+    if folder is None:
+        raise DataError(f"{display_name(root)}: RAF-DB's Image/aligned is missing")
+    present = {path.name for path in folder.iterdir()}
+    names, labels, missing = [], [], []
+    for number, line in enumerate(label_file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, label = line.strip().rpartition(" ")
+        if label not in RAFDB_CLASSES or not name:
+            raise DataError(f"{display_name(label_file)} line {number}: not 'name.jpg 1-7'")
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a name, not a path
+        found = next((one for one in (f"{stem}_aligned{suffix}", name) if one in present), None)
+        if found is None:
+            missing.append(name)
+            continue
+        names.append(found)
+        labels.append(EMOTIONS.index(RAFDB_CLASSES[label]))
+    if missing:
+        raise DataError(
+            f"{display_name(label_file)} names {len(missing)} pictures that are not in "
+            f"{display_name(folder)}: {', '.join(missing[:3])}{' ...' if missing[3:] else ''}"
+        )
+    parts = tuple(PART_FOLDERS.get(name.partition("_")[0], "train") for name in names)
+    pictures = tuple(folder / name for name in names)
+    return FaceList(root, tuple(names), pictures, np.array(labels, np.int64), parts)
+
+
+def _list_csv(path: Path) -> FaceList:
+    """List ``fer2013.csv``; a row is named as FER+ names it, ``fer0000123.png``."""
+    usages = {"Training": "train", "PublicTest": "PublicTest", "PrivateTest": "PrivateTest"}
+    names, pictures, labels, parts = [], [], [], []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            reader = csv.DictReader(stream)
+            columns = {"emotion", "pixels"} - set(reader.fieldnames or ())
+            if columns:
+                raise DataError(f"{display_name(path)}: no column {' and '.join(sorted(columns))}")
+            for number, row in enumerate(reader):
+                where = f"{display_name(path)} line {number + 2}"
+                label = (row["emotion"] or "").strip()
+                if label not in set("0123456"):
+                    raise DataError(f"{where}: label {label!r} is not 0 to 6")
+                usage = row.get("Usage")
+                if usage is not None and usage not in usages:
+                    raise DataError(f"{where}: usage {usage!r} is not one of {', '.join(usages)}")
+                pictures.append(_parse_pixels(row["pixels"], where))
+                names.append(f"fer{number:07d}.png")
+                labels.append(int(label))
+                parts.append("" if usage is None else usages[usage])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{display_name(path)} cannot be read: {error}") from error
+    if not names:
+        raise DataError(f"{display_name(path)} holds no picture")
+    return FaceList(path, tuple(names), tuple(pictures), np.array(labels), tuple(parts))
+
+
+def _parse_pixels(text: str | None, where: str) -> Images:
+    try:
+        values = np.array((text or "").split(), np.int64)
+    except ValueError as error:
+        raise DataError(f"{where}: pixels are not numbers") from error
+    if values.size != CSV_SIDE_PX**2:
+        raise DataError(f"{where}: {values.size} pixels instead of {CSV_SIDE_PX**2}")
+    if values.min() < 0 or values.max() > 255:
+        raise DataError(f"{where}: pixels lie outside 0 to 255")
+    return values.astype(np.uint8).reshape(CSV_SIDE_PX, CSV_SIDE_PX)
+
+
+def read_votes(path: Path) -> dict[str, Floats]:
+    """Return the FER+ vote distribution ``(7,)`` over `EMOTIONS` by picture name.
+
+    Votes for contempt, unknown and not-a-face are dropped; a picture without any other vote is
+    left out.
+
+    Raises:
+        UsageError: The file does not exist.
+        DataError: It is no FER+ table.
+    """
+    if not path.is_file():
+        raise UsageError(f"{display_name(path)}: no such file")
+    votes = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                counts = np.array([float(row[name] or 0) for name in FERPLUS_COLUMNS], np.float32)
+                if row["Image name"] and counts.sum() > 0:
+                    votes[row["Image name"]] = counts / counts.sum()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{display_name(path)} cannot be read: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{display_name(path)} is no table of FER+ votes ({error})") from error
+    return votes

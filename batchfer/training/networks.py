@@ -1,0 +1,118 @@
+"""A recipe's network: built, split at a frozen base, and asked."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
+from batchfer.emotions.classifier import load_network
+from batchfer.errors import ModelError
+from batchfer.machine import find_bfloat16_unit
+from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.training.evaluate import Progress
+from batchfer.training.face_sets import FaceSet
+from batchfer.training.recipes import Recipe, TrainOptions
+
+
+def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:
+    """Return up to so many seeded pictures ``(N,S,S,3)`` of a set."""
+    return faces.images(np.random.default_rng(seed).permutation(len(faces))[:n_faces])
+
+
+def build_network(options: TrainOptions, recipe: Recipe) -> Any:
+    """Return the recipe's network on its base weights.
+
+    Raises:
+        ModelError: The base weights are missing or do not fit.
+    """
+    download = options.base_weights == "imagenet"
+    settings = {"size_px": recipe.size_px, **recipe.settings}
+    try:
+        model = ARCHITECTURES[recipe.architecture](
+            weights="imagenet" if download else None, **settings
+        )
+    except Exception as error:
+        if not download:
+            raise
+        raise ModelError(
+            "the ImageNet weights cannot be downloaded; give them with --base-weights FILE "
+            f"({str(error).splitlines()[0][:120]})"
+        ) from error
+    if goes_on(options):
+        card, trained, _ = load_network(options.base_weights)
+        shapes, others = ([weight.shape for weight in one.weights] for one in (model, trained))
+        if shapes != others or card.labels != EMOTIONS:
+            raise ModelError(f"{options.base_weights} is no {recipe.architecture} to go on from")
+        model.set_weights(trained.get_weights())
+    elif options.base_weights not in ("imagenet", "none"):
+        load_base_weights(model, Path(options.base_weights))
+    return model
+
+
+def goes_on(options: TrainOptions) -> bool:
+    """Return whether the run starts from a whole trained model."""
+    return Path(options.base_weights).suffix == ".keras"
+
+
+def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
+    """Return Keras' name of the arithmetic: bfloat16 where asked for, or where it pays.
+
+    It pays for plain convolutions on processors with bfloat16 units; depthwise convolutions become
+    slower there.
+    """
+    if options.precision != "auto":
+        return "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
+    if not recipe.half_precision_pays:
+        return "float32"
+    fast = keras.distribution.list_devices("gpu") or find_bfloat16_unit()
+    return "mixed_bfloat16" if fast else "float32"
+
+
+def _is_fixed(layer: Any) -> bool:
+    """Whether a layer after a frozen base gives the same output in every epoch."""
+    return not layer.weights and not isinstance(layer, keras.layers.Dropout)
+
+
+def split_network(model: Any) -> tuple[Any, Any]:
+    """Return a network with a frozen base as two: one that never changes, and the trained rest.
+
+    The layers are shared, so that training the second trains the whole.
+    """
+    layers = model.layers
+    cut = layers.index(model.get_layer("base")) + 1
+    while _is_fixed(layers[cut]):
+        cut += 1
+    fixed = keras.Model(model.input, layers[cut - 1].output)
+    features = inputs = keras.Input(fixed.output_shape[1:])
+    for layer in layers[cut:]:
+        features = layer(features)
+    return fixed, keras.Model(inputs, features)
+
+
+def compute_features(fixed: Any, faces: FaceSet, progress: Progress | None) -> FaceSet:
+    """Return the faces with the outputs of a network that never changes in place of pictures."""
+    if progress:
+        progress.begin_file("features", len(faces), "face")
+    parts = []
+    for images in faces.batches(512):
+        parts.append(np.asarray(fixed.predict(images, batch_size=64, verbose=0), np.float32))
+        if progress:
+            progress.advance(len(images))
+    if progress:
+        progress.end_file()
+    return replace(faces, store=np.concatenate(parts), rows=np.arange(len(faces)))
+
+
+def predict(model: Any, faces: FaceSet, flip_average: bool = False) -> Floats:
+    """Return probabilities ``(N,7)``, on request averaged with those of the mirrored faces."""
+    parts = []
+    for images in faces.batches(2048):
+        probabilities = model.predict(images, batch_size=128, verbose=0)
+        if flip_average:
+            mirrored = model.predict(images[:, :, ::-1], batch_size=128, verbose=0)
+            probabilities = (probabilities + mirrored) / 2
+        parts.append(probabilities)
+    return np.concatenate(parts).astype(np.float32)

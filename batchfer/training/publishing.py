@@ -1,0 +1,240 @@
+"""A trained network made a model with its card: calibrated, halved, described."""
+
+import json
+import logging
+import platform
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from batchfer import __version__
+from batchfer.emotions.card import ModelCard, find_model, format_card, locate_card, read_card
+from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
+from batchfer.files import atomic_write, hash_file
+from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.training.face_sets import FaceSet, Splits
+from batchfer.training.figures import (
+    apply_temperature,
+    find_uncertain_below,
+    fit_temperature,
+    measure,
+)
+from batchfer.training.networks import goes_on, predict
+from batchfer.training.past_runs import PastRun, format_command, format_repeat
+from batchfer.training.recipes import Recipe, TrainOptions
+
+logger = logging.getLogger(__name__)
+
+HALF_TOLERANCE = 0.001
+"""The change of validation accuracy that storage in half precision may cause."""
+
+LICENCES: Mapping[str, str] = {
+    "fer": "FER2013 (Goodfellow et al. 2013): from the Kaggle challenge, for research",
+    "raf": "RAF-DB (Li, Deng and Du 2017): non-commercial research only",
+    "votes": "FER+ votes (Barsoum et al. 2016, Microsoft): MIT",
+    "mobilenetv2": "ImageNet weights by Google: Apache-2.0",
+    "vgg19": "ImageNet weights by Oxford VGG: CC BY 4.0",
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run leaves: the model file, its card, and the epochs that it took."""
+
+    model: Path
+    card: ModelCard
+    history: tuple[Mapping[str, float], ...]
+
+
+def publish(
+    model: Any,
+    options: TrainOptions,
+    recipe: Recipe,
+    splits: Splits,
+    history: Sequence[Mapping[str, float]],
+    base_share: float,
+    runs: Sequence[PastRun],
+) -> Trained:
+    """Calibrate a network on the validation faces and write it with its card."""
+    validation = splits.validation
+    raw = predict(model, validation, recipe.flip_average)
+    temperature = fit_temperature(raw, validation.labels)
+    tempered = apply_temperature(raw, temperature)
+    path = options.output / f"{options.model}.keras"
+    with atomic_write(path) as unfinished:
+        model.save(unfinished, include_optimizer=False)
+        before = float((raw.argmax(axis=1) == validation.labels).mean())
+        full = unfinished.read_bytes()
+        halve_precision(unfinished)
+        small = keras.saving.load_model(unfinished, compile=False)
+        halved = predict(small, validation, recipe.flip_average)
+        after = float((halved.argmax(axis=1) == validation.labels).mean())
+        if abs(after - before) > HALF_TOLERANCE:
+            logger.warning("half precision changes accuracy to %.4f: stored in full", after)
+            unfinished.write_bytes(full)
+    if options.export_h5:
+        with atomic_write(options.output / f"{options.model}.h5") as unfinished:
+            export_h5(model, unfinished)
+    figures = _describe_validation(tempered, raw, splits)
+    sha256 = hash_file(path)
+    runs = [replace(run, sha256=run.sha256 or sha256) for run in runs]
+    card = ModelCard(
+        name=options.model,
+        labels=EMOTIONS,
+        input_size=recipe.size_px,
+        crop={"margin": CROP_MARGIN, "shift_x": CROP_SHIFT[0], "shift_y": CROP_SHIFT[1]},
+        landmarks=FACE_POINTS,
+        temperature=temperature,
+        flip_average=recipe.flip_average,
+        uncertain_below=find_uncertain_below(tempered, validation.labels),
+        sha256=sha256,
+        architecture=recipe.architecture,
+        recipe=asdict(recipe),
+        command=format_repeat(runs) if len(runs) > 1 else format_command(options),
+        runs=json.loads(json.dumps([asdict(run) for run in runs])),  # as they will be read
+        base_weights=_describe_base(options, base_share),
+        training_data=_describe_data(splits, options),
+        licence=_describe_licence(splits),
+        figures={"validation": figures, "epochs": len(history)},
+        versions={
+            "batchfer": __version__,
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "python": platform.python_version(),
+        },
+    )
+    with atomic_write(locate_card(path)) as unfinished:
+        unfinished.write_text(format_card(card), encoding="utf-8")
+    return Trained(path, card, tuple(history))
+
+
+def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, Any]:
+    labels: Integers = splits.validation.labels
+    figures = measure(tempered, labels)
+    figures.pop("missed_faces")
+    figures["ece_before_temperature"] = measure(raw, labels)["ece"]
+    for source in np.unique(splits.validation.sources):
+        own = splits.validation.sources == source
+        figures[f"accuracy_{source}"] = measure(tempered[own], labels[own])["accuracy"]
+    if splits.repeated is not None:
+        figures["near_duplicates_of_training"] = int(splits.repeated.sum())
+        figures["training_faces_left_out"] = splits.n_left_out
+        kept = ~splits.repeated
+        figures["accuracy_without_near_duplicates"] = measure(tempered[kept], labels[kept])[
+            "accuracy"
+        ]
+    return figures
+
+
+def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]]:
+    described = []
+    for source in np.unique(splits.training.sources):
+        training = splits.training.select(splits.training.sources == source)
+        validation = splits.validation.select(splits.validation.sources == source)
+        described.append(
+            {
+                "name": str(source),
+                "training_faces": len(training),
+                "validation_faces": len(validation),
+                "classes": training.count_classes(),
+                "licence": LICENCES.get(_recognize(training), "as its owner says"),
+            }
+        )
+    if options.votes is not None:
+        described.append({"name": options.votes.name, "licence": LICENCES["votes"]})
+    for teacher in options.teachers:
+        model = find_model(teacher)
+        card = read_card(model)
+        described.append(
+            {"name": f"teacher {card.name}", "sha256": hash_file(model), "licence": card.licence}
+        )
+    return described
+
+
+def _recognize(faces: FaceSet) -> str:
+    name = str(faces.names[0]).rsplit("/", 1)[-1]
+    if name.startswith("fer") and name[3:10].isdigit():
+        return "fer"
+    return "raf" if name.startswith("train_") and name[6:11].isdigit() else ""
+
+
+def _describe_licence(splits: Splits) -> str:
+    kinds = {
+        _recognize(splits.training.select(splits.training.sources == source))
+        for source in np.unique(splits.training.sources)
+    }
+    if "raf" in kinds:
+        return "weights trained on RAF-DB: for non-commercial research only"
+    return "as the training data and the base weights allow"
+
+
+def _describe_base(options: TrainOptions, share: float) -> dict[str, Any]:
+    if options.base_weights == "none":
+        return {"name": "random"}
+    described: dict[str, Any] = {
+        "name": Path(options.base_weights).name,
+        "licence": LICENCES[options.model],
+    }
+    if options.base_weights != "imagenet":
+        described["sha256"] = hash_file(Path(options.base_weights))
+    if goes_on(options):
+        described["share_of_final_weights"] = share
+    return described
+
+
+def halve_precision(path: Path) -> None:
+    """Rewrite the kernels inside a ``.keras`` archive as half-precision numbers, in place.
+
+    Keras reads them back into single precision. Biases and normalization statistics, which are
+    small in size and wide in range, stay as they are.
+    """
+    import h5py
+
+    weights = path.with_name(f"{path.stem}.weights.h5")
+    small = path.with_name(f"{path.stem}.half.h5")
+    archive = path.with_name(f"{path.stem}.part")
+
+    def copy(source: Any, target: Any) -> None:
+        for key, value in source.attrs.items():
+            target.attrs[key] = value
+        for key, item in source.items():
+            if isinstance(item, h5py.Group):
+                copy(item, target.create_group(key))
+                continue
+            values = item[()]
+            if values.dtype == np.float32 and values.ndim > 1:
+                halved = values.astype(np.float16)
+                values = halved if np.isfinite(halved).all() else values
+            target.create_dataset(key, data=values)
+
+    try:
+        with zipfile.ZipFile(path) as old:
+            weights.write_bytes(old.read("model.weights.h5"))
+            with h5py.File(weights, "r") as source, h5py.File(small, "w") as target:
+                copy(source, target)
+            with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as new:
+                for name in ("metadata.json", "config.json"):
+                    new.writestr(name, old.read(name))
+                new.write(small, "model.weights.h5")
+        archive.replace(path)
+    finally:
+        for temporary in (weights, small, archive):
+            temporary.unlink(missing_ok=True)
+
+
+def export_h5(model: Any, path: Path) -> None:
+    """Write a network as one HDF5 file in the form of the original recipe.
+
+    Its input is pixels / 255, scaled outside of the model: the layer that does so is left out.
+    """
+    base = model.get_layer("base")
+    inputs = keras.Input(base.input_shape[1:])
+    features = base(inputs)
+    for layer in model.layers[model.layers.index(base) + 1 :]:
+        features = layer(features)
+    keras.Model(inputs, features).save(path)

@@ -1,0 +1,246 @@
+"""Recipes: how a network is trained, as declarations; and the runs behind a model, to repeat them.
+
+A card keeps each run that led to its model, the recipe in full, so that a later version of this
+program repeats what was done and not what it would do today.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from batchfer.errors import UsageError
+from batchfer.training.batches import Augmentation
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained: one readable declaration.
+
+    With ``freeze_base`` only the head is ever trained, else the head alone for ``head_epochs`` and
+    then all layers. The ``cosine`` schedule rises over ``warmup`` of all batches to
+    ``learning_rate`` and falls to a hundredth of it; ``plateau`` halves it when the validation loss
+    has not fallen for three epochs, down to 1e-6. ``fit_normalization`` sets the batch
+    normalizations to the training faces before the first step. A ``weight_decay`` above 0 means
+    AdamW, with biases and normalization left out. ``average`` is the momentum by batch of the
+    averaged weights that are validated and kept; 0 keeps the weights themselves.
+
+    Faces with FER+ votes aim at ``vote_share`` of them, others at labels smoothed by ``smoothing``;
+    all aim at ``teacher_share`` of what teachers say, where there are any. From ``calm_from`` of
+    all batches the ``calm`` augmentation replaces the strong one. ``per_class`` draws at most that
+    many training faces of a class. ``patience`` ends a run after that many epochs without a better
+    validation accuracy. With ``flip_average`` the published model is asked twice for each face,
+    once mirrored.
+    """
+
+    architecture: str
+    size_px: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    schedule: Literal["constant", "plateau", "cosine"] = "constant"
+    freeze_base: bool = False
+    fit_normalization: bool = False
+    head_epochs: int = 0
+    head_learning_rate: float = 1e-3
+    warmup: float = 0.06
+    weight_decay: float = 0.0
+    average: float = 0.0
+    vote_share: float = 0.0
+    smoothing: float = 0.0
+    teacher_share: float = 0.5
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    calm: Augmentation = field(default_factory=Augmentation)
+    calm_from: float = 1.0
+    per_class: int | None = None
+    validate_on_test: bool = False
+    half_precision_pays: bool = False
+    flip_average: bool = False
+    patience: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+STRONG = Augmentation(
+    rotation=12,
+    scale=0.15,
+    shift=0.08,
+    flip=True,
+    brightness=0.12,
+    contrast=0.25,
+    grey=0.3,
+    coarse=0.15,
+    erase=0.4,
+    mixup=0.2,
+)
+CALM = replace(STRONG, rotation=6, scale=0.1, shift=0.04, coarse=0.1, erase=0.0, mixup=0.0)
+
+RECIPES: Mapping[tuple[str, str], Recipe] = {
+    ("mobilenetv2", "finetune"): Recipe(
+        architecture="mobilenetv2",
+        size_px=96,
+        epochs=24,
+        batch_size=64,
+        learning_rate=1e-3,
+        schedule="cosine",
+        head_epochs=1,
+        weight_decay=0.02,
+        average=0.998,
+        vote_share=0.3,
+        smoothing=0.03,
+        augmentation=replace(STRONG, border=0.3),
+        calm=replace(CALM, border=0.3),
+        calm_from=0.9,
+        flip_average=True,
+        settings={"dropout": 0.3},
+    ),
+    ("vgg19", "finetune"): Recipe(
+        architecture="vgg19",
+        size_px=48,
+        epochs=36,
+        batch_size=128,
+        learning_rate=3e-4,
+        schedule="cosine",
+        fit_normalization=True,
+        head_epochs=1,
+        weight_decay=0.05,
+        average=0.998,
+        vote_share=0.3,
+        smoothing=0.03,
+        augmentation=STRONG,
+        calm=CALM,
+        calm_from=0.9,
+        half_precision_pays=True,
+        flip_average=True,
+        settings={"dropout": 0.5},
+    ),
+    # The two recipes that the project comes from. The author of the first names no sizes: input,
+    # batch, shear and zoom are ours.
+    ("vgg19", "baseline"): Recipe(
+        architecture="vgg19_baseline",
+        size_px=48,
+        epochs=8,
+        batch_size=32,
+        learning_rate=1e-4,
+        freeze_base=True,
+        augmentation=Augmentation(shear=0.2, scale=0.2, flip=True),
+        half_precision_pays=True,
+    ),
+    ("mobilenetv2", "baseline"): Recipe(
+        architecture="mobilenetv2_baseline",
+        size_px=224,
+        epochs=20,
+        batch_size=32,
+        learning_rate=1e-3,
+        schedule="plateau",
+        freeze_base=True,
+        per_class=1000,
+        validate_on_test=True,
+    ),
+}
+"""The recipes by model and name. `finetune` is the default, `baseline` repeats an original one."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is given. None leaves a value to the recipe.
+
+    ``base_weights`` is a ``.weights.h5`` file, a whole trained ``.keras`` model, ``"imagenet"`` for
+    Keras' download, or ``"none"`` for random ones. ``validation`` is the share of the training data
+    that validates where a data set has no validation part of its own. With ``even`` each data set
+    is drawn equally often, whatever its size. ``teachers`` are trained models, by name or file,
+    whose mean probabilities become ``teacher_share`` of the targets. ``max_minutes`` ends a run in
+    time: the cosine schedule then follows whichever of batches and minutes is further.
+    """
+
+    data: tuple[Path, ...]
+    output: Path
+    model: str = "mobilenetv2"
+    recipe: str = "finetune"
+    base_weights: str = "imagenet"
+    votes: Path | None = None
+    hard_votes: bool = False
+    even: bool = False
+    teachers: tuple[str, ...] = ()
+    teacher_share: float | None = None
+    validation: float = 0.06
+    dedupe: bool = False
+    seed: int = 0
+    epochs: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    patience: int | None = None
+    max_minutes: float | None = None
+    precision: Precision = "auto"
+    resume: bool = False
+    strict: bool = False
+    export_h5: bool = False
+    tensorboard: bool = False
+    cache: Path | None = None
+
+
+def find_recipe(options: TrainOptions) -> Recipe:
+    """Return the recipe that the options name, with the values that they override.
+
+    Raises:
+        UsageError: There is no such recipe, or a value is out of bounds.
+    """
+    recipe = RECIPES.get((options.model, options.recipe))
+    if recipe is None:
+        known = ", ".join(f"--model {model} --recipe {name}" for model, name in RECIPES)
+        raise UsageError(f"no recipe {options.recipe!r} for {options.model!r}; there are {known}")
+    for name in ("epochs", "batch_size", "learning_rate", "patience"):
+        value = getattr(options, name)
+        if value is not None:
+            if value <= 0:
+                raise UsageError(f"{name} is above 0, not {value}")
+            recipe = replace(recipe, **{name: value})
+    if options.teacher_share is not None:
+        if not options.teachers:
+            raise UsageError("a teacher's share needs a --teacher")
+        if not 0 < options.teacher_share <= 1:
+            raise UsageError(
+                f"the teachers' share is above 0 and at most 1, not {options.teacher_share}"
+            )
+        recipe = replace(recipe, teacher_share=options.teacher_share)
+    if not 0 < options.validation < 1:
+        raise UsageError(f"the validation share lies between 0 and 1, not {options.validation}")
+    return recipe
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """Return the recipe as lines of ``name = value``, what ``--dry-run`` prints."""
+    return "\n".join(f"{name} = {value}" for name, value in asdict(recipe).items())
+
+
+def cosine_rate(recipe: Recipe, progress: float) -> float:
+    """Return the learning rate at a share of the run: a linear rise, then half a cosine."""
+    if progress < recipe.warmup:
+        return recipe.learning_rate * max(progress / recipe.warmup, 0.01)
+    angle = math.pi * min((progress - recipe.warmup) / (1 - recipe.warmup), 1.0)
+    return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(angle)) / 2)
+
+
+def plateau_rate(
+    learning_rate: float,
+    losses: Sequence[float],
+    factor: float = 0.5,
+    patience: int = 3,
+    least: float = 1e-6,
+) -> float:
+    """Return the learning rate after epochs with these validation losses.
+
+    The rate falls by ``factor`` when the loss has not fallen by 1e-4 for ``patience`` epochs, as
+    Keras' ReduceLROnPlateau does it.
+    """
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - 1e-4:
+            best, waited = loss, 0
+            continue
+        waited += 1
+        if waited >= patience:
+            learning_rate, waited = max(learning_rate * factor, least), 0
+    return learning_rate

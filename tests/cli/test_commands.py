@@ -1,0 +1,179 @@
+"""The command line: exit codes, one-line errors, help, progress and the closing table."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from batchfer.cli.commands import app
+from batchfer.cli.flags import parse_time
+from batchfer.cli.main import run_command
+from batchfer.cli.output import BatchSummary, ProgressBars
+from batchfer.errors import ExitCode, Reason, UsageError
+from batchfer.schema import Job, JobResult
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "samples"
+COMMANDS = sorted(command.name or command.callback.__name__ for command in app.registered_commands)
+
+
+def run(*words: object) -> int:
+    """Run a command line in this process as the console script does."""
+    return run_command(lambda: app([str(word) for word in words]))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"batchfer {command}" in result.output.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("1:30", 90), ("00:01:30.5", 90.5), ("0", 0), ("2:00:00", 7200)],
+)
+def test_times(text: str, seconds: float) -> None:
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "1:75", "1:2:3:4", "nan", "inf", "1:-5"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_time(text)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["video", "no_such_file.mp4"], 2, "no such file"),
+        (["video", "CLIP", "--format", "xlsx"], 2, "csv, parquet"),
+        (["video", "CLIP", "--every", "2", "--fps", "3"], 2, "exclude each other"),
+        (["video", "CLIP", "--start", "9", "--end", "8"], 2, "before --start"),
+        (["video", "CLIP", "--start", "soon"], 2, "no time"),
+        (["video", "CLIP", "--smooth", "-1"], 2, "no time"),
+        (["images", "CLIP", "--rescale", "1/0"], 2, "positive factor"),
+        (["video", "EMPTY"], 4, "found no video"),
+        (["images", "EMPTY"], 4, "found no image"),
+        (["video", "CLIP", "--model", "nothing_like_it"], 5, "searched"),
+        (["video", "CLIP", "-o", "FILE", "--model", "TOY"], 6, "in the way"),
+        (["video", "CLIP", "-o", "OUT", "--model", "TOY", "--device", "gpu:7"], 7, "gpu"),
+        (["report", "EMPTY"], 4, "no finished video"),
+        (["export", "CLIP", "--to", "srt", "-o", "x.srt", "--people", "no.csv"], 2, "no.csv"),
+    ],
+)
+def test_what_cannot_start_is_one_line_and_a_code(
+    words: list[str],
+    code: int,
+    told: str,
+    toy_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    places = {
+        "CLIP": SAMPLES / "clips" / "rotated.mp4",
+        "EMPTY": tmp_path / "empty",
+        "FILE": tmp_path / "file",
+        "OUT": tmp_path / "out",
+        "TOY": toy_model,
+    }
+    assert run(*(places.get(word, word) for word in words)) == code
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert errors.startswith("batchfer: ")
+    assert errors.count("\n") == 1
+
+
+def test_a_bad_file_among_good_ones_is_exit_code_3(
+    toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(SAMPLES / "stills" / "admiral.png", folder / "good.png")
+    (folder / "torn.png").write_bytes((folder / "good.png").read_bytes()[:2000])
+    words = ("images", folder, "-o", tmp_path / "out", "--model", toy_model, "--device", "cpu")
+    assert run(*words) == ExitCode.INCOMPLETE
+    out = capsys.readouterr().out
+    assert "1 ok, 1 failed" in out
+    assert "torn.png" in out
+    assert (tmp_path / "out" / "faces.csv").exists()
+    (folder / "torn.png").unlink()
+    assert run(*words) == ExitCode.OK
+
+
+def test_a_finished_folder_does_not_pay_for_tensorflow(toy_model: Path, tmp_path: Path) -> None:
+    still = SAMPLES / "stills" / "admiral.png"
+    words = ["images", str(still), "-o", str(tmp_path), "--model", str(toy_model)]
+    assert run(*words, "--device", "cpu") == 0
+    code = (
+        "import sys\n"
+        "from batchfer.cli.commands import app; from batchfer.cli.main import run_command\n"
+        f"code = run_command(lambda: app({[*words, '--device', 'cpu']!r}))\n"
+        "assert code == 0, code\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+def test_the_closing_table_names_what_failed() -> None:
+    def result(name: str, status: str, reason: Reason | None = None, detail: str = "") -> JobResult:
+        job = Job(Path(name), name, Path("out") / name)
+        return JobResult(job, status, reason, detail, 10, 9, 1, "happy", 2.0)  # type: ignore[arg-type]
+
+    summary = BatchSummary()
+    assert summary.choose_exit_code() == ExitCode.OK
+    for number in range(60):
+        summary.add(result(f"clip{number}.mp4", "ok"))
+    summary.add(result("torn.mp4", "failed", Reason.CORRUPT, "half of it is missing"))
+    assert summary.choose_exit_code(allow_partial=True) == ExitCode.INCOMPLETE
+    lines = list(summary.format(Path("out"), 12.0))
+    text = "\n".join(lines)
+    assert "failed: corrupt" in text
+    assert "and 20 more" in text
+    assert "60 ok, 1 failed in 12.0 s; results in out" in text
+    assert lines[-1].strip() == "torn.mp4: half of it is missing"
+    assert "5.0" in lines[2], "frames a second"
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBars(quiet=False) as progress:
+        progress.PLAIN_LINE_S = 0.0
+        progress.begin_batch(2)
+        progress.begin_file("a.mp4", 100)
+        progress.advance(50)
+        progress.end_file()
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[0] == "[1/2] a.mp4"
+    assert errors[1].startswith("  50/100, ")
+    assert "s left" in errors[1]
+
+
+def test_missing_system_libraries_are_named(toy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open')")
+    clip = SAMPLES / "clips" / "rotated.mp4"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "batchfer",
+            "video",
+            clip,
+            "-o",
+            tmp_path / "o",
+            "--model",
+            toy_model,
+        ],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == ExitCode.ENVIRONMENT
+    assert "apt-get install -y libgl1 libglib2.0-0" in done.stderr
+    assert "Traceback" not in done.stderr

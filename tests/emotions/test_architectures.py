@@ -1,0 +1,255 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from batchfer.emotions.architectures import (
+    ARCHITECTURES,
+    build_mobilenetv2,
+    build_mobilenetv2_baseline,
+    build_vgg19,
+    fit_normalization,
+    load_base_weights,
+)
+from batchfer.emotions.card import ModelCard, format_card, locate_card, read_card
+from batchfer.emotions.classifier import load_classifier
+from batchfer.emotions.legacy import load_legacy_h5
+from batchfer.errors import ModelError
+from batchfer.schema import EMOTIONS
+from batchfer.training.networks import split_network
+from batchfer.training.publishing import export_h5
+
+ALPHABETICAL = tuple(sorted(EMOTIONS))
+
+
+def count(weights: list) -> int:
+    return sum(int(np.prod(weight.shape)) for weight in weights)
+
+
+# --- networks ---------------------------------------------------------------------------------
+
+
+def test_baseline_mobilenetv2_has_its_authors_parameters() -> None:
+    model = build_mobilenetv2_baseline()
+    model.get_layer("base").trainable = False
+    assert model.input_shape == (None, 224, 224, 3)
+    assert model.count_params() == 2_422_855
+    assert count(model.trainable_weights) == 164_871
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2", "mobilenetv2_baseline"])
+@pytest.mark.parametrize("value", [0, 255])
+def test_networks_take_pixels_and_return_probabilities(name: str, value: int) -> None:
+    model = ARCHITECTURES[name](size_px=32, width=0.35)
+    pixels = np.full((2, 32, 32, 3), value, np.uint8)
+    probabilities = model.predict(pixels, verbose=0)
+    assert probabilities.shape == (2, 7) and probabilities.dtype == np.float32
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_preprocessing_is_that_of_the_base_weights() -> None:
+    for name, expected in (("mobilenetv2", [-1, 1]), ("mobilenetv2_baseline", [0, 1])):
+        scale = ARCHITECTURES[name](size_px=32, width=0.35).get_layer("scale")
+        assert np.allclose(scale(np.array([[0.0, 255.0]])), [expected])
+    scale = build_vgg19(32).get_layer("scale")
+    assert np.allclose(scale(np.zeros((1, 1, 1, 3))).numpy().ravel(), [-123.68, -116.779, -103.939])
+
+
+def test_vgg19_sees_the_colours_that_its_base_weights_expect(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    released = keras.applications.VGG19(input_shape=(32, 32, 3), include_top=False, weights=None)
+    released.save_weights(tmp_path / "base.weights.h5")
+    model = build_vgg19(32)
+    load_base_weights(model, tmp_path / "base.weights.h5")
+    rgb = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.float32)
+    seen = model.get_layer("base")(model.get_layer("scale")(rgb))
+    expected = released(keras.applications.vgg19.preprocess_input(rgb.copy()))
+    assert np.allclose(seen, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_normalizations_set_to_pictures_leave_vgg19_as_it_was() -> None:
+    keras.utils.set_random_seed(0)
+    model = build_vgg19(32)
+    base = model.get_layer("base")
+    pictures = np.random.default_rng(1).integers(0, 256, (32, 32, 32, 3)).astype(np.uint8)
+    inputs = model.get_layer("scale")(pictures)
+    before = np.asarray(base(inputs))
+    fit_normalization(model, pictures)
+    assert np.abs(np.asarray(base(inputs)) - before).max() < 1e-4 * np.abs(before).max()
+    # In training the statistics are those of the batch: the same ones here.
+    assert np.abs(np.asarray(base(inputs, training=True)) - before).max() < 0.01 * before.max()
+    assert not np.allclose(base.get_layer("block1_conv1_bn").gamma, 1)
+
+
+def test_base_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    model = build_mobilenetv2(32, width=0.35)
+    with pytest.raises(ModelError, match="do not exist"):
+        load_base_weights(model, tmp_path / "none.weights.h5")
+    (tmp_path / "text.weights.h5").write_text("no weights")
+    with pytest.raises(ModelError, match="do not fit"):
+        load_base_weights(model, tmp_path / "text.weights.h5")
+    other = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    other.save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(ModelError, match="do not fit mobilenetv2"):
+        load_base_weights(model, tmp_path / "other.weights.h5")
+
+
+def test_a_frozen_network_splits_into_features_and_head() -> None:
+    model = build_mobilenetv2_baseline(32, width=0.35)
+    model.get_layer("base").trainable = False
+    fixed, head = split_network(model)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    features = fixed.predict(pixels, verbose=0)
+    assert features.shape == (3, 1280)
+    assert count(head.trainable_weights) == count(model.trainable_weights)
+    whole = model.predict(pixels, verbose=0)
+    assert np.allclose(head.predict(features, verbose=0), whole, atol=1e-5)
+
+
+# --- cards ------------------------------------------------------------------------------------
+
+CARD = ModelCard("toy", EMOTIONS, 48, crop={"margin": 1.2}, temperature=1.4, sha256="ab")
+
+
+def test_a_card_is_read_as_it_was_written(tmp_path: Path) -> None:
+    locate_card(tmp_path / "toy.keras").write_text(format_card(CARD), encoding="utf-8")
+    assert read_card(tmp_path / "toy.keras") == CARD
+    assert CARD.crop == {"margin": 1.2, "shift_x": 0.0, "shift_y": 0.0}
+
+
+def test_a_missing_card_needs_labels(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="--labels"):
+        read_card(tmp_path / "toy.keras")
+    card = read_card(tmp_path / "toy.keras", ["Anger", *ALPHABETICAL[1:]])
+    assert card.labels == ALPHABETICAL
+    locate_card(tmp_path / "toy.keras").write_text(format_card(CARD), encoding="utf-8")
+    assert read_card(tmp_path / "toy.h5", ALPHABETICAL).sha256 == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["happy", "sad"]},
+        {"labels": [*EMOTIONS[:6], "contempt"]},
+        {"labels": [*EMOTIONS[:6], "angry"]},
+        {"labels": 7},
+        {"input_size": "48"},
+        {"input_size": 0},
+        {"channels": 2},
+        {"crop": {"margin": 0}},
+        {"crop": {"margin": "wide"}},
+        {"crop": {"left": 2}},
+        {"crop": 1.3},
+        {"landmarks": [[0.3, 0.4]]},
+        {"landmarks": [[0.3]] * 5},
+        {"landmarks": [["x", "y"]] * 5},
+        {"landmarks": [[0.3, float("nan")]] * 5},
+        {"landmarks": 5},
+        {"temperature": 0},
+        {"temperature": None},
+        {"temperature": float("nan")},
+        {"name": ""},
+    ],
+    ids=str,
+)
+def test_broken_cards_are_refused(tmp_path: Path, change: dict) -> None:
+    content = {**json.loads(format_card(CARD)), **change}
+    (tmp_path / "toy.json").write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ModelError):
+        read_card(tmp_path / "toy.keras")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", "{", "[" * 100_000, "\x00"])
+def test_files_that_are_no_cards_are_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "toy.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError):
+        read_card(tmp_path / "toy.keras")
+
+
+def test_a_card_for_another_input_is_refused() -> None:
+    assert CARD.with_input(48, 3) == CARD
+    with pytest.raises(ModelError, match="96 px"):
+        CARD.with_input(96, 3)
+    assert replace(CARD, sha256="").with_input(96, 1).input_size == 96
+
+
+# --- whole models in HDF5 ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def old_model() -> keras.Model:
+    """The VGG19 recipe as its author wrote it: a Sequential on VGG19, pixels / 255 outside."""
+    keras.utils.set_random_seed(3)
+    base = keras.applications.VGG19(input_shape=(48, 48, 3), include_top=False, weights=None)
+    return keras.Sequential(
+        [
+            base,
+            keras.layers.Flatten(),
+            keras.layers.Dense(256, activation="relu"),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(7, activation="softmax"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def old_file(old_model: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("old") / "emotions.h5"
+    old_model.save(path)
+    return path
+
+
+def test_an_old_h5_gives_the_right_names(old_model: keras.Model, old_file: Path) -> None:
+    # The output layer is made to answer "sad" (fifth of its alphabetical labels) to bright faces.
+    crops = np.random.default_rng(0).integers(0, 256, (6, 48, 48, 3), np.uint8)
+    expected = old_model.predict(crops / 255.0, verbose=0)
+    classifier = load_classifier(old_file, labels=ALPHABETICAL, rescale=1 / 255)
+    probabilities = classifier.predict(crops)
+    for column, emotion in enumerate(ALPHABETICAL):
+        own = probabilities[:, EMOTIONS.index(emotion)]
+        assert np.allclose(own, expected[:, column], atol=1e-5)
+    names = [EMOTIONS[i] for i in probabilities.argmax(axis=1)]
+    assert names == [ALPHABETICAL[i] for i in expected.argmax(axis=1)]
+
+
+def test_an_old_h5_without_labels_is_refused(old_file: Path) -> None:
+    with pytest.raises(ModelError, match="--labels"):
+        load_classifier(old_file)
+
+
+def test_an_exported_h5_can_be_used_like_an_old_one(tmp_path: Path) -> None:
+    model = ARCHITECTURES["vgg19_baseline"](size_px=48)
+    export_h5(model, tmp_path / "vgg19.h5")
+    crops = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), np.uint8)
+    loaded = load_legacy_h5(tmp_path / "vgg19.h5", 7)
+    expected = model.predict(crops, verbose=0)
+    assert np.allclose(loaded.predict(crops / 255.0, verbose=0), expected, atol=1e-5)
+
+
+def test_other_h5_files_are_refused(old_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not those of VGG19 with 6 outputs"):
+        load_legacy_h5(old_file, 6)
+    text = tmp_path / "text.h5"
+    text.write_text("no HDF5")
+    with pytest.raises(ModelError, match="not a whole Keras model"):
+        load_legacy_h5(text, 7)
+    other = tmp_path / "other.h5"
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(7)]).save(other)
+    with pytest.raises(ModelError, match="VGG19 recipe"):
+        load_legacy_h5(other, 7)
+
+
+def test_an_h5_that_links_to_another_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "linked.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("model_weights")
+        group.attrs["layer_names"] = [b"dense"]
+        layer = group.create_group("dense")
+        layer.attrs["weight_names"] = [b"kernel"]
+        layer["kernel"] = h5py.ExternalLink("elsewhere.h5", "/kernel")
+    with pytest.raises(ModelError, match="link"):
+        load_legacy_h5(path, 7)

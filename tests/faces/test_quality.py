@@ -1,0 +1,111 @@
+"""Blur, yaw, entropy and the flags, on generated pictures and projected heads."""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pytest
+
+from batchfer.faces.quality import (
+    BLURRED_BELOW,
+    TURNED_ABOVE_DEGREES,
+    estimate_yaw,
+    find_issues,
+    flag_uncertain,
+    measure_blur,
+    measure_entropy,
+    measure_quality,
+)
+from batchfer.schema import QUALITY_COLUMNS, TIMELINE_COLUMNS
+
+# Five points of a head in cm, x right, y up, z towards the viewer: not the module's own.
+HEAD = np.array([[-3.2, 3, 0], [3.2, 3, 0], [0, 0, 3.6], [-2.5, -3.5, 0.4], [2.5, -3.5, 0.4]])
+
+
+def project_head(yaw: float, pitch: float = 0, roll: float = 0) -> npt.NDArray[np.float64]:
+    """Landmarks (1,5,2) of a head seen from 70 cm by a pinhole camera."""
+    y, p, r = np.radians([yaw, pitch, roll])
+    turn = [[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]]
+    nod = [[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]]
+    tilt = [[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]]
+    points = HEAD @ (np.array(tilt) @ turn @ nod).T
+    flat = points[:, :2] * 70 / (70 - points[:, 2:]) * (10, -10) + (320, 180)
+    return flat[None]
+
+
+def test_no_faces() -> None:
+    columns = measure_quality(
+        np.zeros((0, 64, 64, 3), np.uint8),
+        np.zeros((0, 5, 2), np.float32),
+        np.zeros((0, 7), np.float32),
+        0.5,
+    )
+    assert list(columns) == list(QUALITY_COLUMNS)
+    assert all(values.shape == (0,) for values in columns.values())
+    assert find_issues(pd.DataFrame(columns=list(TIMELINE_COLUMNS))).empty
+
+
+@pytest.mark.parametrize("yaw", [-80, -45, -20, 0, 20, 45, 80])
+@pytest.mark.parametrize(("pitch", "roll"), [(0, 0), (15, 0), (-15, 25), (0, -40)])
+def test_yaw_of_projected_heads(yaw: float, pitch: float, roll: float) -> None:
+    assert estimate_yaw(project_head(yaw, pitch, roll))[0] == pytest.approx(yaw, abs=6)
+
+
+def test_yaw_mirrors_scales_and_stays_in_range() -> None:
+    landmarks = project_head(30, 10, 5)
+    mirrored = ((640, 0) + landmarks * (-1, 1))[:, [1, 0, 2, 4, 3]]
+    assert estimate_yaw(mirrored)[0] == pytest.approx(-estimate_yaw(landmarks)[0], abs=1e-4)
+    assert estimate_yaw(landmarks * 7)[0] == pytest.approx(estimate_yaw(landmarks)[0], abs=1e-4)
+    wild = np.random.default_rng(0).normal(0, 100, (1000, 5, 2))
+    assert (np.abs(estimate_yaw(wild)) <= 90).all()
+    assert np.isnan(estimate_yaw(np.zeros((1, 5, 2)))).all()
+
+
+def test_blur_falls_with_every_gaussian_and_ignores_size() -> None:
+    rng = np.random.default_rng(0)
+    noise = cv2.resize(rng.integers(0, 255, (48, 48, 3), np.uint8), (192, 192))
+    crops = np.stack([noise] + [cv2.GaussianBlur(noise, (0, 0), sigma) for sigma in (3, 6, 12)])
+    blur = measure_blur(crops)
+    assert blur.dtype == np.float32
+    assert (np.diff(blur) < 0).all()
+    assert blur[0] > BLURRED_BELOW > blur[-1]
+    larger = cv2.resize(crops[1], (384, 384), interpolation=cv2.INTER_LINEAR)
+    assert measure_blur(larger[None])[0] == pytest.approx(blur[1], rel=0.1)
+    assert measure_blur(np.full((1, 40, 40, 3), 90, np.uint8))[0] == 0
+
+
+def test_entropy_runs_from_sure_to_clueless() -> None:
+    probabilities = np.array(
+        [np.eye(7)[3], np.full(7, 1 / 7), [0.5, 0.5, 0, 0, 0, 0, 0]], np.float32
+    )
+    assert measure_entropy(probabilities) == pytest.approx([0, 1, np.log(2) / np.log(7)], abs=1e-6)
+
+
+def test_uncertain_is_a_confidence_below_the_limit() -> None:
+    probabilities = np.array([[0.6, 0.4], [0.5, 0.5]], np.float32)
+    assert flag_uncertain(probabilities, 0.55).tolist() == [False, True]
+    assert not flag_uncertain(probabilities, 0.5).any()
+
+
+def test_issues_of_a_timeline() -> None:
+    rows = {
+        "face_id": pd.array([0, 0, 1, None], "Int64"),
+        "width": [100.0, 100, 30, np.nan],
+        "height": [100.0, 100, 50, np.nan],
+        "emotion": pd.array(["happy", "sad", "fear", None], "string"),
+        "blur": np.array([500, 20, 500, np.nan], np.float32),
+        "yaw": np.array([-50, 0, np.nan, np.nan], np.float32),
+        "uncertain": pd.array([False, True, False, None], "boolean"),
+    }
+    table = pd.DataFrame(rows)
+    issues = find_issues(table)
+    assert abs(rows["yaw"][0]) > TURNED_ABOVE_DEGREES
+    assert issues.to_numpy().tolist() == [
+        [False, False, False, True, False],
+        [False, False, True, False, True],
+        [False, True, False, False, False],
+        [True, False, False, False, False],
+    ]
+    bare = find_issues(table.drop(columns=["blur", "yaw", "uncertain"]))
+    assert bare["no_face"].tolist() == [False, False, False, True]
+    assert not bare[["blurred", "turned", "uncertain"]].any(axis=None)

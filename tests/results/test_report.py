@@ -1,0 +1,769 @@
+"""Reports: what is chosen and thinned for them, the pages, and how they work in a browser."""
+
+import base64
+import hashlib
+import io
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageColor
+
+from batchfer.errors import InputError, OutputError, Reason
+from batchfer.media import reader as media
+from batchfer.media.reader import VideoReader, read_frames
+from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
+from batchfer.results.report.index import write_index
+from batchfer.results.report.page import format_clock
+from batchfer.results.report.pictures import render_images_report, write_images_report
+from batchfer.results.report.thumbnails import (
+    LANES,
+    MOMENTS_PER_EMOTION,
+    THUMBNAIL_PX,
+    choose_thumbnails,
+    cut_thumbnails,
+)
+from batchfer.results.report.video import render_report, write_report
+from batchfer.schema import (
+    EMOTION_COLORS,
+    EMOTIONS,
+    TIMELINE_COLUMNS,
+    Job,
+    JobResult,
+    MediaInfo,
+    Timeline,
+)
+
+CLIPS = Path(__file__).parents[2] / "samples" / "clips"
+STILLS = Path(__file__).parents[2] / "samples" / "stills"
+EVIL = "<script>alert(1)</script>\"'&.mp4"
+
+
+def make_table(n_frames: int, n_people: int = 1, fps: float = 25, seed: int = 0) -> pd.DataFrame:
+    """Faces that go from emotion to emotion over seconds; every tenth second shows nobody."""
+    rng = np.random.default_rng(seed)
+    times = np.arange(n_frames) / fps
+    seen = (times % 10 < 9) if n_people else np.zeros(n_frames, bool)
+    parts = []
+    for person in range(n_people):
+        knots = rng.normal(0, 2.5, (int(times[-1] / 2) + 3, 7)) if n_frames else np.zeros((2, 7))
+        at = times / 2
+        low = at.astype(int)
+        part = (at - low)[:, None]
+        values = np.exp(knots[low] * (1 - part) + knots[low + 1] * part)
+        values /= values.sum(1, keepdims=True)
+        faces = pd.DataFrame(
+            {
+                "frame": np.arange(n_frames),
+                "timestamp": times,
+                "face_id": person,
+                "x": 60.0 + 120 * person,
+                "y": 40.0,
+                "width": 70.0,
+                "height": 90.0,
+                "face_score": 0.99,
+                **{name: values[:, index] for index, name in enumerate(EMOTIONS)},
+                "emotion": np.array(EMOTIONS, object)[values.argmax(1)],
+                "emotion_confidence": values.max(1),
+                "blur": 300 + 200 * np.sin(times + person),
+                "yaw": 50 * np.sin(times / 3 + person),
+                "entropy": 0.5,
+                "uncertain": values.max(1) < 0.4,
+            }
+        )
+        parts.append(faces[seen])
+    empty = pd.DataFrame({"frame": np.arange(n_frames), "timestamp": times})[~seen]
+    table = pd.concat([*parts, empty], ignore_index=True)
+    table = table.reindex(columns=[*TIMELINE_COLUMNS, *(["blur", "yaw", "entropy", "uncertain"])])
+    table = table.sort_values(["frame", "face_id"], kind="stable", ignore_index=True)
+    return table.astype({**TIMELINE_COLUMNS, "uncertain": "boolean"})
+
+
+def make_timeline(n_frames: int, n_people: int = 1, name: str = "clip.mp4") -> Timeline:
+    info = MediaInfo(Path(name), 640, 360, Fraction(25), n_frames, n_frames / 25)
+    return Timeline(info, make_table(n_frames, n_people))
+
+
+FACTS: dict[str, Any] = {
+    "batchfer": "0.1.0",
+    "input": "clip.mp4",
+    "media": {"width": 640, "height": 360, "fps": "30000/1001", "duration_s": 40.0,
+              "rotation": 90, "variable_rate": True, "codec": "h264", "has_audio": True},
+    "frames": {"declared": 1234, "decoded": 1200, "analyzed": 1000, "corrupt": 3,
+               "first_bad_s": 12.5},
+    "options": {"every": 1, "min_face_px": 40, "fps": None},
+    "model": {"name": "mobilenetv2", "sha256": "ab" * 32},
+    "status": "partial", "reason": "truncated", "detail": "the file ends early",
+    "seconds": 12.0,
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Elements, links, scripts and text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[str] = []
+        self.json: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        tag, attributes = self.tags[-1] if self.tags else ("", {})
+        if tag == "script" and self.get_starttag_text() is not None and self.cdata_elem:
+            (self.json if "type" in attributes else self.scripts).append(data)
+        elif not self.cdata_elem:
+            self.text += data
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
+
+
+# --- frames out of a video ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump_s", [0.1, 10.0])
+@pytest.mark.parametrize("name", ["portrait.mp4", "variable_rate.mp4", "rotated.mp4"])
+def test_frames_are_read_by_their_times(
+    name: str, jump_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "SEEK_BEYOND_S", jump_s)
+    wanted = {}
+    with VideoReader(CLIPS / name) as reader:
+        for batch in reader.batches():
+            for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
+                if frame % 17 == 3:
+                    wanted[float(time_s)] = image.copy()
+    read = list(read_frames(CLIPS / name, reversed(list(wanted))))
+    assert [time_s for time_s, _ in read] == sorted(wanted)
+    assert all(np.array_equal(image, wanted[time_s]) for time_s, image in read)
+
+
+def test_a_time_without_a_frame_is_left_out() -> None:
+    assert list(read_frames(CLIPS / "portrait.mp4", [])) == []
+    read = [time_s for time_s, _ in read_frames(CLIPS / "portrait.mp4", [0.0, 0.0123, 1e6])]
+    assert read == [0.0]
+
+
+def test_frames_of_a_file_that_is_gone() -> None:
+    with pytest.raises(InputError):
+        list(read_frames(CLIPS / "gone.mp4", [0.0]))
+
+
+# --- faces worth showing ------------------------------------------------------------------------
+
+
+def test_no_face_gives_no_thumbnail() -> None:
+    assert choose_thumbnails(make_table(0)) == []
+    assert choose_thumbnails(make_table(50, 0)) == []
+
+
+def test_the_best_face_is_sharp_and_turned_to_the_camera() -> None:
+    table = make_table(1000, 2)
+    best = {item.person: item for item in choose_thumbnails(table) if item.purpose == "person"}
+    assert set(best) == {"face 0", "face 1"}
+    for item in best.values():
+        row = table[(table["frame"] == item.frame) & (table["face_id"] == item.face_id)].iloc[0]
+        assert abs(row["yaw"]) < 15
+        assert row["blur"] > 200
+        assert item.box == (row["x"], row["y"], row["x"] + 70, row["y"] + 90)
+
+
+def test_moments_are_peaks_apart_from_each_other() -> None:
+    table = make_table(3000)
+    moments = [item for item in choose_thumbnails(table) if item.purpose != "person"]
+    assert {item.purpose for item in moments} <= set(EMOTIONS)
+    assert len({item.purpose for item in moments}) > 3
+    for emotion in EMOTIONS:
+        times = [item.time_s for item in moments if item.purpose == emotion]
+        assert len(times) <= MOMENTS_PER_EMOTION
+        assert np.all(np.diff(times) >= 1)
+    # The very top of a smoothed emotion is among them, unless the face was hard to see.
+    clear = table.assign(blur=500.0, yaw=0.0, uncertain=False)
+    strongest = [item for item in choose_thumbnails(clear, 0) if item.purpose == "happy"]
+    top = clear[clear["emotion"] == "happy"]["happy"].idxmax()
+    assert table["frame"][top] in [item.frame for item in strongest]
+
+
+def test_thumbnails_are_cut_from_the_clip() -> None:
+    table = make_table(100)
+    chosen = choose_thumbnails(table)
+    pictures = cut_thumbnails(CLIPS / "portrait.mp4", chosen)
+    assert set(pictures) == {item.key for item in chosen}
+    for jpeg in pictures.values():
+        assert Image.open(io.BytesIO(jpeg)).size == (THUMBNAIL_PX, THUMBNAIL_PX)
+
+
+def test_a_clip_that_is_gone_gives_no_thumbnails(caplog: pytest.LogCaptureFixture) -> None:
+    assert cut_thumbnails(CLIPS / "gone.mp4", choose_thumbnails(make_table(50))) == {}
+    assert "no thumbnails" in caplog.text
+
+
+# --- thinning -----------------------------------------------------------------------------------
+
+
+def test_thinning_keeps_every_peak() -> None:
+    rng = np.random.default_rng(0)
+    times = np.sort(rng.uniform(0, 7200, 200_000))
+    values = rng.random((len(times), 7), np.float32)
+    values[123_456, 3] = 9.0
+    values[7, 5] = -9.0
+    rows = select_peaks(times, values, 5000)
+    assert 1000 < len(rows) <= 5000
+    assert np.all(np.diff(rows) > 0)
+    assert {0, 7, 123_456, len(times) - 1} <= set(rows)
+    assert np.array_equal(values[rows].max(0), values.max(0))
+    assert np.array_equal(values[rows].min(0), values.min(0))
+    # Of every tenth part of the clip too.
+    for low in range(0, 7200, 720):
+        inside = (times >= low) & (times < low + 720)
+        kept = np.isin(np.arange(len(times)), rows) & inside
+        assert np.allclose(values[kept].max(0), values[inside].max(0), atol=1e-3)
+
+
+def test_short_series_are_not_thinned() -> None:
+    times = np.arange(10.0)
+    assert select_peaks(times, np.zeros((10, 7)), 100).tolist() == list(range(10))
+    assert len(select_peaks(times[:0], np.zeros((0, 7)), 100)) == 0
+
+
+def test_intervals_are_merged_and_bounded() -> None:
+    times, durations = np.arange(6.0), np.ones(6)
+    starts, ends = merge_intervals(times, durations, np.array([1, 1, 0, 1, 0, 1], bool))
+    assert starts.tolist() == [0, 3, 5]
+    assert ends.tolist() == [2, 4, 6]
+    many = np.arange(200_000) / 25
+    starts, ends = merge_intervals(many, np.full(len(many), 1 / 25), np.arange(len(many)) % 2 == 0)
+    assert len(starts) <= DRAWN_INTERVALS
+    assert np.all(ends > starts)
+    nothing = merge_intervals(times, durations, np.zeros(6, bool))
+    assert len(nothing[0]) == len(nothing[1]) == 0
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def check_page(text: str) -> Page:
+    """Nothing comes from elsewhere, and only the scripts that the policy names may run."""
+    page = Page(text)
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv", "").startswith("Cont"))
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe-eval" not in policy
+    assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+    named = re.findall(r"'(sha256-[^']+)'", policy)
+    digests = [hashlib.sha256(script.encode()).digest() for script in page.scripts]
+    assert named == ["sha256-" + base64.b64encode(digest).decode() for digest in digests]
+    assert sum(len(script.encode()) for script in page.scripts) <= 1_500_000
+    for attribute in ("src", "href"):
+        for link in page.values(attribute):
+            assert not re.match(r"[a-z+]+:|//", link) or link.startswith("data:"), link
+    names = {name for _, attributes in page.tags for name in attributes}
+    assert not {name for name in names if name.startswith("on")}
+    assert "alert(1)" not in "".join(page.scripts)
+    return page
+
+
+@pytest.mark.parametrize(
+    ("n_frames", "n_people"), [(0, 0), (1, 0), (1, 1), (60, 0), (60, 1), (500, 3)]
+)
+def test_any_timeline_makes_a_page(n_frames: int, n_people: int) -> None:
+    page = check_page(render_report(make_timeline(n_frames, n_people), {}))
+    assert bool(page.json) == (n_frames > 0)
+    assert page.text.count("Over time") == 1
+    assert ("No face was found" in page.text) == (n_people == 0)
+
+
+def test_a_page_is_a_function_of_its_input() -> None:
+    timeline = make_timeline(300, 2)
+    assert render_report(timeline, FACTS) == render_report(timeline, FACTS)
+
+
+def test_the_header_tells_what_happened_to_the_frames() -> None:
+    page = check_page(render_report(make_timeline(1000, 1), FACTS))
+    text = " ".join(page.text.split())
+    for told in (
+        "1,234", "1,200", "1,000", "34 fewer, 3 damaged", "truncated", "the file ends early",
+        "29.97 frames/s, variable", "upright by 90°", "640 × 360", "h264", "mobilenetv2",  # noqa: RUF001
+    ):  # fmt: skip
+        assert told in text, told
+
+
+def test_frames_that_were_not_asked_for_are_not_lost() -> None:
+    facts = {**FACTS, "options": {**FACTS.get("options", {}), "start_s": None, "end_s": 1.0}}
+    text = check_page(render_report(make_timeline(1000, 1), facts)).text
+    assert "3 damaged" in text
+    assert "fewer" not in text
+
+
+def test_a_lone_frame_without_a_face_is_told() -> None:
+    text = " ".join(check_page(render_report(make_timeline(1, 0), {})).text.split())
+    assert "no face" in text
+    assert "Nothing to mark" not in text
+
+
+def test_names_are_text_wherever_they_stand() -> None:
+    timeline = make_timeline(100, 1)
+    table = timeline.table.assign(person=pd.array([EVIL] * 100, "string"))
+    facts = FACTS | {"input": EVIL, "detail": EVIL, "options": {EVIL: EVIL}}
+    page = check_page(render_report(Timeline(timeline.media, table), facts))
+    assert EVIL in page.text
+    assert "</script" not in "".join(page.json)
+
+
+def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:
+    timeline = make_timeline(2 * 3600 * 10, 2)
+    timeline = Timeline(timeline.media, timeline.table.assign(timestamp=lambda t: t.frame / 10))
+    text = render_report(timeline, FACTS)
+    assert len(text) < 4_500_000
+    assert "2:00:00" in text
+
+
+def test_a_short_piece_from_late_in_a_clip() -> None:
+    timeline = make_timeline(3)
+    late = timeline.table.assign(timestamp=36_000 + timeline.table["timestamp"])
+    assert "0:00" in check_page(render_report(Timeline(timeline.media, late), {})).text
+
+
+def test_frames_that_all_have_one_time() -> None:
+    timeline = make_timeline(40_000)
+    still = Timeline(timeline.media, timeline.table.assign(timestamp=0.0))
+    assert check_page(render_report(still, {})).json
+
+
+def test_many_people_stand_in_a_table() -> None:
+    page = check_page(render_report(make_timeline(100, 150), {}))
+    lanes = [a["id"] for t, a in page.tags if t == "article"]
+    assert len(lanes) == LANES
+    assert "Other people" in page.text
+    assert "and 42 more" in page.text
+
+
+def test_a_report_with_faces_and_a_player(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(
+        path, make_timeline(100), FACTS, source=CLIPS / "portrait.mp4", video_href="annotated.mp4"
+    )
+    page = check_page(path.read_text(encoding="utf-8"))
+    images = [link for link in page.values("src") if link.startswith("data:image/jpeg")]
+    assert len(images) == len(choose_thumbnails(make_timeline(100).table))
+    assert "annotated.mp4" in page.values("src")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_report_without_thumbnails_shows_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, make_timeline(100), FACTS)
+    page = check_page(path.read_text(encoding="utf-8"))
+    assert page.values("src") == []
+    assert not [tag for tag, _ in page.tags if tag in ("video", "img")]
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError):
+        write_report(tmp_path / "gone" / "report.html", make_timeline(10), {})
+
+
+def test_reports_need_no_network_libraries() -> None:
+    code = (
+        "import sys, batchfer.results.report.video as report\n"
+        "assert 'bokeh' not in sys.modules and 'jinja2' not in sys.modules\n"
+        "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
+        "sys.path[:0] = ['tests', 'tests/results']\n"
+        "import test_report\n"
+        "assert report.render_report(test_report.make_timeline(50), {})\n"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=root)
+
+
+# --- pictures and the index ---------------------------------------------------------------------
+
+
+def make_pictures() -> pd.DataFrame:
+    faces = make_table(3, 2).query("frame < 2").assign(frame=0, timestamp=np.nan)
+    nobody = make_table(1, 0).assign(timestamp=np.nan)
+    names = [*["two/two_people.webp"] * 2, *["admiral.png"] * 2, EVIL]
+    table = pd.concat([faces, nobody], ignore_index=True)
+    table.insert(0, "input", pd.array(names, "string"))
+    return table
+
+
+def test_pictures_make_a_gallery(tmp_path: Path) -> None:
+    table = make_pictures()
+    results = [
+        JobResult(
+            Job(STILLS / Path(name).name, name, tmp_path / "annotated" / name), "ok", n_frames=1
+        )
+        for name in ("two/two_people.webp", "admiral.png")
+    ]
+    broken = Job(STILLS / "broken.jpg", "broken.jpg", tmp_path / "annotated" / "broken.jpg")
+    results.append(JobResult(broken, "failed", Reason.CORRUPT, "the picture is cut off"))
+    annotated = results[0].job.destination
+    annotated.parent.mkdir(parents=True)
+    annotated.write_bytes(b"a picture")
+    write_images_report(tmp_path / "report.html", table, FACTS, results)
+    page = check_page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    assert "4 faces in 2 of 3 pictures." in text
+    assert "the picture is cut off" in text
+    assert EVIL in page.text
+    assert "annotated/two/two_people.webp" in page.values("href")
+    assert len([link for link in page.values("src") if link.startswith("data:image/jpeg")]) == 4
+    write_images_report(tmp_path / "report.html", table, FACTS, results, thumbnails=False)
+    page = check_page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.values("src") == []
+
+
+def test_no_pictures_make_a_page() -> None:
+    page = check_page(render_images_report(make_pictures().head(0), {}))
+    assert "0 faces in 0 of 0 pictures" in " ".join(page.text.split())
+
+
+def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) -> None:
+    names = ["a/plain.mp4", "100% #1?.mp4", "c:odd.mp4", "b\udcffad.mp4", "häh.mp4"]
+    results = []
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        (folder / "report.html").write_text("a report", encoding="utf-8")
+        (folder / "run.json").write_text("{}", encoding="utf-8")
+        job = Job(Path(name), name, folder)
+        results.append(JobResult(job, "ok", n_frames=10, n_people=1, emotion="sad", seconds=2.0))
+    for name, status, reason in (
+        ("gone.mp4", "failed", Reason.VANISHED), (EVIL, "skipped", Reason.NOT_MEDIA),
+    ):  # fmt: skip
+        job = Job(Path(name), name, tmp_path / "nowhere")
+        results.append(JobResult(job, status, reason, f"what happened to {name}"))
+    write_index(tmp_path / "index.html", results)
+    page = check_page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    links = [a["href"] for tag, a in page.tags if tag == "a"]
+    assert len(links) == len(names)
+    for link in links:
+        assert (tmp_path / unquote(link, errors="surrogateescape")).is_file()
+    text = " ".join(page.text.split())
+    assert "6 recordings: 5 ok, 1 failed, 1 skipped." in text
+    assert "what happened to gone.mp4" in text
+    assert r"b\xffad.mp4" in text
+    assert EVIL in page.text
+    assert "50" in text
+
+
+def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
+    folder = tmp_path / "done.mp4"
+    folder.mkdir()
+    (folder / "run.json").write_text(
+        '{"media": {"duration_s": 75.0}, "frames": {"analyzed": 40, "with_face": 30}}'
+    )
+    shares = {f"share_{emotion}": [0.0, 0.0] for emotion in EMOTIONS}
+    shares |= {"share_happy": [1.0, 0.0], "share_sad": [0.0, 1.0]}
+    summary = pd.DataFrame({"seconds_on_screen": [30.0, 10.0], **shares})
+    summary.to_csv(folder / "summary.csv", index=False)
+    job = Job(Path("done.mp4"), "done.mp4", folder)
+    damaged = Job(Path("odd.mp4"), "odd.mp4", tmp_path / "odd.mp4")
+    damaged.destination.mkdir()
+    (damaged.destination / "run.json").write_text("{")
+    (damaged.destination / "summary.csv").write_text("a,b")
+    results = [JobResult(job, "skipped", Reason.UP_TO_DATE), JobResult(damaged, "ok")]
+    write_index(tmp_path / "index.html", results)
+    page = check_page((tmp_path / "index.html").read_text(encoding="utf-8"))
+    assert "1:15" in page.text
+    assert "75%" in page.text
+    assert {"happy 75%", "sad 25%"} <= set(page.values("title"))
+
+
+def test_the_rate_in_the_index_is_of_what_this_run_did(tmp_path: Path) -> None:
+    jobs = [Job(Path(name), name, tmp_path / name) for name in ("a.mp4", "b.mp4")]
+    results = [
+        JobResult(jobs[0], "skipped", Reason.UP_TO_DATE, n_frames=90_000),
+        JobResult(jobs[1], "ok", n_frames=100, seconds=10.0),
+    ]
+    write_index(tmp_path / "index.html", results)
+    text = check_page((tmp_path / "index.html").read_text(encoding="utf-8")).text
+    assert "90,100" in text
+    assert "10.0 frames/s" in text
+
+
+def test_an_empty_index(tmp_path: Path) -> None:
+    write_index(tmp_path / "index.html", [])
+    assert "0 recordings" in check_page((tmp_path / "index.html").read_text()).text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "decimals", "text"),
+    [(0, 0, "0:00"), (59.96, 1, "1:00.0"), (61.25, 2, "1:01.25"), (3725, 0, "1:02:05"),
+     (-1.5, 1, "-0:01.5"), (-0.01, 0, "0:00")],
+)  # fmt: skip
+def test_clocks(seconds: float, decimals: int, text: str) -> None:
+    assert format_clock(seconds, decimals) == text
+
+
+# --- in a browser -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium without a network of its own."""
+    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    driver = shutil.which("chromedriver")
+    if binary is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
+        "disable-background-networking", "disable-component-update", "disable-sync",
+        f"user-data-dir={tmp_path_factory.mktemp('chromium')}", "window-size=1360,900",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    session = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    session.set_page_load_timeout(60)
+    session.set_script_timeout(30)
+    yield session
+    session.quit()
+
+
+def open_page(browser: Any, path: Path) -> None:
+    """Open a page and wait until its charts are drawn."""
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    wait_for(browser, "return !document.getElementById('charts') || document.documentElement"
+                      ".dataset.charts")  # fmt: skip
+
+
+def wait_for(browser: Any, script: str) -> Any:
+    for _ in range(200):
+        if value := browser.execute_script(script):
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"never true: {script}")
+
+
+def complaints(browser: Any) -> list[str]:
+    return [e["message"] for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+
+
+def count_colors(browser: Any, selector: str) -> dict[str, int]:
+    """Return how many pixels of an element's picture have the colour of each emotion."""
+    from selenium.webdriver.common.by import By
+
+    element = browser.find_element(By.CSS_SELECTOR, selector)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    picture = Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")
+    pixels = np.asarray(picture).astype(int)
+    return {
+        emotion: int((np.abs(pixels - ImageColor.getrgb(color)).max(axis=2) <= 3).sum())
+        for emotion, color in EMOTION_COLORS.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a sample clip with two persons, beside a copy of it in the player's place."""
+    folder = tmp_path_factory.mktemp("a report #1")
+    shutil.copy(CLIPS / "two_people.mp4", folder / "annotated.mp4")
+    timeline = make_timeline(175, 2)
+    write_report(
+        folder / "report.html",
+        timeline,
+        FACTS,
+        source=CLIPS / "two_people.mp4",
+        video_href="annotated.mp4",
+    )
+    return folder / "report.html"
+
+
+@pytest.mark.browser
+def test_charts_are_drawn_without_a_complaint(browser: Any, report: Path) -> None:
+    open_page(browser, report)
+    assert browser.execute_script("return document.documentElement.dataset.charts") == "4"
+    table = make_timeline(175, 2).table
+    for index in range(2):
+        mine = table[table["face_id"] == index]
+        drawn = count_colors(browser, f"#chart-lane-{index}")
+        area = sum(drawn.values())
+        assert area > 20_000
+        for emotion in EMOTIONS:
+            assert drawn[emotion] / area == pytest.approx(mine[emotion].mean(), abs=0.05)
+    assert sum(count_colors(browser, "#chart-overview").values()) > 5_000
+    loaded = "return [...document.images].every((image) => image.naturalWidth > 0)"
+    assert browser.execute_script(loaded)
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_hovering_tells_frame_time_and_probabilities(browser: Any, report: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, report)
+    chart = browser.find_element(By.ID, "chart-lane-0")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element(chart).perform()
+    told = wait_for(
+        browser,
+        "const tip = document.querySelector('.bk-Tooltip');"
+        "return tip && tip.shadowRoot.querySelector('.bk-tooltip-content').innerText",
+    )
+    clock, frame = re.search(r"0:(\d\d\.\d\d), frame (\d+)", told).groups()
+    table = make_timeline(175, 2).table
+    row = table[(table["frame"] == int(frame)) & (table["face_id"] == 0)].iloc[0]
+    assert float(clock) == pytest.approx(row["timestamp"], abs=0.006)
+    for emotion in EMOTIONS:
+        percent = int(re.search(rf"{emotion}\s+(\d+)%", told).group(1))
+        assert percent == pytest.approx(100 * row[emotion], abs=6)
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_a_click_jumps_the_video(browser: Any, report: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, report)
+    wait_for(browser, "return document.querySelector('video').readyState >= 1")
+    chart = browser.find_element(By.ID, "chart-lane-1")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element_with_offset(chart, 100, 0).click().perform()
+    time_s = wait_for(browser, "return document.querySelector('video').currentTime")
+    left, width = 70, chart.size["width"] - 70 - 24
+    expected = 7 * (chart.size["width"] / 2 + 100 - left) / width
+    assert time_s == pytest.approx(expected, abs=0.15)
+    cursors = (
+        "return Bokeh.documents[0].roots().map((figure) =>"
+        " figure.center.find((model) => model.type === 'Span').location / 1000)"
+    )
+    assert browser.execute_script(cursors) == pytest.approx([time_s] * 4, abs=0.05)
+    now = browser.find_elements(By.CSS_SELECTOR, "#now li > span:last-child")
+    assert all(re.fullmatch(r"[a-z]+ \d+%", item.text) for item in now)
+    moment = browser.find_element(By.CSS_SELECTOR, "[data-seek]")
+    browser.execute_script("arguments[0].click()", moment)
+    wanted = float(moment.get_attribute("data-seek"))
+    wait_for(
+        browser, f"return Math.abs(document.querySelector('video').currentTime - {wanted}) < .01"
+    )
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_zooming_and_the_legend(browser: Any, report: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    open_page(browser, report)
+    span = "const r = Bokeh.documents[0].roots()[1].x_range; return (r.end - r.start) / 1000"
+    assert browser.execute_script(span) == pytest.approx(7)
+    browser.find_element(By.CSS_SELECTOR, "[data-zoom=in]").click()
+    assert browser.execute_script(span) == pytest.approx(3.5)
+    browser.find_element(By.CSS_SELECTOR, "[data-zoom=all]").click()
+    assert browser.execute_script(span) == pytest.approx(7)
+    chart = browser.find_element(By.ID, "chart-lane-0")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    mouse = ActionChains(browser).move_to_element(chart).click_and_hold()
+    mouse.move_by_offset(60, 5).move_by_offset(60, 5).release().perform()
+    assert 0.5 < browser.execute_script(span) < 2.5
+    browser.find_element(By.CSS_SELECTOR, "[data-zoom=all]").click()
+    before = count_colors(browser, "#chart-lane-0")
+    top = max(before, key=before.__getitem__)
+    browser.find_element(By.CSS_SELECTOR, f"[data-emotion={top}]").click()
+    time.sleep(0.5)
+    after = count_colors(browser, "#chart-lane-0")
+    assert after[top] > 0.7 * before[top]
+    assert sum(after.values()) - after[top] < 0.1 * (sum(before.values()) - before[top])
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_a_long_clip_stays_fluid(browser: Any, tmp_path: Path) -> None:
+    timeline = make_timeline(2 * 3600 * 10, 3)
+    timeline = Timeline(timeline.media, timeline.table.assign(timestamp=lambda t: t.frame / 10))
+    write_report(tmp_path / "report.html", timeline, FACTS)
+    open_page(browser, tmp_path / "report.html")
+    rows = (
+        "return Bokeh.documents[0].roots().slice(1, 4).map((figure) =>"
+        " figure.renderers[0].data_source.data.x.length)"
+    )
+    assert max(browser.execute_script(rows)) < 8_000
+    for _ in range(4):
+        browser.execute_script("document.querySelector('[data-zoom=in]').click()")
+        time.sleep(0.3)
+    # Zoomed in, every row that the page holds is drawn.
+    assert 100 < min(browser.execute_script(rows)) < 3_000
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1360, 390])
+def test_every_page_fits_its_screen(
+    browser: Any, report: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    job = Job(Path("gone.mp4"), "a_long_name_" * 12, tmp_path / "gone")
+    failed = JobResult(job, "failed", Reason.CORRUPT, "a long story " * 20)
+    write_index(tmp_path / "index.html", [failed])
+    write_images_report(tmp_path / "images.html", make_pictures(), FACTS, [failed])
+    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+    media_feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [media_feature]})
+    try:
+        for path in (report, tmp_path / "index.html", tmp_path / "images.html"):
+            open_page(browser, path)
+            wide = "return document.documentElement.scrollWidth"
+            assert browser.execute_script(wide) <= width, path.name
+            paper = (
+                "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+            )
+            assert (sum(browser.execute_script(paper)) > 380) == (scheme == "light")
+            assert complaints(browser) == []
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.browser
+def test_a_page_without_its_video_says_so(browser: Any, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", make_timeline(100), {}, video_href="annotated.mp4")
+    open_page(browser, tmp_path / "report.html")
+    wait_for(browser, "return document.body.innerText.includes('not beside this page')")
+    assert not browser.execute_script("return document.querySelector('video').offsetHeight")
+
+
+@pytest.mark.browser
+def test_tables_sort_by_a_click_on_their_heads(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.common.by import By
+
+    results = []
+    for name, n_frames in (("b10.mp4", 9), ("b9.mp4", 1000), ("a.mp4", 80)):
+        job = Job(Path(name), name, tmp_path / name)
+        results.append(JobResult(job, "ok", n_frames=n_frames, n_people=1, seconds=1.0))
+    write_index(tmp_path / "index.html", results)
+    open_page(browser, tmp_path / "index.html")
+
+    def names() -> list[str]:
+        return [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "tbody td.name")]
+
+    heads = {head.text: head for head in browser.find_elements(By.CSS_SELECTOR, "th button")}
+    heads["Recording"].click()
+    assert names() == ["a.mp4", "b9.mp4", "b10.mp4"]
+    heads["Frames"].click()
+    assert names() == ["b10.mp4", "a.mp4", "b9.mp4"]
+    browser.find_elements(By.CSS_SELECTOR, "th[aria-sort] button")[0].click()
+    assert names() == ["b9.mp4", "a.mp4", "b10.mp4"]
+    assert complaints(browser) == []
