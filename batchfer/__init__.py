@@ -15,14 +15,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from batchfer.errors import BatchferError as BatchferError
+    from batchfer.options import AnalyzeOptions as AnalyzeOptions
     from batchfer.pipeline import analyze_images as analyze_images
     from batchfer.pipeline import analyze_video as analyze_video
     from batchfer.schema import EMOTIONS as EMOTIONS
-    from batchfer.schema import AnalyzeOptions as AnalyzeOptions
     from batchfer.schema import Timeline as Timeline
 
 _HOMES = {
-    "AnalyzeOptions": "batchfer.schema",
+    "AnalyzeOptions": "batchfer.options",
     "BatchferError": "batchfer.errors",
     "EMOTIONS": "batchfer.schema",
     "Timeline": "batchfer.schema",

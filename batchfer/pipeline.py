@@ -25,19 +25,12 @@ from batchfer.emotions.card import find_model
 from batchfer.errors import Reason
 from batchfer.files import display_name, hash_file, lock_output, mark_input, prepare_output
 from batchfer.media.reader import VideoReader
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results.drawing_process import DrawingPool
 from batchfer.results.folder import is_drawn_again
 from batchfer.results.report.pictures import write_images_report
 from batchfer.results.writing import ResultsProcess, write_index_pages, write_results
-from batchfer.schema import (
-    QUALITY_COLUMNS,
-    AnalyzeOptions,
-    Job,
-    JobResult,
-    MediaInfo,
-    OutputOptions,
-    Timeline,
-)
+from batchfer.schema import QUALITY_COLUMNS, Job, JobResult, MediaInfo, Timeline
 from batchfer.timeline.files import read_timeline
 from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
 from batchfer.timeline.table import assign_people, build_empty_table
@@ -75,7 +68,7 @@ def run_jobs(
     output: Path,
     options: AnalyzeOptions,
     outputs: OutputOptions,
-    machine: tuple[str, int | None, int | None],
+    machine: Machine,
     progress: Progress,
     watch: Watch | None = None,
 ) -> Iterator[JobResult]:
@@ -90,7 +83,7 @@ def run_jobs(
         output: Folder for all results, made if missing.
         options: What decides the numbers.
         outputs: What is written.
-        machine: ``device``, ``batch_size`` and ``workers`` of `Analyzer`.
+        machine: What of this machine is used.
         progress: Told what happens.
         watch: Of the process that supervises this one, if there is one.
 
@@ -167,7 +160,7 @@ def run_jobs(
             batch = Batch(
                 output,
                 outputs,
-                Analyzer(options, *machine),
+                Analyzer(options, machine.device, machine.batch_size, machine.workers),
                 write,
                 drawing,
                 journal,

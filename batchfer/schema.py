@@ -200,32 +200,6 @@ class Timeline:
             raise ValueError(f"a timeline begins with {list(TIMELINE_COLUMNS)}, not {columns}")
 
 
-@dataclass(frozen=True)
-class AnalyzeOptions:
-    """Everything that changes the numbers of a result, and nothing else.
-
-    ``every`` analyzes each Nth frame, or ``fps`` about that many frames a second; ``start_s`` and
-    ``end_s`` bound the clip in seconds. ``detect_every`` searches the whole frame for faces in each
-    Nth analyzed frame of a video, and follows them between. ``min_face_px`` is the smallest face
-    side in px and ``face_threshold`` the least detector score. ``min_confidence`` sets the column
-    ``uncertain`` (None: as the model's card says); no row is dropped by it. ``labels`` and
-    ``rescale`` describe a model that has no card. ``max_pixels`` bounds a decoded picture or frame.
-    """
-
-    model: str = "mobilenetv2"
-    every: int = 1
-    fps: float | None = None
-    detect_every: int = 1
-    start_s: float | None = None
-    end_s: float | None = None
-    min_face_px: int = 40
-    face_threshold: float = 0.8
-    min_confidence: float | None = None
-    labels: tuple[str, ...] | None = None
-    rescale: float | None = None
-    max_pixels: int = 100_000_000
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """One input and its destination, settled before a model loads.
@@ -259,28 +233,3 @@ class JobResult:
     emotion: str = ""
     seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """What is written for each input, and how a batch goes on; none of it changes the numbers.
-
-    ``formats`` are the table formats, ``overwrite`` redoes what is up to date, and ``fail_fast``
-    ends the batch at the first input that fails. ``blur_faces`` hides faces in annotated copies,
-    ``thumbnails`` shows them in reports. ``smooth_s`` smooths segments and charts, ``bin_s`` asks
-    for means per time bin. ``participants`` and ``events`` are tables of the user's. An
-    input may take ``timeout_s`` seconds, any time if None.
-    """
-
-    formats: tuple[str, ...] = ("csv", "parquet")
-    annotate: bool = True
-    report: bool = True
-    blur_faces: bool = False
-    thumbnails: bool = True
-    smooth_s: float = 0.5
-    bin_s: float | None = None
-    participants: Path | None = None
-    events: Path | None = None
-    overwrite: bool = False
-    fail_fast: bool = False
-    timeout_s: float | None = None

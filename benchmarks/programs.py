@@ -35,9 +35,9 @@ def load_batchfer(model: str) -> Run:
     from batchfer.faces.detector import Detector
     from batchfer.machine import keep_memory
     from batchfer.media.reader import VideoReader
+    from batchfer.options import AnalyzeOptions
     from batchfer.results.drawing_process import DrawingPool
     from batchfer.results.writing import ResultsProcess
-    from batchfer.schema import AnalyzeOptions
 
     keep_memory()  # as the worker process of the command does
     beside = {"ResultsProcess": ResultsProcess(), "DrawingPool": DrawingPool()}
@@ -82,7 +82,7 @@ def write_results(
     from batchfer import pipeline
     from batchfer.batch.worker import Progress
     from batchfer.errors import BatchferError
-    from batchfer.schema import OutputOptions
+    from batchfer.options import Machine, OutputOptions
     from batchfer.timeline.files import read_timeline
 
     outputs = {
@@ -98,7 +98,7 @@ def write_results(
     with mock.patch.multiple(pipeline, **loaded):
         started = time.perf_counter()
         (result,) = pipeline.run_jobs(
-            "video", [clip], folder, analyzer.options, outputs, ("auto", None, None), nobody
+            "video", [clip], folder, analyzer.options, outputs, Machine("auto", None, None), nobody
         )
         seconds = time.perf_counter() - started
     if result.status != "ok":

@@ -33,9 +33,10 @@ from batchfer.machine import keep_memory
 from batchfer.media.images import write_image
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results.drawing import FaceTrack, draw_timeline
 from batchfer.results.painter import FacePainter
-from batchfer.schema import AnalyzeOptions, FrameBatch, OutputOptions
+from batchfer.schema import FrameBatch
 
 REPEATS = 5
 ONE_AFTER_ANOTHER = 3
@@ -306,7 +307,7 @@ def measure_photos(folder: Path, analyzer: Analyzer) -> Stills:
                     Path(out),
                     analyzer.options,
                     outputs,
-                    ("auto", None, None),
+                    Machine("auto", None, None),
                     mock.Mock(Progress),
                 )
                 n_pictures = sum(result.status == "ok" for result in run)

@@ -29,18 +29,11 @@ from batchfer.errors import OutputError
 from batchfer.files import lock_output, prepare_output
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_jobs
 from batchfer.results.drawing import DrawingThreads
 from batchfer.results.drawing_process import DrawingProcess
-from batchfer.schema import (
-    AnalyzeOptions,
-    FrameBatch,
-    Images,
-    JobResult,
-    MediaInfo,
-    OutputOptions,
-    Timeline,
-)
+from batchfer.schema import FrameBatch, Images, JobResult, MediaInfo, Timeline
 from batchfer.timeline.files import read_timeline
 
 ROOT = Path(__file__).parent.parent
@@ -74,7 +67,7 @@ def run(
             output,
             AnalyzeOptions(model=str(model), **options),  # type: ignore[arg-type]
             OutputOptions(report=False),
-            ("cpu", None, 2),
+            Machine("cpu", None, 2),
             progress,
         )
     )
@@ -152,7 +145,9 @@ def test_a_video_goes_on_though_other_results_are_asked_for(
         run("video", [clip], tmp_path, toy_model, Counter(40, KeyboardInterrupt()))
     outputs = OutputOptions(annotate=False, report=False, bin_s=1.0)
     with caplog.at_level("INFO", "batchfer"):
-        jobs = run_jobs("video", [clip], tmp_path, options, outputs, ("cpu", None, 2), Counter())
+        jobs = run_jobs(
+            "video", [clip], tmp_path, options, outputs, Machine("cpu", None, 2), Counter()
+        )
         assert [result.status for result in jobs] == ["ok"]
     assert "going on from frame" in caplog.text
     assert (tmp_path / clip.name / "bins.csv").is_file()
@@ -759,3 +754,18 @@ def test_the_limit_of_pixels_holds_for_video(toy_model: Path, tmp_path: Path) ->
         (result,) = run("video", [clip], tmp_path / "out", toy_model, Counter(), max_pixels=limit)
         assert result.status == status
         assert status == "ok" or result.reason == "too_large"
+
+
+def test_a_limit_that_was_given_holds_for_drawing_and_thumbnails(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a clip is analyzed, and then refused by a limit that nobody gave."""
+    monkeypatch.setattr("batchfer.media.reader.MAX_FRAME_PIXELS", 96 * 64 - 1)
+    clip = make_clip(tmp_path / "a.mp4", 3)
+    options = AnalyzeOptions(model=str(toy_model), max_pixels=96 * 64, every=2)
+    outputs, machine = OutputOptions(), Machine("cpu", None, 2)
+    (result,) = run_jobs(
+        "video", [clip], tmp_path / "out", options, outputs, machine, Counter()
+    )  # fmt: skip
+    assert result.status == "ok", result.detail
+    assert (tmp_path / "out" / "a.mp4" / "annotated.mp4").is_file()

@@ -17,7 +17,7 @@ FLOORS = [
     {"timeline", "emotions"},
     {"faces", "media"},
     {"files", "processes", "machine"},
-    {"schema"},
+    {"options", "schema"},
     {"errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -33,18 +33,17 @@ from batchfer.errors import (
     UsageError,
 )
 from batchfer.faces.detector import Detector
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_jobs
 from batchfer.results import writing
 from batchfer.results.redo import redo_reports, redo_videos
 from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
-    AnalyzeOptions,
     FaceDetections,
     FrameBatch,
     Images,
     JobResult,
-    OutputOptions,
 )
 from batchfer.timeline.files import read_timeline
 
@@ -84,7 +83,7 @@ def run(options: AnalyzeOptions) -> Run:
             output,
             options,
             OutputOptions(**outputs),  # type: ignore[arg-type]
-            ("cpu", None, 2),
+            Machine("cpu", None, 2),
             Silence(),
         )
         return {result.job.name: result for result in results}
@@ -171,7 +170,7 @@ def test_sampling_still_draws_every_frame(toy_model: Path, tmp_path: Path) -> No
     options = AnalyzeOptions(model=str(toy_model), every=6)
     clip = CLIPS / "rotated.mp4"
     outputs = OutputOptions(report=False)
-    list(run_jobs("video", [clip], tmp_path, options, outputs, ("cpu", None, 2), Silence()))
+    list(run_jobs("video", [clip], tmp_path, options, outputs, Machine("cpu", None, 2), Silence()))
     drawn = decode_times(tmp_path / clip.name / "annotated.mp4")
     np.testing.assert_allclose(drawn, decode_times(clip), atol=1e-3)
 
@@ -324,7 +323,7 @@ def test_no_video_replaces_the_results_of_another(run: Run, tmp_path: Path) -> N
 
 def test_a_part_without_frames_has_all_columns(run: Run, toy_model: Path, tmp_path: Path) -> None:
     options = AnalyzeOptions(model=str(toy_model), start_s=60.0)
-    machine, outputs = ("cpu", None, 2), OutputOptions(annotate=False, report=False)
+    machine, outputs = Machine("cpu", None, 2), OutputOptions(annotate=False, report=False)
     clip = CLIPS / "rotated.mp4"
     (result,) = run_jobs("video", [clip], tmp_path / "a", options, outputs, machine, Silence())
     assert (result.status, result.n_frames) == ("ok", 0)
@@ -367,7 +366,7 @@ def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
         shutil.copy(CLIPS / "rotated.mp4", folder / name)
     (folder / "c.mp4").write_bytes(b"")
     watch = Watch(lambda name: told.append(f"begin {name}"))
-    machine, outputs = ("cpu", None, 2), OutputOptions(annotate=False)
+    machine, outputs = Machine("cpu", None, 2), OutputOptions(annotate=False)
     for result in run_jobs("video", [folder], output, options, outputs, machine, Silence(), watch):
         told.append(f"{result.status} {result.job.name}")
         lines = (output / "run.jsonl").read_text().splitlines()
@@ -403,7 +402,7 @@ def test_a_video_is_on_record_however_long_the_next_takes_to_begin(
         was_there.append(journal.exists())
 
     options = AnalyzeOptions(model=str(toy_model), detect_every=detect_every)
-    outputs, machine = OutputOptions(annotate=False), ("cpu", None, 2)
+    outputs, machine = OutputOptions(annotate=False), Machine("cpu", None, 2)
     jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, machine, Silence())
     results = list(run_jobs(*jobs, Watch(begin)))  # type: ignore[arg-type]
     assert [result.status for result in results] == ["ok", "ok"]
@@ -416,7 +415,7 @@ def test_a_video_among_others_has_the_table_that_it_has_alone(
     detect_every: int, toy_model: Path, tmp_path: Path
 ) -> None:
     options = AnalyzeOptions(model=str(toy_model), detect_every=detect_every)
-    outputs, machine = OutputOptions(annotate=False, report=False), ("cpu", None, 3)
+    outputs, machine = OutputOptions(annotate=False, report=False), Machine("cpu", None, 3)
     clips = [CLIPS / "rotated.mp4", CLIPS / "two_people.mp4", CLIPS / "variable_rate.mp4"]
     list(run_jobs("video", clips, tmp_path / "all", options, outputs, machine, Silence()))
     for clip in clips:
@@ -463,7 +462,7 @@ def test_videos_without_frames_are_told_in_their_turn(toy_model: Path, tmp_path:
         nonlocal n_begun
         n_begun += 1
 
-    machine, outputs = ("cpu", None, 2), OutputOptions(annotate=False, report=False)
+    machine, outputs = Machine("cpu", None, 2), OutputOptions(annotate=False, report=False)
     for every in (1, 3):
         options = AnalyzeOptions(model=str(toy_model), start_s=60.0, detect_every=every)
         jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, machine, Silence())
@@ -481,7 +480,7 @@ def test_few_videos_are_open_at_a_time(toy_model: Path, tmp_path: Path) -> None:
         (tmp_path / "in" / f"{index:02d}.mp4").write_bytes(b"")
     options = AnalyzeOptions(model=str(toy_model))
     begun: list[str] = []
-    outputs, machine = OutputOptions(report=False), ("cpu", None, 2)
+    outputs, machine = OutputOptions(report=False), Machine("cpu", None, 2)
     inputs, output = [tmp_path / "in"], tmp_path / "out"
     watch = Watch(begun.append)
     results = run_jobs("video", inputs, output, options, outputs, machine, Silence(), watch)
@@ -504,7 +503,7 @@ def test_what_fails_between_two_videos_costs_none(toy_model: Path, tmp_path: Pat
             raise MemoryError
 
     options, outputs = AnalyzeOptions(model=str(toy_model)), OutputOptions(report=False)
-    jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, ("cpu", None, 2))
+    jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, Machine("cpu", None, 2))
     results = list(run_jobs(*jobs, Silence(), Watch(begin)))  # type: ignore[arg-type]
     assert [result.job.name for result in results] == [f"{index}.mp4" for index in range(6)]
     assert {result.status for result in results} == {"ok"}
@@ -556,7 +555,7 @@ def test_suspects_are_done_alone(options: AnalyzeOptions, tmp_path: Path) -> Non
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(CLIPS / "rotated.mp4", folder / name)
     watch = Watch(lambda name: told.append(f"begin {name}"), suspects=frozenset({"b.mp4"}))
-    outputs, machine = OutputOptions(annotate=False), ("cpu", None, 2)
+    outputs, machine = OutputOptions(annotate=False), Machine("cpu", None, 2)
     for result in run_jobs(
         "video", [folder], tmp_path / "out", options, outputs, machine, Silence(), watch
     ):
@@ -685,7 +684,7 @@ def test_what_cannot_be_used_again_is_analyzed_again(
 
     def run(**outputs: Any) -> dict[str, bytes]:
         few = OutputOptions(annotate=False, report=False, **outputs)
-        jobs: Any = ("video", [clip], tmp_path, options, few, ("cpu", None, 2), Silence())
+        jobs: Any = ("video", [clip], tmp_path, options, few, Machine("cpu", None, 2), Silence())
         (result,) = run_jobs(*jobs, Watch(leave=left.append))
         assert result.status == "ok"
         return {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -713,7 +712,9 @@ def test_a_video_that_is_replaced_meanwhile_is_analyzed(
                 shutil.copy(CLIPS / "two_people.mp4", folder / "b.mp4")
 
     outputs = OutputOptions(**few, smooth_s=1.0)
-    results = run_jobs("video", [folder], output, options, outputs, ("cpu", None, 2), Replacing())
+    results = run_jobs(
+        "video", [folder], output, options, outputs, Machine("cpu", None, 2), Replacing()
+    )
     assert [(result.job.name, result.n_people) for result in results] == [
         ("a.mp4", 1),
         ("b.mp4", 2),
@@ -737,7 +738,13 @@ def test_parts_of_another_analysis_outlast_other_results(
     with pytest.raises(KeyboardInterrupt):
         list(
             run_jobs(
-                "video", [clip], tmp_path, other, OutputOptions(), ("cpu", None, 2), Impatient()
+                "video",
+                [clip],
+                tmp_path,
+                other,
+                OutputOptions(),
+                Machine("cpu", None, 2),
+                Impatient(),
             )
         )
     parts = sorted(tmp_path.rglob("part-*"))
@@ -776,7 +783,7 @@ def test_a_video_that_ended_the_process_is_not_tried_again(
     run("video", [clip], tmp_path, **few)
     begun: list[str] = []
     outputs = OutputOptions(**few, smooth_s=1.0)
-    jobs: Any = ("video", [clip], tmp_path, options, outputs, ("cpu", None, 2), Silence())
+    jobs: Any = ("video", [clip], tmp_path, options, outputs, Machine("cpu", None, 2), Silence())
     watch = Watch(begun.append, {"rotated.mp4": (Reason.TIMEOUT, "too long")})
     (result,) = run_jobs(*jobs, watch)
     assert (result.status, result.reason) == ("failed", Reason.TIMEOUT)
@@ -811,7 +818,7 @@ def test_what_cannot_start_says_so(run: Run, tmp_path: Path) -> None:
     options = AnalyzeOptions(model="no_such_model")
     jobs = ("video", [CLIPS], tmp_path / "out", options, OutputOptions())
     with pytest.raises(ModelError, match="searched"):
-        list(run_jobs(*jobs, ("cpu", None, 2), Silence()))  # type: ignore[arg-type]
+        list(run_jobs(*jobs, Machine("cpu", None, 2), Silence()))  # type: ignore[arg-type]
 
 
 # --- determinism and threads ------------------------------------------------------------------

@@ -22,8 +22,9 @@ from batchfer.faces.appearance import describe_faces
 from batchfer.faces.cuts import describe_frames, measure_differences
 from batchfer.faces.detector import Detector
 from batchfer.faces.quality import measure_quality
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import analyze_video, run_jobs
-from batchfer.schema import AnalyzeOptions, FaceDetections, Images, OutputOptions
+from batchfer.schema import FaceDetections, Images
 
 CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])
@@ -168,7 +169,7 @@ def test_a_clip_has_the_same_table_by_any_batches_and_interruptions(
     for trial in range(3):
         output = tmp_path / str(trial)
         for limit in (int(rng.integers(4, n_frames)), n_frames + 1):
-            machine = ("cpu", int(rng.integers(1, 18)), int(rng.integers(1, 4)))
+            machine = Machine("cpu", int(rng.integers(1, 18)), int(rng.integers(1, 4)))
             with suppress(KeyboardInterrupt):
                 progress = Interruption(limit)
                 list(run_jobs("video", [CLIP], output, options, outputs, machine, progress))

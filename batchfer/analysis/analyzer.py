@@ -23,14 +23,8 @@ from batchfer.faces.quality import measure_quality
 from batchfer.machine import hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
-from batchfer.schema import (
-    QUALITY_COLUMNS,
-    AnalyzeOptions,
-    FaceDetections,
-    Floats,
-    FrameBatch,
-    Images,
-)
+from batchfer.options import AnalyzeOptions
+from batchfer.schema import QUALITY_COLUMNS, FaceDetections, Floats, FrameBatch, Images
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from batchfer.batch.journal import Journal, hash_settings
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError
 from batchfer.files import hash_file
-from batchfer.media.images import MAX_IMAGE_PIXELS, read_image
+from batchfer.media.images import read_image
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
 from batchfer.media.writer import VideoWriter
-from batchfer.schema import AnalyzeOptions, FrameBatch, Job, MediaInfo, OutputOptions
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.schema import FrameBatch, Job, MediaInfo
 
 PROBED_FRAMES = 48
 """Frames decoded of each video to see that it can be, and whether its rate varies."""
@@ -84,7 +85,7 @@ def make_plan(
     output: Path,
     options: AnalyzeOptions,
     outputs: OutputOptions,
-    machine: tuple[str, int | None, int | None],
+    machine: Machine,
 ) -> Plan:
     """Return what a run would take; writes nothing but a temporary file.
 
@@ -94,7 +95,7 @@ def make_plan(
             analyzed there is not analyzed again.
         options: As for the run itself.
         outputs: As for the run itself.
-        machine: ``device``, ``batch_size`` and ``workers`` of `Analyzer`.
+        machine: What of this machine is used.
 
     Raises:
         UsageError: A path does not exist.
@@ -112,7 +113,7 @@ def make_plan(
     if n_done == n_found:
         return Plan([], 0, 0.0, 0.0, 0.0, n_done=n_done)
     videos = [probe_video(job, options) for job in clips]
-    analyzer = Analyzer(options, *machine)
+    analyzer = Analyzer(options, machine.device, machine.batch_size, machine.workers)
     sizes = Counter[tuple[int, int]]()
     for video in videos:
         if video.info is not None:
@@ -157,17 +158,7 @@ def _drop_done(
     """Return the videos and pictures that no earlier run has analyzed with these options."""
     journal, sha256 = Journal(output), hash_file(find_model(options.model))
     settings = hash_settings(options, OutputOptions(), sha256)
-    # As `batchfer images` has them.
-    still = replace(
-        options,
-        every=1,
-        detect_every=1,
-        fps=None,
-        start_s=None,
-        end_s=None,
-        max_pixels=MAX_IMAGE_PIXELS,
-    )
-    settings_of_pictures = hash_settings(still, OutputOptions(), sha256)
+    settings_of_pictures = hash_settings(options.for_pictures(), OutputOptions(), sha256)
     return (
         [
             job
@@ -206,7 +197,7 @@ def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float
     for is_timed in (False, True):  # the first frames wait for the graphs to be traced
         started = time.monotonic()
         with (
-            VideoReader(info.path) as reader,
+            VideoReader(info.path, analyzer.options.max_pixels) as reader,
             closing(analyzer.stream(read_frames(reader, analyzer), every)) as analyzed,
         ):
             for batch in analyzed:
@@ -220,17 +211,17 @@ def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float
     bytes_a_pixel = 0.0
     if encode:
         # All frames are drawn, however few are analyzed.
-        an_encoded_frame_s, bytes_a_pixel = time_encoding(info)
+        an_encoded_frame_s, bytes_a_pixel = time_encoding(info, analyzer.options.max_pixels)
         n_all = estimate_frames(info, AnalyzeOptions()) or 0.0
         n_analyzed = estimate_frames(info, analyzer.options) or n_all
         a_frame_s += an_encoded_frame_s * n_all / max(n_analyzed, 1)
     return 1 / max(a_frame_s, 1e-6), bytes_a_pixel
 
 
-def time_encoding(info: MediaInfo) -> tuple[float, float]:
+def time_encoding(info: MediaInfo, max_pixels: int | None = None) -> tuple[float, float]:
     """Return seconds a frame and bytes a pixel of an annotated video, measured on its beginning."""
     started, n_frames = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as folder, VideoReader(info.path) as reader:
+    with tempfile.TemporaryDirectory() as folder, VideoReader(info.path, max_pixels) as reader:
         path = Path(folder) / "trial.mp4"
         with VideoWriter(path, reader.info) as writer:
             for batch in islice(reader.batches(8), ENCODED_FRAMES // 8):

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 from batchfer.batch.jobs import Kind
 from batchfer.errors import BatchferError, Reason
 from batchfer.machine import keep_memory
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.processes import Messenger, start_python, take_requests
-from batchfer.schema import AnalyzeOptions, JobResult, OutputOptions
+from batchfer.schema import JobResult
 
 if TYPE_CHECKING:
     from batchfer.batch.worker import Progress
@@ -46,7 +47,7 @@ class Task:
     output: Path
     options: AnalyzeOptions
     outputs: OutputOptions
-    machine: tuple[str, int | None, int | None]
+    machine: Machine
     faults: Mapping[str, Fault] = field(default_factory=dict)
     suspects: frozenset[str] = frozenset()
 
@@ -57,7 +58,7 @@ def supervise(
     output: Path,
     options: AnalyzeOptions,
     outputs: OutputOptions,
-    machine: tuple[str, int | None, int | None],
+    machine: Machine,
     progress: "Progress",
 ) -> Iterator[JobResult]:
     """Process inputs as `run_jobs` does, in a worker process; yield each input's outcome once.

@@ -13,7 +13,8 @@ from batchfer import __version__
 from batchfer.errors import OutputError, Reason
 from batchfer.files import describe_source, mark_input
 from batchfer.machine import uses_onednn
-from batchfer.schema import AnalyzeOptions, Job, JobResult, OutputOptions
+from batchfer.options import AnalyzeOptions, OutputOptions
+from batchfer.schema import Job, JobResult
 
 JOURNAL_NAME = "run.jsonl"
 DONE = ("ok", "partial")

@@ -24,17 +24,9 @@ from batchfer.batch.worker import Batch, describe_run, do_nothing
 from batchfer.errors import InputError
 from batchfer.files import atomic_write
 from batchfer.media.images import read_image, write_image
+from batchfer.options import OutputOptions
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
-from batchfer.schema import (
-    EMOTIONS,
-    Floats,
-    FrameBatch,
-    Images,
-    Job,
-    JobResult,
-    MediaInfo,
-    OutputOptions,
-)
+from batchfer.schema import EMOTIONS, Floats, FrameBatch, Images, Job, JobResult, MediaInfo
 from batchfer.timeline.table import build_table
 
 logger = logging.getLogger(__name__)

@@ -27,11 +27,12 @@ from batchfer.errors import InputError, OutputError
 from batchfer.files import describe_source, publish_folder, work_folder
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
+from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.drawing_process import DrawingProcess
 from batchfer.results.folder import draw_video, mark_files, renew_video
 from batchfer.results.writing import write_tables
-from batchfer.schema import AnalyzeOptions, FrameBatch, Job, JobResult, OutputOptions, Timeline
+from batchfer.schema import FrameBatch, Job, JobResult, Timeline
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people
 

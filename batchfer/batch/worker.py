@@ -15,8 +15,9 @@ from batchfer.analysis.analyzer import Analyzer
 from batchfer.batch.journal import Journal, Settings
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.machine import describe_processor
+from batchfer.options import OutputOptions
 from batchfer.results.drawing_process import DrawingPool
-from batchfer.schema import Job, JobResult, OutputOptions, Status
+from batchfer.schema import Job, JobResult, Status
 
 logger = logging.getLogger(__name__)
 

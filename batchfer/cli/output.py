@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from batchfer.errors import ExitCode, OutputError
+from batchfer.options import Telling
 
 if TYPE_CHECKING:
     from batchfer.batch.estimate import Plan
@@ -222,8 +223,10 @@ class Stdout:
             raise OutputError(f"standard output: cannot write, {self._error.strerror}")
 
 
-def set_up_logging(quiet: bool, verbose: bool) -> None:
+def set_up_logging(telling: Telling) -> None:
     """Let warnings reach stderr, or all that is logged, or errors alone."""
-    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    level = logging.DEBUG if telling.verbose else logging.WARNING
+    if telling.quiet:
+        level = logging.ERROR
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     logger.setLevel(level)

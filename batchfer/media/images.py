@@ -48,7 +48,7 @@ _TURNS = {
 _CLOCKWISE = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}
 
 
-def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInfo, Images]:
+def read_image(path: Path, max_pixels: int | None = None) -> tuple[MediaInfo, Images]:
     """Return a picture's facts and its pixels ``(H,W,3)`` RGB, upright.
 
     Transparent parts become white, an animation gives its first frame, deep grey is scaled to
@@ -60,7 +60,7 @@ def read_image(path: Path, max_pixels: int = MAX_IMAGE_PIXELS) -> tuple[MediaInf
     check_file(path)
     # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit. What it
     # warns of and logs is either an error below or of no consequence.
-    Image.MAX_IMAGE_PIXELS = max_pixels
+    Image.MAX_IMAGE_PIXELS = max_pixels = max_pixels or MAX_IMAGE_PIXELS
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
         pillow.setLevel(logging.CRITICAL)  # not each time: it goes through all loggers there are

@@ -51,7 +51,7 @@ MAX_HOLE_BYTES = 4096
 """More bytes than this between two packets of a Matroska file are damage that was skipped."""
 
 
-def probe(path: Path, max_pixels: int = MAX_FRAME_PIXELS) -> MediaInfo:
+def probe(path: Path, max_pixels: int | None = None) -> MediaInfo:
     """Return what a video claims about itself and shows in its first frame.
 
     Raises:
@@ -121,12 +121,12 @@ class VideoReader:
         end_s: When the last frame decoded so far ends, in seconds.
     """
 
-    def __init__(self, path: Path, max_pixels: int = MAX_FRAME_PIXELS, threads: int = 1) -> None:
+    def __init__(self, path: Path, max_pixels: int | None = None, threads: int = 1) -> None:
         """Open a video.
 
         Args:
             path: The file.
-            max_pixels: Largest frame that is decoded.
+            max_pixels: Largest frame that is decoded, None for `MAX_FRAME_PIXELS`.
             threads: Threads of the decoder, 0 for one a core. With more than one, damaged frames
                 look different in every run, since each is patched from whatever is there already.
 
@@ -147,6 +147,7 @@ class VideoReader:
         self._path = path
         self._clock = Clock()
         self._reformatter = VideoReformatter()
+        max_pixels = max_pixels or MAX_FRAME_PIXELS
         self._container = open_container(path, max_pixels)
         try:
             self._stream = find_video_stream(self._container)
@@ -388,7 +389,7 @@ class VideoReader:
 
 
 def read_frames(
-    path: Path, times_s: Iterable[float], max_pixels: int = MAX_FRAME_PIXELS
+    path: Path, times_s: Iterable[float], max_pixels: int | None = None
 ) -> Iterator[tuple[float, Images]]:
     """Yield some frames of a video, each as its time and its ``(H,W,3)`` RGB, upright.
 

@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from batchfer.schema import AnalyzeOptions, MediaInfo
+from batchfer.options import AnalyzeOptions
+from batchfer.schema import MediaInfo
 
 
 def estimate_frames(info: MediaInfo, options: AnalyzeOptions) -> float | None:

@@ -27,9 +27,11 @@ AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
 class Sound:
     """The sound of a source, muxed piece by piece beside the video."""
 
-    def __init__(self, path: Path, output: Any, mode: Literal["copy", "encode"]) -> None:
-        """Open the clip a second time, for its sound alone."""
-        self._source = open_container(path, MAX_FRAME_PIXELS)
+    def __init__(
+        self, path: Path, output: Any, mode: Literal["copy", "encode"], n_pixels: int = 0
+    ) -> None:
+        """Open the clip, whose frames have ``n_pixels``, a second time, for its sound alone."""
+        self._source = open_container(path, max(n_pixels, MAX_FRAME_PIXELS))
         self._output = output
         audio = self._source.streams.audio[0]
         if audio.codec_context is None:

@@ -105,7 +105,9 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         self._stream = stream
         if audio_from is not None:
-            self._sound = Sound(audio_from, self._container, mode)
+            self._sound = Sound(
+                audio_from, self._container, mode, self._info.width * self._info.height
+            )
         self._container.start_encoding()
 
     def __enter__(self) -> Self:

@@ -23,9 +23,10 @@ from batchfer.files import (
 )
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
+from batchfer.options import OutputOptions
 from batchfer.results.drawing import DRAWING_NAME, annotate_clip
 from batchfer.results.writing import write_results, write_tables
-from batchfer.schema import Job, MediaInfo, OutputOptions, Timeline
+from batchfer.schema import Job, MediaInfo, Timeline
 from batchfer.timeline.files import read_timeline
 
 RESULT_NAMES = (
@@ -52,7 +53,7 @@ def draw_video(
         UsageError: The clip is another one by now.
     """
     part = options.get("start_s"), options.get("end_s")
-    with VideoReader(source) as reader:
+    with VideoReader(source, options.get("max_pixels")) as reader:
         info, own = reader.info, timeline.media
         if (info.width, info.height) != (own.width, own.height):
             raise UsageError(

@@ -9,11 +9,12 @@ import pandas as pd
 
 from batchfer.errors import NothingToDoError, UsageError
 from batchfer.files import atomic_write, display_name
+from batchfer.options import OutputOptions
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.export import FORMATS, export_timeline
 from batchfer.results.folder import _read_facts, draw_video, load_result, locate_timeline
 from batchfer.results.writing import write_results
-from batchfer.schema import MediaInfo, OutputOptions, Timeline
+from batchfer.schema import MediaInfo, Timeline
 from batchfer.timeline.files import read_table, read_timeline
 from batchfer.timeline.table import assign_people
 from batchfer.timeline.user_tables import read_events, split_events

@@ -10,11 +10,12 @@ import pandas as pd
 
 from batchfer.errors import BatchferError
 from batchfer.files import atomic_write, display_name
+from batchfer.options import OutputOptions
 from batchfer.processes import Messenger, PythonProcess, take_requests
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.report.index import write_index
 from batchfer.results.report.video import write_report
-from batchfer.schema import JobResult, OutputOptions, Timeline
+from batchfer.schema import JobResult, Timeline
 from batchfer.timeline.files import TableWriter, read_table, write_csv
 from batchfer.timeline.segments import find_segments
 from batchfer.timeline.summaries import (

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from batchfer.errors import UsageError
 from batchfer.files import display_name
+from batchfer.options import parse_time
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def read_events(path: Path) -> pd.DataFrame:
     rows = []
     for line, row in _read_rows(path, ("file", "name", "start", "end")):
         try:
-            start, end = _parse_seconds(row["start"]), _parse_seconds(row["end"])
-        except ValueError as error:
+            start, end = parse_time(row["start"]), parse_time(row["end"])
+        except UsageError as error:
             raise UsageError(f"{display_name(path)}, line {line}: {error}") from None
         if not end > start:
             raise UsageError(
@@ -96,15 +96,6 @@ def read_events(path: Path) -> pd.DataFrame:
         rows.append((row["file"], row["name"], start, end))
     events = pd.DataFrame(rows, columns=["file", "name", "start", "end"])
     return events.astype({"file": "string", "name": "string", "start": float, "end": float})
-
-
-def _parse_seconds(text: str) -> float:
-    if not re.fullmatch(r"(\d+:){0,2}\d+([.,]\d*)?s?", text):
-        raise ValueError(f"{text!r} is no time; write seconds (90.5) or a clock (00:01:30.5)")
-    seconds = 0.0
-    for part in text.rstrip("s").replace(",", ".").split(":"):
-        seconds = seconds * 60 + float(part)
-    return seconds
 
 
 def _read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from batchfer.training.figures import (
     predict_labels,
 )
 from batchfer.training.layouts import FaceList, list_faces, read_votes
+from batchfer.training.options import EvaluateOptions
 from batchfer.training.targets import find_near_duplicates, relabel_by_majority
 
 logger = logging.getLogger(__name__)
@@ -65,36 +66,6 @@ class Progress(Protocol):
 
     def message(self, line: str) -> None:
         """Show a line."""
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """What is evaluated, and how.
-
-    ``part`` is ``test`` (all of a data set without parts), ``val``, ``train``, ``all`` or a part's
-    own name such as ``PublicTest``. ``votes`` replaces labels by the majority of FER+ votes.
-    ``against`` names training data: figures without its near-duplicates are added.
-    ``record`` names the figures under which the summary is kept in the model's card.
-    ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
-    them in the middle of a grey square of that side.
-    """
-
-    data: tuple[Path, ...]
-    output: Path
-    model: str = "mobilenetv2"
-    part: str = "test"
-    labels: tuple[str, ...] | None = None
-    rescale: float | None = None
-    votes: Path | None = None
-    against: tuple[Path, ...] = ()
-    end_to_end: bool = False
-    canvas_px: int | None = None
-    min_face_px: int = 40
-    face_threshold: float = 0.8
-    record: str | None = None
-    strict: bool = False
-    device: str = "auto"
-    cache: Path | None = None
 
 
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from batchfer.machine import find_bfloat16_unit
 from batchfer.schema import EMOTIONS, Floats, Images
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet
-from batchfer.training.recipes import Recipe, TrainOptions
+from batchfer.training.options import TrainOptions
+from batchfer.training.recipes import Recipe
 
 
 def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:

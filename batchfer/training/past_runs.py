@@ -14,7 +14,8 @@ from batchfer.errors import ModelError
 from batchfer.files import hash_file
 from batchfer.training.batches import Augmentation
 from batchfer.training.networks import goes_on
-from batchfer.training.recipes import RECIPES, Precision, Recipe, TrainOptions
+from batchfer.training.options import Precision, TrainOptions
+from batchfer.training.recipes import RECIPES, Recipe
 
 logger = logging.getLogger(__name__)
 

@@ -25,8 +25,9 @@ from batchfer.training.figures import (
     measure,
 )
 from batchfer.training.networks import goes_on, predict
+from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import PastRun, format_command, format_repeat
-from batchfer.training.recipes import Recipe, TrainOptions
+from batchfer.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)
 

@@ -7,13 +7,11 @@ program repeats what was done and not what it would do today.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from batchfer.errors import UsageError
 from batchfer.training.batches import Augmentation
-
-Precision = Literal["auto", "float32", "bfloat16"]
+from batchfer.training.options import TrainOptions
 
 
 @dataclass(frozen=True)
@@ -141,44 +139,6 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
     ),
 }
 """The recipes by model and name. `finetune` is the default, `baseline` repeats an original one."""
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What a run is given. None leaves a value to the recipe.
-
-    ``base_weights`` is a ``.weights.h5`` file, a whole trained ``.keras`` model, ``"imagenet"`` for
-    Keras' download, or ``"none"`` for random ones. ``validation`` is the share of the training data
-    that validates where a data set has no validation part of its own. With ``even`` each data set
-    is drawn equally often, whatever its size. ``teachers`` are trained models, by name or file,
-    whose mean probabilities become ``teacher_share`` of the targets. ``max_minutes`` ends a run in
-    time: the cosine schedule then follows whichever of batches and minutes is further.
-    """
-
-    data: tuple[Path, ...]
-    output: Path
-    model: str = "mobilenetv2"
-    recipe: str = "finetune"
-    base_weights: str = "imagenet"
-    votes: Path | None = None
-    hard_votes: bool = False
-    even: bool = False
-    teachers: tuple[str, ...] = ()
-    teacher_share: float | None = None
-    validation: float = 0.06
-    dedupe: bool = False
-    seed: int = 0
-    epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    patience: int | None = None
-    max_minutes: float | None = None
-    precision: Precision = "auto"
-    resume: bool = False
-    strict: bool = False
-    export_h5: bool = False
-    tensorboard: bool = False
-    cache: Path | None = None
 
 
 def find_recipe(options: TrainOptions) -> Recipe:

@@ -9,9 +9,9 @@ from batchfer.emotions.card import find_model, locate_card, read_card
 from batchfer.errors import ModelError, UsageError
 from batchfer.files import PARTS_FOLDER, display_name
 from batchfer.training.evaluate import Progress
+from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import KEPT_OPTIONS, PastRun, list_data, read_runs
 from batchfer.training.publishing import Trained
-from batchfer.training.recipes import TrainOptions
 from batchfer.training.run import _fingerprint, read_state
 from batchfer.training.train import train
 

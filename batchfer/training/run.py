@@ -31,8 +31,9 @@ from batchfer.training.face_sets import Splits
 from batchfer.training.figures import measure
 from batchfer.training.kernels import speed_up_training
 from batchfer.training.networks import compute_features, predict, split_network
+from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import KEPT_OPTIONS
-from batchfer.training.recipes import Recipe, TrainOptions, cosine_rate, plateau_rate
+from batchfer.training.recipes import Recipe, cosine_rate, plateau_rate
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,10 @@ from batchfer.training.networks import (
     goes_on,
     predict,
 )
+from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import trace_runs
 from batchfer.training.publishing import Trained, publish
-from batchfer.training.recipes import Recipe, TrainOptions, find_recipe, format_recipe
+from batchfer.training.recipes import Recipe, find_recipe, format_recipe
 from batchfer.training.run import TrainingRun, _fingerprint, hash_faces, read_state
 from batchfer.training.targets import (
     draw_per_class,

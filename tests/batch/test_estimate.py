@@ -16,14 +16,14 @@ from batchfer.batch.estimate import Plan, make_plan, time_encoding, time_picture
 from batchfer.batch.worker import Progress
 from batchfer.cli.output import format_plan
 from batchfer.errors import NothingToDoError
-from batchfer.media.containers import MAX_FRAME_PIXELS
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_jobs
-from batchfer.schema import AnalyzeOptions, Job, MediaInfo, OutputOptions
+from batchfer.schema import Job, MediaInfo
 
 SAMPLES = Path(__file__).parents[2] / "samples"
-MACHINE = ("cpu", None, 2)
+MACHINE = Machine("cpu", None, 2)
 
 
 def test_a_folder_without_media_is_nothing_to_do(tmp_path: Path, toy_model: Path) -> None:
@@ -68,7 +68,7 @@ def test_what_is_done_is_left_out(
     folder.mkdir()
     for name in ("clips/rotated.mp4", "clips/variable_rate.mp4", "stills/admiral.png"):
         shutil.copy(SAMPLES / name, folder)
-    options = AnalyzeOptions(model=str(toy_model), max_pixels=MAX_FRAME_PIXELS)
+    options = AnalyzeOptions(model=str(toy_model))
     few = OutputOptions(annotate=False, report=False)
 
     def tell(options: AnalyzeOptions = options, **changes: bool) -> tuple[list[str], int, int]:
@@ -125,7 +125,7 @@ def test_the_frames_to_come_are_estimated(
 def test_a_clip_is_timed_as_it_will_be_analyzed(
     options: dict[str, int], toy_model: Path, count_searched: Callable[..., list[int]]
 ) -> None:
-    analyzer = Analyzer(AnalyzeOptions(model=str(toy_model), **options), *MACHINE)
+    analyzer = Analyzer(AnalyzeOptions(model=str(toy_model), **options), "cpu", None, 2)
     path = SAMPLES / "clips" / "portrait.mp4"
     with VideoReader(path) as reader:
         info = reader.info
@@ -147,7 +147,7 @@ def test_a_clip_is_timed_as_it_will_be_analyzed(
 def test_pictures_are_timed_as_they_will_be_analyzed(
     toy_model: Path, count_searched: Callable[..., list[int]]
 ) -> None:
-    analyzer = Analyzer(AnalyzeOptions(model=str(toy_model)), *MACHINE)
+    analyzer = Analyzer(AnalyzeOptions(model=str(toy_model)), "cpu", None, 2)
     looked = count_searched(analyzer, "detect_in_stills")
     jobs = [Job(path, path.name, path) for path in sorted((SAMPLES / "stills").iterdir())]
     assert 0 < time_pictures(jobs, analyzer) < 60

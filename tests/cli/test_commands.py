@@ -10,10 +10,10 @@ import pytest
 from typer.testing import CliRunner
 
 from batchfer.cli.commands import app
-from batchfer.cli.flags import parse_time
 from batchfer.cli.main import run_command
 from batchfer.cli.output import BatchSummary, ProgressBars
 from batchfer.errors import ExitCode, Reason, UsageError
+from batchfer.options import parse_time
 from batchfer.schema import Job, JobResult
 
 ROOT = Path(__file__).parents[2]

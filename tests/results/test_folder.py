@@ -13,9 +13,10 @@ from batchfer import processes
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import OutputError
+from batchfer.options import OutputOptions
 from batchfer.results.folder import load_result
 from batchfer.results.writing import ResultsProcess, write_index_pages, write_results
-from batchfer.schema import Job, JobResult, OutputOptions
+from batchfer.schema import Job, JobResult
 from batchfer.timeline.files import read_table
 
 ROOT = Path(__file__).parents[2]

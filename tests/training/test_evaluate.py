@@ -15,7 +15,7 @@ from batchfer.emotions.card import ModelCard, format_card, locate_card, read_car
 from batchfer.errors import DataError, ExitCode, ModelError, UsageError
 from batchfer.files import hash_file
 from batchfer.schema import EMOTIONS
-from batchfer.training.evaluate import EvaluateOptions, evaluate, place_on_canvas
+from batchfer.training.evaluate import evaluate, place_on_canvas
 from batchfer.training.figures import (
     MISSED,
     apply_temperature,
@@ -26,6 +26,7 @@ from batchfer.training.figures import (
     measure_calibration_error,
     predict_labels,
 )
+from batchfer.training.options import EvaluateOptions
 
 FILES = {
     "metrics.json", "predictions.csv", "per_class.csv", "confusion.png", "reliability.png",

@@ -26,13 +26,13 @@ from batchfer.errors import DataError, ModelError, UsageError
 from batchfer.files import hash_file
 from batchfer.schema import EMOTIONS
 from batchfer.training.batches import Augmentation
-from batchfer.training.evaluate import EvaluateOptions, evaluate
+from batchfer.training.evaluate import evaluate
+from batchfer.training.options import EvaluateOptions, TrainOptions
 from batchfer.training.past_runs import format_command, read_runs, trace_runs
 from batchfer.training.publishing import halve_precision
 from batchfer.training.recipes import (
     RECIPES,
     Recipe,
-    TrainOptions,
     cosine_rate,
     find_recipe,
     format_recipe,

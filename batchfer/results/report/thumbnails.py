@@ -141,7 +141,9 @@ def _describe(faces: pd.DataFrame, index: int, purpose: str) -> Thumbnail:
     )
 
 
-def cut_thumbnails(path: Path, chosen: Iterable[Thumbnail]) -> dict[tuple[int, int], bytes]:
+def cut_thumbnails(
+    path: Path, chosen: Iterable[Thumbnail], max_pixels: int | None = None
+) -> dict[tuple[int, int], bytes]:
     """Return the chosen faces of a video as JPEG pictures by frame and face_id.
 
     Faces whose frame cannot be read any more are left out: a report without a picture is better
@@ -152,7 +154,7 @@ def cut_thumbnails(path: Path, chosen: Iterable[Thumbnail]) -> dict[tuple[int, i
         wanted.setdefault(item.time_s, {})[item.key] = item
     pictures: dict[tuple[int, int], bytes] = {}
     try:
-        for time_s, image in read_frames(path, wanted):
+        for time_s, image in read_frames(path, wanted, max_pixels):
             items = list(wanted[time_s].values())
             crops = crop_faces(image, np.array([item.box for item in items]), THUMBNAIL_PX)
             pictures |= {

@@ -58,7 +58,8 @@ def write_report(
     Raises:
         OutputError: The page cannot be written.
     """
-    cut = None if source is None else partial(cut_thumbnails, source)
+    limit = (facts.get("options") or {}).get("max_pixels")
+    cut = None if source is None else partial(cut_thumbnails, source, max_pixels=limit)
     page = render_report(
         timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
     )

@@ -1,0 +1,182 @@
+"""What can be asked of training and evaluation, each option said once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, cast, get_args
+
+from batchfer.errors import UsageError
+from batchfer.options import (
+    HOW,
+    WHAT,
+    WRITE,
+    Device,
+    FaceThreshold,
+    Flag,
+    Labels,
+    MinFace,
+    Model,
+    Rescale,
+)
+
+DATA = "Data"
+NETWORK = "Network and run"
+
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+def parse_precision(text: str) -> Precision:
+    """Return the arithmetic that a text names."""
+    for name in get_args(Precision):
+        if text == name:
+            return cast(Precision, name)
+    raise UsageError(f"--precision takes auto, float32 or bfloat16, not {text!r}")
+
+
+Cache = Annotated[
+    Path | None,
+    Flag("--cache", "Folder for decoded pictures.", HOW, "FOLDER", text="the user's cache"),
+]
+Strict = Annotated[bool, Flag("--strict", "Refuse broken pictures instead of skipping them.", DATA)]
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run is given. None leaves a value to the recipe.
+
+    ``base_weights`` is a ``.weights.h5`` file, a whole trained ``.keras`` model, ``"imagenet"`` for
+    Keras' download, or ``"none"`` for random ones. ``validation`` is the share of the training data
+    that validates where a data set has no validation part of its own. With ``even`` each data set
+    is drawn equally often, whatever its size. ``teachers`` are trained models, by name or file,
+    whose mean probabilities become ``teacher_share`` of the targets. ``max_minutes`` ends a run in
+    time: the cosine schedule then follows whichever of batches and minutes is further.
+    """
+
+    data: tuple[Path, ...]
+    output: Path
+    model: Annotated[str, Flag("--model", "mobilenetv2 or vgg19.", NETWORK, "NAME")] = "mobilenetv2"
+    recipe: Annotated[str, Flag("--recipe", "finetune or baseline.", NETWORK, "NAME")] = "finetune"
+    base_weights: Annotated[
+        str,
+        Flag(
+            "--base-weights",
+            "A .weights.h5 file, or a trained .keras to go on from; imagenet downloads, none is "
+            "none.",
+            NETWORK, "FILE",
+        ),
+    ] = "imagenet"  # fmt: skip
+    votes: Annotated[
+        Path | None, Flag("--votes", "FER+ votes, joined by picture name.", DATA, "FILE")
+    ] = None
+    hard_votes: Annotated[
+        bool, Flag("--hard-votes", "Take the votes' majority as the label.", DATA)
+    ] = False
+    even: Annotated[
+        bool, Flag("--even", "Draw each data set equally often, whatever its size.", DATA)
+    ] = False
+    teachers: Annotated[
+        tuple[str, ...],
+        Flag(
+            "--teacher", "A trained model that shares in the targets; may be given again.",
+            NETWORK, "MODEL",
+        ),
+    ] = ()  # fmt: skip
+    teacher_share: Annotated[
+        float | None,
+        Flag(
+            "--teacher-share", "Share of the targets that teachers say, up to 1.", NETWORK, "X",
+            text="the recipe's",
+        ),
+    ] = None  # fmt: skip
+    validation: Annotated[
+        float, Flag("--validation", "Share that validates, where no part does.", DATA, "X")
+    ] = 0.06
+    dedupe: Annotated[
+        bool, Flag("--dedupe", "Keep near-duplicates of validation out of training.", DATA)
+    ] = False
+    seed: Annotated[int, Flag("--seed", "Same seed, same draws.", NETWORK, "N", least=0)] = 0
+    epochs: Annotated[int | None, Flag("--epochs", "", NETWORK, "N", text="the recipe's")] = None
+    batch_size: Annotated[
+        int | None, Flag("--batch-size", "", NETWORK, "N", text="the recipe's")
+    ] = None
+    learning_rate: Annotated[
+        float | None, Flag("--learning-rate", "", NETWORK, "X", text="the recipe's")
+    ] = None
+    patience: Annotated[
+        int | None,
+        Flag("--patience", "Stop after so many epochs without a better one.", NETWORK, "N"),
+    ] = None
+    max_minutes: Annotated[
+        float | None, Flag("--max-minutes", "End in time, fully annealed.", NETWORK, "X")
+    ] = None
+    precision: Annotated[
+        Precision,
+        Flag(
+            "--precision", "auto, float32 or bfloat16.", NETWORK, "NAME", parse_precision, "auto"
+        ),
+    ] = "auto"  # fmt: skip
+    resume: Annotated[
+        bool, Flag("--resume", "Insist on going on with the run in the folder.", HOW)
+    ] = False
+    strict: Strict = False
+    export_h5: Annotated[bool, Flag("--export-h5", "Write the whole model as HDF5, too.", HOW)] = (
+        False
+    )
+    tensorboard: Annotated[bool, Flag("--tensorboard", "Write TensorBoard events.", HOW)] = False
+    cache: Cache = None
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What is evaluated, and how.
+
+    ``part`` is ``test`` (all of a data set without parts), ``val``, ``train``, ``all`` or a part's
+    own name such as ``PublicTest``. ``votes`` replaces labels by the majority of FER+ votes.
+    ``against`` names training data: figures without its near-duplicates are added.
+    ``record`` names the figures under which the summary is kept in the model's card.
+    ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
+    them in the middle of a grey square of that side.
+
+    Raises:
+        UsageError: Options exclude each other.
+    """
+
+    data: tuple[Path, ...]
+    output: Path
+    model: Model = "mobilenetv2"
+    part: Annotated[
+        str,
+        Flag("--part", "test, val, train, all, PublicTest or PrivateTest.", DATA, "NAME"),
+    ] = "test"
+    labels: Labels = None
+    rescale: Rescale = None
+    votes: Annotated[
+        Path | None,
+        Flag("--votes", "Take the majority of FER+ votes as the truth.", DATA, "FILE"),
+    ] = None
+    against: Annotated[
+        tuple[Path, ...],
+        Flag(
+            "--against", "Training data: add figures without its near-duplicates.", DATA, "FOLDER"
+        ),
+    ] = ()  # fmt: skip
+    end_to_end: Annotated[
+        bool, Flag("--end-to-end", "Find the faces, too; a missed one is a mistake.", WHAT)
+    ] = False
+    canvas_px: Annotated[
+        int | None,
+        Flag("--canvas", "With --end-to-end: centre pictures on X by X px.", WHAT, "X", least=12),
+    ] = None
+    min_face_px: MinFace = 40
+    face_threshold: FaceThreshold = 0.8
+    record: Annotated[
+        str | None,
+        Flag("--record", "Keep the figures in the model's card, so named.", WRITE, "NAME"),
+    ] = None
+    strict: Strict = False
+    device: Device = "auto"
+    cache: Cache = None
+
+    def __post_init__(self) -> None:
+        """Refuse options that exclude each other."""
+        if self.canvas_px is not None and not self.end_to_end:
+            raise UsageError("--canvas goes with --end-to-end")
