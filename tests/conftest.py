@@ -3,6 +3,7 @@
 import logging
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.emotions.card import find_model, locate_card
+from batchfer.files import mark_input
 from batchfer.machine import uses_onednn
 from batchfer.schema import EMOTIONS, FaceDetections, Images
 
@@ -38,6 +41,29 @@ def operations_use_one_thread() -> None:
     from batchfer.faces.detector import configure_tensorflow
 
     configure_tensorflow(workers=4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def networks_are_loaded_once(operations_use_one_thread: None) -> Iterator[None]:
+    """Let all analyzers that look for the same share their networks: loading them takes seconds."""
+    from batchfer.emotions import classifier
+    from batchfer.faces import detector
+
+    load = classifier.load_classifier
+
+    @cache
+    def load_once(marks: object, *arguments: Any) -> Any:
+        return load(*arguments)
+
+    def load_classifier(model: str, *arguments: Any) -> Any:
+        path = find_model(model)
+        marks = tuple(str(mark_input(one)) for one in (path, locate_card(path)))
+        return load_once(marks, model, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detector, "Detector", cache(detector.Detector))
+        patch.setattr(classifier, "load_classifier", load_classifier)
+        yield
 
 
 @pytest.fixture(autouse=True)

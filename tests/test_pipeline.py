@@ -21,7 +21,6 @@ from PIL import Image
 from batchfer import analyze_images, analyze_video, pipeline
 from batchfer.analysis.analyzer import NICE, Analyzer
 from batchfer.batch import parts as parts_module
-from batchfer.batch import videos
 from batchfer.batch.journal import hash_settings
 from batchfer.batch.worker import Watch
 from batchfer.errors import (
@@ -569,7 +568,7 @@ def test_the_page_of_a_single_video_is_written_beside(
     def refuse(*_: object) -> None:
         raise AssertionError("written by this process")
 
-    monkeypatch.setattr(videos, "write_results", refuse)
+    monkeypatch.setattr(pipeline, "write_results", refuse)
     monkeypatch.setattr(writing, "write_results", refuse)
     (result,) = run("video", [CLIPS / "rotated.mp4"], tmp_path, annotate=False).values()
     assert result.status == "ok", result.detail
