@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,31 @@ WHOLE = Recipe(
     calm_from=0.7,
     settings={"width": 0.35, "dropout": 0.0, "momentum": 0.5},
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bases() -> Iterator[None]:
+    """Let runs train a base of a few layers of MobileNetV2's kinds: what is tested is the run.
+
+    The real one, whose graph takes half a minute a run, is trained in processes of their own.
+    """
+
+    def build(input_shape: tuple[int, ...], alpha: float, **_: Any) -> Any:
+        layers = keras.layers
+        features = inputs = keras.Input(input_shape)
+        for number, width in enumerate((24, 48, int(96 * alpha) + 14)):
+            features = layers.Conv2D(
+                width, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}"
+            )(features)
+            features = layers.BatchNormalization(name=f"conv{number}_bn")(features)
+            features = layers.ReLU(6.0, name=f"conv{number}_relu")(features)
+        features = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(features)
+        features = layers.BatchNormalization(name="depthwise_bn")(features)
+        return keras.Model(inputs, layers.ReLU(6.0, name="out_relu")(features))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.applications, "MobileNetV2", build)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +289,9 @@ def test_a_frozen_network_learns_and_is_published(
 ) -> None:
     watcher = Watcher()
     trained = train(
-        replace(options, base_weights=str(base_weights)), watcher, replace(FROZEN, epochs=12)
+        replace(options, base_weights=str(base_weights)),
+        watcher,
+        replace(FROZEN, epochs=12, learning_rate=0.02),
     )
     out = options.output
     assert {path.name for path in out.iterdir()} == {
