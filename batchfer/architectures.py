@@ -399,7 +399,7 @@ def load_legacy_h5(path: Path, n_classes: int) -> Any:
         raise ModelError(f"{path} does not hold the VGG19 recipe (Flatten, Dense 256, softmax)")
     n_inputs, n_hidden = named[first]["kernel"].shape
     # Five poolings halve the side; the Dense layer sees what is left of it in 512 channels.
-    size_px = _find_size(text) or 32 * math.isqrt(n_inputs // 512)
+    size_px = find_size(text) or 32 * math.isqrt(n_inputs // 512)
     if (size_px // 32) ** 2 * 512 != n_inputs or not 32 <= size_px <= 1024:
         raise ModelError(f"{path}: its input size {size_px} px does not fit its Dense layer")
     layers = keras.layers
@@ -437,7 +437,7 @@ def _find_dense(named: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> tuple[st
     return "", ""
 
 
-def _find_size(text: str) -> int | None:
+def find_size(text: str) -> int | None:
     """Return the input side that the description of an old model declares, None for none."""
     try:
         value = json.loads(text)

@@ -22,10 +22,15 @@ MAX_MODELS_DEEP = 3
 # --- what may stand under a key -------------------------------------------------------------------
 
 
+def show(text: str) -> str:
+    """Return the beginning of a foreign text, fit to be printed."""
+    return ascii(text[:40])[1:-1]
+
+
 def _refuse(value: Any, wanted: str) -> ValueError:
-    kinds = {dict: "a dictionary", list: "a list", str: "a text", type(None): "null"}
-    kind = kinds.get(type(value), f"{str(value)[:20]}")
-    return ValueError(f"{kind} does not belong here, but {wanted}")
+    kinds = {dict: "a dictionary", list: "a list", type(None): "null"}
+    shown = repr(show(value)) if isinstance(value, str) else str(value)[:20]
+    return ValueError(f"{kinds.get(type(value), shown)} does not belong here, but {wanted}")
 
 
 def integer(least: int, most: int) -> Check:
@@ -56,7 +61,8 @@ def one_of(*choices: Any) -> Check:
 
     def check(value: Any) -> Any:
         if not any(type(value) is type(choice) and value == choice for choice in choices):
-            raise _refuse(value, " or ".join("null" if c is None else str(c) for c in choices))
+            names = ["null" if choice is None else str(choice) for choice in choices]
+            raise _refuse(value, " or ".join(names if len(names) <= 4 else [*names[:3], "..."]))
         return value
 
     return check
@@ -163,7 +169,7 @@ def keys(known: Mapping[str, Check], wanted: str, needed: Sequence[str] = ()) ->
         kept = {}
         for key, item in value.items():
             if key not in known:
-                raise ValueError(f".{ascii(key)[1:41]}: an unknown key")
+                raise ValueError(f".{show(key)}: an unknown key")
             result = _at(f".{key}", known[key], item)
             if result is not UNUSED:
                 kept[key] = result
@@ -194,7 +200,7 @@ def _settings(value: Any) -> None:
     if not isinstance(value, dict) or len(value) > 8:
         raise _refuse(value, "a few settings")
     for key, item in value.items():
-        _at(f".{ascii(key)[1:41]}", _setting, item)
+        _at(f".{show(key)}", _setting, item)
 
 
 shared_id = optional(integer(0, 2**64))
@@ -398,7 +404,7 @@ class Call:
 class Part:
     """A layer, or a network with the layers that it is made of.
 
-    ``settings`` are arguments of its constructor; ``path`` is where it stands in the file.
+    ``settings`` are arguments of its constructor; ``path`` is where they stand in the file.
     """
 
     path: str
@@ -426,7 +432,7 @@ def parse_model(config: Any) -> Part:
         ValueError: Something in it is unknown or out of bounds; the message begins with its path.
     """
     try:
-        model = _parse_part(config, "", 0)
+        model = _parse_part(config, "config", 0)
     except ValueError as error:
         raise ValueError(str(error).removeprefix(".")) from None
     if not model.parts:
@@ -440,13 +446,20 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
+def _class_name(value: Any) -> str:
+    if not isinstance(value, str) or value not in (*LAYERS, *MODELS):
+        what = show(value) if isinstance(value, str) else "something without a name"
+        raise ValueError(f"batchfer does not load {what}")
+    return value
+
+
 _envelope = keys(
     {
         "module": one_of(
             "keras.layers", "keras", "keras.models", "keras.src.models",
             "keras.src.models.functional", "keras.src.models.sequential",
         ),
-        "class_name": one_of(*LAYERS, *MODELS),
+        "class_name": _class_name,
         "config": _as_it_is,
         "registered_name": one_of(None, *LAYERS, *MODELS),
         "build_config": shapes,
@@ -462,7 +475,7 @@ _envelope = keys(
 
 
 def _parse_part(value: Any, path: str, deep: int) -> Part:
-    """Return a layer or network; ``path`` is where it stands, messages begin below it."""
+    """Return a layer or network; ``path`` is where its settings stand."""
     envelope = _envelope(value)
     class_name = envelope["class_name"]
     if envelope.get("registered_name") not in (None, class_name):
@@ -496,7 +509,7 @@ def _parse_network(class_name: str, path: str, deep: int, config: Any) -> Part:
     if not isinstance(layers, list) or not 1 <= len(layers) <= MAX_LAYERS:
         raise ValueError(f".layers: a list of 1 to {MAX_LAYERS} layers belongs here")
     parts = tuple(
-        _at(f".layers[{index}]", partial(_parse_layer, f"{path}.config.layers[{index}]", deep), one)
+        _at(f".layers[{index}]", partial(_parse_layer, f"{path}.layers[{index}].config", deep), one)
         for index, one in enumerate(layers)
     )
     if class_name == "Functional":
@@ -533,13 +546,13 @@ def _resolve(model: Part) -> Part:
         raise ValueError(".layers: two layers have one name")
     for part in model.parts:
         if (part.class_name == "InputLayer") != (not part.calls):
-            raise ValueError(f".layers: {part.name} is called as often as it should not be")
+            raise ValueError(f".layers: {part.name} is called never, or is an input and called")
     inner = [one for part in model.parts for call in part.calls for one in call.inputs]
     for reference in (*model.inputs, *model.outputs, *inner):
         if reference.layer not in names:
-            raise ValueError(f": the graph names a layer {reference.layer} that is not there")
-    inputs = {reference.layer for reference in model.inputs}
-    if inputs != {part.name for part in model.parts if part.class_name == "InputLayer"}:
+            raise ValueError(f".layers: {reference.layer} is meant, and not there")
+    starts = [Reference(part.name, 0, 0) for part in model.parts if part.class_name == "InputLayer"]
+    if sorted(starts) != sorted(model.inputs):
         raise ValueError(".input_layers: are other ones than the layers of that kind")
 
     # Keras counts the calls of a graph within a graph from 1 where it names the graph's outputs.

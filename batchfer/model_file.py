@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from batchfer.errors import ModelError
 from batchfer.files import display_name
-from batchfer.model_config import Call, Part, Reference, parse_model
+from batchfer.model_config import Call, Part, Reference, parse_model, show
 from batchfer.weights_file import (
     Array,
     compare_shapes,
@@ -36,6 +38,8 @@ DIRECTORY_BYTES = 4096
 MAX_FEATURES = 2**25
 """Numbers that one layer may make of one picture; VGG19 on 512 px makes half as many."""
 MAX_ALL_FEATURES = 2**27
+MAX_PRODUCTS = 2**37
+"""Multiplications for one picture; VGG19 on 512 px takes three quarters of it."""
 
 
 def load_network_file(path: Path) -> Any:
@@ -59,7 +63,7 @@ def load_network_file(path: Path) -> Any:
     try:
         network = builder.build(model, "", [])
         if arrays:
-            raise ValueError(f"{ascii(min(arrays))[:80]} belongs to no layer")
+            raise ValueError(f"{show(min(arrays))} belongs to no layer")
     except ValueError as error:
         raise ModelError(f"{name}: {error}") from error
     return network
@@ -210,6 +214,7 @@ class _Builder:
     def __init__(self, arrays: dict[str, Array]) -> None:
         self._arrays = arrays
         self._n_features = 0.0
+        self._n_products = 0.0
 
     def build(self, model: Part, above: str, given: Sequence[Any]) -> Any:
         """Return a network whose arrays lie below the group ``above``.
@@ -242,9 +247,9 @@ class _Builder:
             waiting = later
         ends = _find(outputs, model.outputs)
         if ends is None:
-            raise ValueError(f"{model.path or 'config'}: its outputs are made nowhere")
+            raise ValueError(f"{model.path}: its outputs are made nowhere")
         return _run(
-            model.path or "config",
+            model.path,
             keras.Model,
             _single(starts),
             _single(ends),
@@ -287,6 +292,7 @@ class _Builder:
             wanted = ARRAYS.get(part.class_name, lambda _layer, _shape: [])
             shapes = _run(part.path, wanted, layer, tuple(inputs[0].shape))
             compare_shapes(group, arrays, shapes)
+            _run(part.path, _check_factors, part, tuple(inputs[0].shape))
             layers[part.name] = layer
         layer = layers[part.name]
         settings = {} if call.training is None else {"training": call.training}
@@ -298,16 +304,37 @@ class _Builder:
         if not made and part.class_name == "Normalization":
             layer.finalize_state()
         outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-        self._count(part, outputs)
+        self._count(part, outputs, _count_products(layer, tuple(inputs[0].shape)))
         return outputs
 
-    def _count(self, part: Part, outputs: Sequence[Any]) -> None:
-        """Refuse a network that makes more numbers of a picture than memory should hold."""
+    def _count(self, part: Part, outputs: Sequence[Any], n_each: int = 1) -> None:
+        """Refuse a network that makes more numbers of a picture than memory and time allow."""
         for output in outputs:
-            n_features = math.prod(output.shape[1:]) if None not in output.shape[1:] else math.inf
+            n_features = math.inf if None in output.shape[1:] else math.prod(output.shape[1:])
             self._n_features += n_features
-            if n_features > MAX_FEATURES or self._n_features > MAX_ALL_FEATURES:
+            self._n_products += n_features * n_each
+            if (
+                n_features > MAX_FEATURES
+                or self._n_features > MAX_ALL_FEATURES
+                or self._n_products > MAX_PRODUCTS
+            ):
                 raise ValueError(f"{part.path}: makes too much of a picture, {output.shape}")
+
+
+def _count_products(layer: Any, shape: Shape) -> int:
+    """Return how many multiplications, or comparisons, each output of a layer takes."""
+    window: int = math.prod(getattr(layer, "kernel_size", getattr(layer, "pool_size", ())))
+    summed = hasattr(layer, "filters") or hasattr(layer, "units")
+    return window * ((shape[-1] or 1) // getattr(layer, "groups", 1) if summed else 1)
+
+
+def _check_factors(part: Part, shape: Shape) -> None:
+    """Refuse a Rescaling by lists that would make a picture larger, which Keras does not tell."""
+    picture = tuple(side or 0 for side in shape[1:])
+    for key in ("scale", "offset") if part.class_name == "Rescaling" else ():
+        factors = np.shape(part.settings.get(key, 0))
+        if np.broadcast_shapes(factors, picture) != picture:
+            raise ValueError(f"{key} is not of the shape of a picture")
 
 
 def _pair_inputs(model: Part, given: Sequence[Any]) -> Iterator[tuple[Part, Any]]:
