@@ -244,7 +244,7 @@ def fold_layers(model: Any) -> Any:
     import keras
 
     layers = keras.layers
-    everything = _flatten(model)
+    everything, ends = _flatten(model), _list_ends(model)
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     folds: dict[str, Any] = {}
     for layer in everything:
@@ -254,12 +254,14 @@ def fold_layers(model: Any) -> Any:
             continue
         before = layer.input._keras_history.operation
         plain = type(before) in convolutions
-        if plain and len(before._outbound_nodes) == 1 and before.activation.__name__ == "linear":
+        alone = len(before._outbound_nodes) == 1 and before.name not in ends
+        if plain and alone and before.activation.__name__ == "linear":
             folds[before.name] = layer
     padded = {
         after.name: layer.name
         for layer in everything
         if isinstance(layer, layers.ZeroPadding2D)
+        and layer.name not in ends
         and len(layer._outbound_nodes) == len(layer._inbound_nodes) == 1
         for after in [layer._outbound_nodes[0].operation]
         if type(after) in convolutions
@@ -320,6 +322,15 @@ def _flatten(model: Any) -> list[Any]:
     for layer in model.layers:
         flat.extend(_flatten(layer) if hasattr(layer, "layers") else [layer])
     return flat
+
+
+def _list_ends(model: Any) -> set[str]:
+    """Return the names of the layers that make the outputs of a model and of those nested in it."""
+    ends = {output._keras_history.operation.name for output in model.outputs}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            ends |= _list_ends(layer)
+    return ends
 
 
 def _fold_weights(convolution: Any, norm: Any) -> list[Any]:

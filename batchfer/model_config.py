@@ -421,8 +421,8 @@ class Part:
         return str(self.settings["name"])
 
     def count(self) -> int:
-        """Return how many layers it is made of."""
-        return 1 + sum(part.count() for part in self.parts)
+        """Return how often layers are called in it."""
+        return max(1, len(self.calls)) + sum(part.count() for part in self.parts)
 
 
 def parse_model(config: Any) -> Part:
@@ -438,7 +438,7 @@ def parse_model(config: Any) -> Part:
     if not model.parts:
         raise ValueError("class_name: a layer is no network")
     if model.count() > MAX_LAYERS:
-        raise ValueError(f"config.layers: more than {MAX_LAYERS} layers")
+        raise ValueError(f"config.layers: more than {MAX_LAYERS} calls of layers")
     return model
 
 

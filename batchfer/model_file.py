@@ -38,6 +38,8 @@ DIRECTORY_BYTES = 4096
 MAX_FEATURES = 2**25
 """Numbers that one layer may make of one picture; VGG19 on 512 px makes half as many."""
 MAX_ALL_FEATURES = 2**27
+SLOW = 16
+"""How much longer than in a matrix product a multiplication, or comparison, takes elsewhere."""
 MAX_PRODUCTS = 2**37
 """Multiplications for one picture; VGG19 on 512 px takes three quarters of it."""
 
@@ -324,8 +326,9 @@ class _Builder:
 def _count_products(layer: Any, shape: Shape) -> int:
     """Return how many multiplications, or comparisons, each output of a layer takes."""
     window: int = math.prod(getattr(layer, "kernel_size", getattr(layer, "pool_size", ())))
-    summed = hasattr(layer, "filters") or hasattr(layer, "units")
-    return window * ((shape[-1] or 1) // getattr(layer, "groups", 1) if summed else 1)
+    if hasattr(layer, "filters") or hasattr(layer, "units"):
+        return window * max((shape[-1] or 1) // getattr(layer, "groups", 1), 1)
+    return window * SLOW if window > 1 else 1
 
 
 def _check_factors(part: Part, shape: Shape) -> None:

@@ -524,6 +524,18 @@ REFUSED: dict[str, Change] = {
     "large_picture": on_input(layer("Resizing", height=4096, width=4096)),
     "larger_and_larger": on_input(*(layer("UpSampling2D", size=[8, 8]) for _ in range(4))),
     "huge_margins": on_input(layer("ZeroPadding2D", padding=[[4096, 4096], [4096, 4096]])),
+    "slow_pooling": on_input(
+        layer("Resizing", height=1500, width=1500),
+        layer("MaxPooling2D", pool_size=[500, 500], strides=[1, 1], padding="same"),
+    ),
+    "larger_by_a_list": on_input(
+        layer("MaxPooling2D", pool_size=[32, 32]),
+        layer("Rescaling", scale=[[[1.0]]] * 4000),
+        layer("Rescaling", scale=[[[1.0]] * 4000]),
+    ),
+    "fixed_batch": set_key("batch_shape", [10**4, 32, 32, 3], 0),
+    "open_sizes": set_key("batch_shape", [None, None, None, 3], 0),
+    "many_calls": set_key("inbound_nodes", [call("faces")] * 2000, config=False),
     "many_units": set_key("units", 10**9, 5),
     "wide_dense": edit_config(wider),
     "many_filters": on_input(layer("Conv2D", filters=65_536, kernel_size=[1024, 1024])),

@@ -87,6 +87,24 @@ def test_padding_is_folded_where_the_convolution_pads_alike(
     np.testing.assert_allclose(folded(pixels), model(pixels), rtol=1e-5, atol=1e-4)
 
 
+def test_what_is_used_elsewhere_is_not_folded() -> None:
+    """Outputs of a nested network, and layers that are called twice."""
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    convolved = layers.Conv2D(3, 3)(inputs)
+    both = keras.Model(inputs, [convolved, layers.BatchNormalization()(convolved)])
+    norm = layers.BatchNormalization()
+    padding = layers.ZeroPadding2D()
+    start = keras.Input((8, 8, 3))
+    left, right = both(start)
+    parts = [norm(layers.Conv2D(3, 3)(padding(one))) for one in (left, right)]
+    model = keras.Model(start, layers.Concatenate()([left, right, *parts]))
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.uniform(0.5, 2, weight.shape) for weight in model.weights])
+    pixels = rng.uniform(0, 255, (2, 8, 8, 3))
+    np.testing.assert_allclose(fold_layers(model)(pixels), model(pixels, training=False), rtol=1e-4)
+
+
 def test_a_face_gets_the_same_bits_alone_and_in_company(
     toy_model: Path, tmp_path: Path, crops: Images
 ) -> None:
@@ -172,7 +190,7 @@ def test_rescale_feeds_scaled_pixels(toy_model: Path, crops: Images) -> None:
     np.testing.assert_allclose(dark, expected, atol=1e-5)
 
 
-# --- models that are refused; hostile files are in test_model_file -------------------------------------------------------------------
+# --- models that are refused; hostile files are in test_model_file ------------------------------
 
 
 def test_a_file_that_is_not_the_one_of_its_card_is_refused(toy_model: Path, tmp_path: Path) -> None:

@@ -77,9 +77,9 @@ CASES = [
 ]
 
 
-def make_with(name: str, arguments: dict[str, Any]) -> keras.Model:
+def make_with(name: str, arguments: dict[str, Any], width: int = 6) -> keras.Model:
     """Return a small network around one layer, with weights that are all different."""
-    pixels = keras.Input((8, 6, 3))
+    pixels = keras.Input((8, width, 3))
     layer = getattr(layers, name)(**arguments)
     outputs = layer([pixels, layers.ReLU()(pixels)] if name in MERGING else pixels)
     model = keras.Model(pixels, layers.Dense(7, activation="softmax")(layers.Flatten()(outputs)))
