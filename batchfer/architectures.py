@@ -44,6 +44,8 @@ CLASS_NAMES: Mapping[str, str] = {
 IMAGENET_RGB_MEAN = (123.68, 116.779, 103.939)
 """Channel means that the VGG release subtracts (Simonyan & Zisserman 2015)."""
 
+MAX_CARD_BYTES = 4 * 1024**2
+
 # --- cards ------------------------------------------------------------------------------------
 
 
@@ -158,6 +160,8 @@ def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
             )
         return ModelCard(model.stem, tuple(labels), input_size=48)
     try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise ValueError("it is too large")
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {one.name for one in fields(ModelCard)}
         card = ModelCard(**{key: value for key, value in content.items() if key in known})

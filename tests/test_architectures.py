@@ -169,7 +169,7 @@ def test_broken_cards_are_refused(tmp_path: Path, change: dict) -> None:
         read_card(tmp_path / "toy.keras")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", "{}", "{", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", "{", "[" * 100_000, "\x00", " " * 5_000_000])
 def test_files_that_are_no_cards_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "toy.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError):

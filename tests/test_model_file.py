@@ -14,6 +14,7 @@ import pytest
 from hostile_models import FOREIGN, HARMLESS, REFUSED
 
 from batchfer.architectures import ModelCard, format_card, locate_card
+from batchfer.errors import ModelError
 from batchfer.model_config import LAYERS, activation, parse_model
 from batchfer.model_file import load_network_file
 from batchfer.schema import EMOTIONS
@@ -231,10 +232,33 @@ def test_a_foreign_value_is_refused_under_each_key_around_a_layer() -> None:
                 parse_model(changed)
 
 
-def test_a_refusal_says_where(toy_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("shared_object_in_scale", r"config\.layers\[1\]\.config\.scale: a dictionary does not"),
+        ("lambda", r"config\.layers\[7\]\.class_name: batchfer does not load Lambda"),
+        (
+            "activation",
+            r"config\.layers\[2\]\.config\.layers\[1\]\.config\.activation: a dictionary",
+        ),
+        ("loop", "inputs are made nowhere"),
+        ("many_calls", "more than 2000 calls"),
+        ("many_layers", "1 to 2000 layers"),
+        ("wide_dense", r"the arrays of layers/dense are \[\(1280, 7\)"),
+        ("large_picture", "makes too much of a picture"),
+        ("slow_pooling", "makes too much of a picture"),
+        ("larger_by_a_list", "scale is not of the shape of a picture"),
+        ("ladder", "'ladder/b' is another name of an object"),
+        ("missing", "the arrays of layers/dense are missing"),
+        ("surplus_elsewhere", "x belongs to no layer"),
+    ],
+)
+def test_a_refusal_says_where_and_why(
+    name: str, reason: str, toy_model: Path, tmp_path: Path
+) -> None:
     path = Path(shutil.copy(toy_model, tmp_path / "a.keras"))
-    REFUSED["shared_object_in_scale"](path)
-    with pytest.raises(Exception, match=r"a.keras: config.layers\[1\].config.scale: a dictionary"):
+    REFUSED[name](path)
+    with pytest.raises(ModelError, match=rf"a\.keras: .*{reason}"):
         load_network_file(path)
 
 
