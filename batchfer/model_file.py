@@ -32,7 +32,15 @@ Shape = tuple[int | None, ...]
 
 MAX_MODEL_BYTES = 2 * 1024**3
 MAX_CONFIG_BYTES = 16 * 1024**2
-ARCHIVE_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+LIMITS = {
+    "config.json": (MAX_CONFIG_BYTES, 100),
+    "metadata.json": (MAX_CONFIG_BYTES, 100),
+    "model.weights.h5": (MAX_MODEL_BYTES, 20),
+}
+"""The members of an archive, the bytes that each may have, and how far it may have been packed.
+
+Keras packs none; whoever packs a model again comes nowhere near.
+"""
 DIRECTORY_BYTES = 4096
 """More than the directory of an archive of three members takes."""
 MAX_FEATURES = 2**25
@@ -92,9 +100,9 @@ def _read_archive(path: Path, name: str) -> tuple[Any, bytes]:
     """Return the description of the network, and the file of its weights."""
     try:
         with path.open("rb") as file:
-            _check_directory(file)
+            n_bytes = _check_directory(file)
             with zipfile.ZipFile(file) as archive:
-                _check_members(name, archive)
+                _check_members(name, archive, n_bytes)
                 return json.loads(archive.read("config.json")), archive.read("model.weights.h5")
     except OSError as error:
         raise ModelError(f"{name}: cannot be read ({error.strerror or error})") from error
@@ -105,8 +113,8 @@ def _read_archive(path: Path, name: str) -> tuple[Any, bytes]:
         raise ModelError(f"{name}: not a Keras archive ({type(error).__name__})") from error
 
 
-def _check_directory(file: Any) -> None:
-    """Refuse an archive of many members before its directory is read into memory.
+def _check_directory(file: Any) -> int:
+    """Return the size of an archive; refuse many members before they are read into memory.
 
     The end record is the last 22 bytes: Keras writes neither a comment behind it nor the form for
     large archives before it.
@@ -120,21 +128,22 @@ def _check_directory(file: Any) -> None:
         raise zipfile.BadZipFile("no end record")
     if int.from_bytes(end[32:36], "little") > DIRECTORY_BYTES:
         raise zipfile.BadZipFile("many members")
+    return int(n_bytes)
 
 
-def _check_members(name: str, archive: zipfile.ZipFile) -> None:
+def _check_members(name: str, archive: zipfile.ZipFile, n_bytes: int) -> None:
     members = archive.infolist()
     names = sorted(member.filename for member in members)
-    if names != list(ARCHIVE_MEMBERS):
+    if names != sorted(LIMITS):
         raise ModelError(f"{name}: not a Keras archive (its members are {names[:5]})")
     for member in members:
         if stat.S_ISLNK(member.external_attr >> 16):
             raise ModelError(f"{name}: its member {member.filename} is a link")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ModelError(f"{name}: its member {member.filename} is packed in an unknown way")
-        limit = MAX_MODEL_BYTES if member.filename.endswith(".h5") else MAX_CONFIG_BYTES
-        # Keras stores weights uncompressed; a high ratio is a bomb.
-        if member.file_size > min(limit, max(64 * 1024, 100 * member.compress_size)):
+        limit, ratio = LIMITS[member.filename]
+        fine = member.file_size <= min(limit, max(64 * 1024, ratio * member.compress_size))
+        if not fine or member.compress_size > n_bytes:
             raise ModelError(f"{name}: its member {member.filename} declares too many bytes")
 
 

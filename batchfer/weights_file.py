@@ -50,9 +50,9 @@ def open_weights(source: Path | bytes, name: str) -> Iterator[tuple[Any, dict[st
             yield file, _list_datasets(file, n_bytes)
     except ModelError:
         raise
-    # ArithmeticError: sizes that overflow. UnicodeError, a ValueError, is met in names.
-    except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
+    except Exception as error:  # HDF5 answers broken files in many ways
+        text = "".join(char if char.isprintable() else " " for char in str(error))
+        detail = " ".join(text.split())[:200] or type(error).__name__
         raise ModelError(f"{name}: its weights cannot be read ({detail})") from error
 
 

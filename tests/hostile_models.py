@@ -91,6 +91,17 @@ def pack_otherwise(path: Path) -> None:
             archive.writestr(name, content)
 
 
+def lie_about_packing(path: Path) -> None:
+    """Weights of zeros, packed a thousandfold, that claim to have been packed tenfold."""
+    zeros = b"\0" * 60_000_000
+    rewrite(path, lambda members: members.update({"model.weights.h5": zeros}), packed=True)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\1\2")
+    assert content[at + 46 :].startswith(b"model.weights.h5")
+    content[at + 20 : at + 24] = struct.pack("<L", 6_000_000)
+    path.write_bytes(content)
+
+
 def encrypt(path: Path) -> None:
     content = bytearray(path.read_bytes())
     at = content.rindex(b"PK\1\2")
@@ -414,6 +425,7 @@ REFUSED: dict[str, Change] = {
     "bomb_member": bomb_member,
     "packed_otherwise": pack_otherwise,
     "encrypted": encrypt,
+    "lies_about_packing": lie_about_packing,
     "many_members": many_members,
     "hidden_directory": hide_directory,
     "deep_config": set_member("config.json", b"[" * 100_000),

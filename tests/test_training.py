@@ -670,7 +670,6 @@ def test_training_without_tensorflow(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     before = "from toy_faces import hide_tensorflow; hide_tensorflow()"
     after = """
-import h5py
 import keras
 assert keras.backend.backend() == "jax"
 assert "tensorflow" not in sys.modules
