@@ -1,15 +1,10 @@
 """A Keras model and its card: face crops in, emotion probabilities out.
 
-A model file is untrusted input. `check_archive` reads it before Keras does and refuses whatever
-could carry code, reach outside the archive or exhaust memory; no option turns it off.
+A model file is untrusted input: `batchfer.model_file` reads it, Keras never does.
 """
 
-import io
-import json
 import logging
-import stat
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -22,14 +17,12 @@ from batchfer.architectures import ModelCard, load_legacy_h5, read_card
 from batchfer.boxes import align_faces, crop_faces
 from batchfer.errors import ModelError
 from batchfer.files import display_name, find_model, hash_file
+from batchfer.model_file import check_size, load_network_file
 from batchfer.processes import hide_stderr
 from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images
 
 logger = logging.getLogger(__name__)
 
-MAX_MODEL_BYTES = 2 * 1024**3
-MAX_CONFIG_BYTES = 16 * 1024**2
-ARCHIVE_MEMBERS = {"metadata.json", "config.json", "model.weights.h5"}
 BATCH_MULTIPLE = 4
 """Batches of more than two are padded to a multiple of this, so that kernels are prepared for few
 shapes, and one face to two: for a single picture other kernels round differently, so that a face's
@@ -38,125 +31,6 @@ last bits would depend on its company.
 FACES_AT_ONCE = 16
 GPU_FACTOR = 16
 """Bounds the memory of a crowd's activations; a GPU wants more work at a time."""
-
-ALLOWED_LAYERS = frozenset(
-    """
-    Functional Sequential InputLayer Activation Add AveragePooling2D Average BatchNormalization
-    CenterCrop Concatenate Conv2D Cropping2D Dense DepthwiseConv2D Dropout ELU Flatten
-    GaussianDropout GaussianNoise GlobalAveragePooling2D GlobalMaxPooling2D GroupNormalization
-    LayerNormalization LeakyReLU MaxPooling2D Maximum Minimum Multiply Normalization PReLU Permute
-    ReLU Rescaling Reshape Resizing SeparableConv2D Softmax SpatialDropout2D Subtract
-    UnitNormalization UpSampling2D ZeroPadding2D
-    """.split()
-)
-ALLOWED_PARTS = frozenset(
-    """
-    DTypePolicy L1 L2 L1L2 MaxNorm MinMaxNorm NonNeg UnitNorm Constant GlorotNormal GlorotUniform
-    HeNormal HeUniform LecunNormal LecunUniform Ones Orthogonal RandomNormal RandomUniform
-    TruncatedNormal VarianceScaling Zeros __keras_tensor__ __tuple__
-    """.split()
-)
-ALLOWED_MODULES = ("keras.layers", "keras.initializers", "keras.regularizers", "keras.constraints",
-                   "keras.src.models.functional", "keras.src.models.sequential",
-                   "keras.models", "keras.src.models", "keras", "builtins")  # fmt: skip
-
-
-def check_archive(path: Path) -> None:
-    """Refuse a ``.keras`` file that could do anything but hold layers and weights.
-
-    Args:
-        path: The file. Only its directory, its JSON and the structure of its HDF5 are read.
-
-    Raises:
-        ModelError: The file is not regular, too large, or not an archive of exactly the three
-            members that Keras writes; names a class outside the allow-list; or its HDF5 links to
-            other files or declares more than twice the bytes that it has.
-    """
-    name = display_name(path)
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise ModelError(f"{name}: cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(status.st_mode) or path.suffix != ".keras":
-        raise ModelError(f"{name}: a model is a regular file that ends in .keras")
-    if status.st_size > MAX_MODEL_BYTES:
-        raise ModelError(f"{name}: larger than 2 GiB")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            _check_members(name, archive)
-            config = json.loads(archive.read("config.json"))
-            weights = archive.read("model.weights.h5")
-    except (zipfile.BadZipFile, ValueError, RecursionError, EOFError, OSError) as error:
-        raise ModelError(f"{name}: not a Keras archive ({type(error).__name__})") from error
-    try:
-        classes = list(_walk_classes(config))
-    except RecursionError as error:
-        raise ModelError(f"{name}: its configuration is nested too deeply") from error
-    for module, class_name, registered in classes:
-        known = class_name in ALLOWED_LAYERS or class_name in ALLOWED_PARTS
-        if not known or registered not in (None, class_name) or module not in ALLOWED_MODULES:
-            raise ModelError(f"{name}: holds {module}.{class_name}, which batchfer does not load")
-    _check_weights(name, weights)
-
-
-def _check_members(name: str, archive: zipfile.ZipFile) -> None:
-    members = archive.infolist()
-    names = [member.filename for member in members]
-    if sorted(names) != sorted(ARCHIVE_MEMBERS):
-        raise ModelError(f"{name}: not a Keras archive (its members are {sorted(names)[:5]})")
-    for member in members:
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise ModelError(f"{name}: its member {member.filename} is a link")
-        limit = MAX_MODEL_BYTES if member.filename.endswith(".h5") else MAX_CONFIG_BYTES
-        # Keras stores weights uncompressed; a high ratio is a bomb.
-        if member.file_size > min(limit, max(64 * 1024, 100 * member.compress_size)):
-            raise ModelError(f"{name}: its member {member.filename} declares too many bytes")
-
-
-def _walk_classes(config: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield module, class name and registered name of everything that Keras would build."""
-    if isinstance(config, dict):
-        if "class_name" in config:
-            module = config.get("module", "keras.layers")
-            yield module, config["class_name"], config.get("registered_name")
-        for key, value in config.items():
-            # The optimizer's and loss's settings are never built: loading does not compile.
-            if key not in ("compile_config", "shared_object_id"):
-                yield from _walk_classes(value)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _walk_classes(value)
-
-
-def _check_weights(name: str, weights: bytes) -> None:
-    """Refuse HDF5 that reaches outside itself or that is small but declares much."""
-    import h5py
-
-    declared = 0
-
-    def visit(group: Any) -> None:
-        nonlocal declared
-        for key in group:
-            link = group.get(key, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                raise ModelError(f"{name}: its weights hold a link ({type(link).__name__})")
-            item = group[key]
-            if isinstance(item, h5py.Group):
-                visit(item)
-                continue
-            if item.external or item.is_virtual:
-                raise ModelError(f"{name}: its weights refer to another file")
-            declared += item.nbytes
-
-    try:
-        with h5py.File(io.BytesIO(weights), "r") as file:
-            visit(file)
-    except ModelError:
-        raise
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, RecursionError) as error:
-        raise ModelError(f"{name}: its weights cannot be read ({type(error).__name__})") from error
-    if declared > 2 * len(weights):
-        raise ModelError(f"{name}: its weights declare {declared} bytes in {len(weights)}")
 
 
 @dataclass(frozen=True)
@@ -294,10 +168,17 @@ def _load_classifier(
     path: Path, labels: Sequence[str] | None, rescale: float | None, device: str
 ) -> Classifier:
     card, keras_model, sha256 = load_network(path, labels)
-    folded = fold_layers(keras_model)
-    _check_output(path, card, folded)
-    network, read_out = split_read_out(folded)
-    return Classifier(card, sha256, _trace(network, card, rescale, device), read_out, device)
+    try:
+        folded = fold_layers(keras_model)
+        _check_output(path, card, folded)
+        features, read_out = split_read_out(folded)
+        network = _trace(features, card, rescale, device)
+    except ModelError:
+        raise
+    except Exception as error:  # Keras raises whatever its layers raise
+        detail = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{display_name(path)}: cannot be run ({detail[0][:200]})") from error
+    return Classifier(card, sha256, network, read_out, device)
 
 
 def load_network(
@@ -309,29 +190,19 @@ def load_network(
         ModelError: As `load_classifier`, but for the outputs, which are not tried.
     """
     path = find_model(str(model))
+    check_size(path)
     if path.suffix == ".h5":
         if labels is None:
             raise ModelError(f"{display_name(path)}: a .h5 model needs --labels a,b,... in order")
         card = read_card(path, labels)
         keras_model = load_legacy_h5(path, len(card.labels))
     else:
-        check_archive(path)
         card = read_card(path, labels)
-        keras_model = _load_keras(path)
+        keras_model = load_network_file(path)
     sha256 = hash_file(path)
     if card.sha256 and card.sha256 != sha256:
         raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
     return _check_shape(path, card, keras_model), keras_model, sha256
-
-
-def _load_keras(path: Path) -> Any:
-    import keras
-
-    try:
-        return keras.saving.load_model(path, safe_mode=True, compile=False)
-    except Exception as error:  # Keras raises whatever its layers raise
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{display_name(path)}: Keras cannot load it ({detail[:200]})") from error
 
 
 def _check_shape(path: Path, card: ModelCard, model: Any) -> ModelCard:
@@ -421,22 +292,29 @@ def fold_layers(model: Any) -> Any:
     import keras
 
     layers = keras.layers
-    everything = _flatten(model)
+    everything, ends = _flatten(model), _list_ends(model)
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     folds: dict[str, Any] = {}
     for layer in everything:
         if not isinstance(layer, layers.BatchNormalization) or layer.axis not in (-1, 3):
             continue
+        if len(layer._inbound_nodes) > 1:  # after other layers, too
+            continue
         before = layer.input._keras_history.operation
         plain = type(before) in convolutions
-        if plain and len(before._outbound_nodes) == 1 and before.activation.__name__ == "linear":
+        alone = len(before._outbound_nodes) == 1 and before.name not in ends
+        if plain and alone and before.activation.__name__ == "linear":
             folds[before.name] = layer
     padded = {
         after.name: layer.name
         for layer in everything
-        if isinstance(layer, layers.ZeroPadding2D) and len(layer._outbound_nodes) == 1
+        if isinstance(layer, layers.ZeroPadding2D)
+        and layer.name not in ends
+        and len(layer._outbound_nodes) == len(layer._inbound_nodes) == 1
         for after in [layer._outbound_nodes[0].operation]
-        if type(after) in convolutions and _pads_same(layer, after)
+        if type(after) in convolutions
+        and len(after._inbound_nodes) == 1
+        and _pads_same(layer, after)
     }
     folded = {*(layer.name for layer in folds.values()), *padded.values()}
     if len({layer.name for layer in everything}) < len(everything) or not folded:
@@ -492,6 +370,15 @@ def _flatten(model: Any) -> list[Any]:
     for layer in model.layers:
         flat.extend(_flatten(layer) if hasattr(layer, "layers") else [layer])
     return flat
+
+
+def _list_ends(model: Any) -> set[str]:
+    """Return the names of the layers that make the outputs of a model and of those nested in it."""
+    ends = {output._keras_history.operation.name for output in model.outputs}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            ends |= _list_ends(layer)
+    return ends
 
 
 def _fold_weights(convolution: Any, norm: Any) -> list[Any]:

@@ -74,6 +74,7 @@ from batchfer.files import (
 )
 from batchfer.kernels import speed_up_training
 from batchfer.machine import find_bfloat16_unit
+from batchfer.model_file import load_network_file
 from batchfer.recipes import (
     KEPT_OPTIONS,
     PastRun,
@@ -85,6 +86,7 @@ from batchfer.recipes import (
     read_runs,
 )
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
+from batchfer.weights_file import open_weights
 
 logger = logging.getLogger(__name__)
 
@@ -661,10 +663,13 @@ class TrainingRun:
         self.compile(max((state.batches_done - 1) // len(self.batches), 0))
         checkpoint = self.folder / state.checkpoint
         try:
-            self.trained.load_weights(checkpoint / "state.weights.h5")
+            weights = checkpoint / "state.weights.h5"
+            with open_weights(weights, display_name(weights)):
+                pass  # its structure is as it should be
+            self.trained.load_weights(weights)
             with np.load(checkpoint / "average.npz") as arrays:
                 self.average = [arrays[name] for name in arrays.files]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ModelError) as error:
             raise UsageError(f"{display_name(checkpoint)} is damaged") from error
         n_validated = len(self.history)
         n_trained, rest = divmod(state.batches_done, len(self.batches))
@@ -988,7 +993,7 @@ def _goes_on_in_folder(options: TrainOptions, run: PastRun) -> bool:
 
 def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
     """Return the network of a file in single precision, however it was trained."""
-    saved = keras.saving.load_model(path, compile=False)
+    saved = load_network_file(path)
     model = build_network(replace(options, base_weights="none"), recipe)
     model.set_weights(saved.get_weights())
     return model
@@ -1051,7 +1056,7 @@ def publish(
         before = float((raw.argmax(axis=1) == validation.labels).mean())
         full = unfinished.read_bytes()
         halve_precision(unfinished)
-        small = keras.saving.load_model(unfinished, compile=False)
+        small = load_network_file(unfinished)
         halved = predict(small, validation, recipe.flip_average)
         after = float((halved.argmax(axis=1) == validation.labels).mean())
         if abs(after - before) > HALF_TOLERANCE:

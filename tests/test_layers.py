@@ -17,7 +17,9 @@ LAYERS = [
     {"analyzer", "annotate", "report", "export", "evaluation", "recipes"},
     {"keyframes"},
     {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline", "painter"},
+    {"model_file"},
     {"media", "architectures", "boxes", "files", "journal", "kernels", "processes"},
+    {"model_config", "weights_file"},
     {"schema", "errors", "machine"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -27,6 +29,7 @@ ROOMS = {
     "tensorflow": {"detector", "classifier", "datasets", "analyzer", "kernels"},
     "keras": {
         "detector", "classifier", "datasets", "architectures", "training", "evaluation", "kernels",
+        "model_file",
     },
     "mtcnn": {"detector"},
     "av": {"media"},
