@@ -50,7 +50,7 @@ from batchfer.people import (
 from batchfer.processes import Messenger, PythonProcess, take_requests
 from batchfer.report import write_index, write_report
 from batchfer.schema import Job, JobResult, MediaInfo, OutputOptions, Timeline
-from batchfer.timeline import TableWriter, read_table, read_timeline, write_csv
+from batchfer.timeline import TableWriter, check_faces, read_table, read_timeline, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -361,6 +361,7 @@ def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
     path = _locate_timeline(folder)
     facts = _read_facts(folder)
     try:
+        _check_facts(facts)
         media = facts["media"]
         info = MediaInfo(
             path=Path(facts["source"]),
@@ -373,11 +374,43 @@ def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
             has_audio=media["has_audio"],
             codec=media["codec"],
         )
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
         raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
     if path is None:
         raise UsageError(f"{display_name(folder)}: holds no timeline.csv or timeline.parquet")
-    return Timeline(info, read_timeline(path)), facts
+    table = read_timeline(path)
+    if table["timestamp"].isna().any():
+        raise InputError(Reason.CORRUPT, f"{path.name}: a timestamp is missing")
+    check_faces(table, path.name)
+    return Timeline(info, table), facts
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Refuse a ``run.json`` in which values have other kinds than those that are written.
+
+    Raises:
+        TypeError: A value has another kind.
+        ValueError: A number is not finite, or an item should not be there.
+    """
+    parts = {name: facts.get(name) or {} for name in ("media", "frames", "options", "model")}
+    for part in (*parts.values(), facts.get("versions") or {}):
+        if not isinstance(part, dict):
+            raise TypeError("a part is no object")
+    numbers = [parts["media"].get(name) for name in ("width", "height", "duration_s", "end_s")]
+    numbers += [parts["media"].get("rotation"), facts.get("seconds")]
+    numbers += [
+        parts["frames"].get(name) for name in ("declared", "decoded", "corrupt", "first_bad_s")
+    ]
+    numbers += [parts["options"].get(name) for name in ("start_s", "end_s")]
+    for number in numbers:
+        if number is not None and not (isinstance(number, int | float) and abs(number) < 1e15):
+            raise TypeError("a number is none")
+    fps = parts["media"].get("fps")
+    if fps is not None and not (isinstance(fps, str) and 0 < float(Fraction(fps)) < 1e9):
+        raise ValueError("a frame rate is none")
+    for value in (facts.get("input"), facts.get("source"), parts["media"].get("codec")):
+        if value is not None and not isinstance(value, str):
+            raise TypeError("a text is none")
 
 
 def redo_reports(
@@ -611,7 +644,9 @@ def export_results(
         if (folder / "run.json").is_file():
             timeline, facts = load_result(folder)
             media = timeline.media
-        export_timeline(Timeline(media, read_timeline(located)), to, target, people, smooth_s)
+        table = read_timeline(located)
+        check_faces(table, located.name)
+        export_timeline(Timeline(media, table), to, target, people, smooth_s)
         if facts is not None and target.parent == folder:
             _note_redone(folder, facts, {target.name})
         yield target

@@ -680,6 +680,52 @@ def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert Journal(tmp_path).is_foreign
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("media.height", float("inf")), ("media.fps", "1/0"), ("media", []), ("media.codec", {}),
+        ("frames.declared", {}), ("frames.decoded", "many"), ("frames.first_bad_s", [1]),
+        ("versions", "x"), ("options", 7), ("input", ["a"]),
+    ],
+)  # fmt: skip
+def test_an_edited_run_json_is_one_clear_line(
+    place: str, value: Any, batch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Path(shutil.copytree(batch / "out" / "rotated.mp4", tmp_path / "rotated.mp4"))
+    facts = json.loads((result / "run.json").read_text())
+    *parts, name = place.split(".")
+    (facts[parts[0]] if parts else facts)[name] = value
+    (result / "run.json").write_text(json.dumps(facts))
+    for words in (("report",), ("annotate",), ("export", "--to", "srt")):
+        assert call(words[0], result, *words[1:]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "its run.json cannot be read" in told
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("timestamp", "inf"), ("timestamp", "1e300"), ("timestamp", ""), ("timestamp", "soon"),
+        ("happy", "nan"), ("sad", "inf"), ("emotion", "contempt"), ("face_id", ""), ("x", ""),
+        ("height", "-1"), ("frame", "1e99"),
+    ],
+)  # fmt: skip
+def test_an_edited_timeline_is_one_clear_line(
+    column: str, value: str, batch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = Path(shutil.copytree(batch / "out" / "rotated.mp4", tmp_path / "rotated.mp4"))
+    (result / "timeline.parquet").unlink()
+    table = pd.read_csv(result / "timeline.csv", dtype=str, keep_default_na=False)
+    table.loc[3, column] = value
+    table.to_csv(result / "timeline.csv", index=False)
+    before = read_tree(result)
+    for words in (("report",), ("annotate",), ("export", "--to", "srt")):
+        assert call(words[0], result, *words[1:]) == 3
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and "timeline.csv" in told
+    assert read_tree(result) == before
+
+
 def test_summaries_of_a_batch_may_be_taken_away(run: Run, tmp_path: Path) -> None:
     clips, output = put_clips(tmp_path / "in", "a.mp4"), tmp_path / "out"
     run("video", [clips], output, annotate=False)
