@@ -6,6 +6,7 @@ Files beside the results are known by the journal's claims, the folder of a vide
 
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -136,9 +137,10 @@ def holds_result(job: Job, journal: Journal) -> bool:
     )
 
 
-def owns(journal: Journal, name: str) -> bool:
-    """Return whether a run has written a file of this path, or was about to."""
-    return journal.owns(name) or name in _read_copies(journal.path.parent)
+def list_own_copies(journal: Journal, names: Iterable[str]) -> set[str]:
+    """Return those of some paths below the output folder whose files a run has written."""
+    started = _read_copies(journal.path.parent)
+    return {name for name in names if journal.owns(name) or name in started}
 
 
 def try_name(job: Job, output: Path) -> None:
@@ -151,10 +153,10 @@ def try_name(job: Job, output: Path) -> None:
     try:
         for name in job.destination.relative_to(output).parts:
             (folder / name).mkdir(parents=True, exist_ok=True)
-            (folder / name).rmdir()
-        folder.rmdir()
     except OSError as error:
         raise explain_refusal(job.destination, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_other_pictures(

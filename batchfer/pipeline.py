@@ -60,8 +60,8 @@ from batchfer.ownership import (
     find_obstacle,
     forget_copies,
     holds_result,
+    list_own_copies,
     note_copies,
-    owns,
     refuse_foreign,
     refuse_other_pictures,
     try_name,
@@ -1301,9 +1301,9 @@ def run_images(
     """
     batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
     copies = {job.name: name_copy(job, batch.output) for job in jobs}
-    own = {name for name, copy in copies.items() if owns(batch.journal, copy)}
+    own = list_own_copies(batch.journal, copies.values())
     if batch.outputs.annotate:
-        note_copies(batch.output, [copy for name, copy in copies.items() if name not in own])
+        note_copies(batch.output, sorted({*copies.values()} - own))
     alone = [job for job in jobs if job.name in batch.watch.suspects]
     together = [job for job in jobs if job.name not in batch.watch.suspects]
     without_result = set()
@@ -1311,7 +1311,7 @@ def run_images(
         for result in process_pictures(group, rows, batch):
             if result.status not in DONE:
                 without_result.add(result.job.name)
-                if result.job.name in own:  # an earlier run may have left one
+                if copies[result.job.name] in own:  # an earlier run may have left one
                     with suppress(OSError):
                         result.job.destination.unlink()
             yield result

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from clips import make_clip
 from batchfer import pipeline
 from batchfer.analyzer import Analyzer
 from batchfer.cli import app, run_command
-from batchfer.errors import OutputError, Reason
+from batchfer.errors import InputError, OutputError, Reason
 from batchfer.journal import Journal, hash_settings
 from batchfer.pipeline import run_jobs
 from batchfer.results import redo_videos
@@ -673,6 +674,11 @@ def test_a_spoilt_line_of_the_journal_counts_for_nothing(
     journal = Journal(tmp_path)
     assert journal.finished("a.png", source, settings) is None
     assert not journal.is_foreign
+
+
+def test_an_error_of_an_input_reaches_the_process_that_supervises() -> None:
+    error = pickle.loads(pickle.dumps(InputError(Reason.CORRUPT, "it is torn")))
+    assert (error.reason, error.detail, str(error)) == (Reason.CORRUPT, "it is torn", "it is torn")
 
 
 def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
