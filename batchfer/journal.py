@@ -111,7 +111,7 @@ class Journal:
             handle = os.open(self.path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
             with open(handle, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
                 return file.read() if stat.S_ISREG(os.fstat(handle).st_mode) else None
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ""
         except IsADirectoryError:
             return None

@@ -6,9 +6,9 @@ Files beside the results are known by the journal's claims, the folder of a vide
 
 import json
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from batchfer.errors import OutputError
@@ -153,10 +153,12 @@ def try_name(job: Job, output: Path) -> None:
     try:
         for name in job.destination.relative_to(output).parts:
             (folder / name).mkdir(parents=True, exist_ok=True)
+            (folder / name).rmdir()
     except OSError as error:
         raise explain_refusal(job.destination, error) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # a run that was killed may have left a name in it
+            folder.rmdir()
 
 
 def refuse_other_pictures(
