@@ -119,7 +119,13 @@ Results = Annotated[
     typer.Argument(help="Result folders of videos, or folders above them.", show_default=False),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Do again what is up to date already.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Do again what is up to date; replace files that others wrote."
+    ),
+]
+Replace = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that batchfer has not written.")
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed input.")]
 Cache = Annotated[
@@ -345,6 +351,7 @@ def report(
     bin_: Bin = None,
     events: Events = None,
     thumbnails: Thumbnails = True,
+    overwrite: Replace = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -355,7 +362,11 @@ def report(
     _set_up_logging(quiet, verbose)
     folders = find_results(results)
     outputs = OutputOptions(
-        thumbnails=thumbnails, smooth_s=parse_time(smooth), bin_s=_parse_bin(bin_), events=events
+        thumbnails=thumbnails,
+        smooth_s=parse_time(smooth),
+        bin_s=_parse_bin(bin_),
+        events=events,
+        overwrite=overwrite,
     )
     for path in redo_reports(folders, outputs, _read_people(people, folders)):
         if not quiet:
@@ -370,6 +381,7 @@ def annotate(
     source: Annotated[
         Path | None, typer.Option("--source", help="Where the video is, if it has moved.")
     ] = None,
+    overwrite: Replace = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -380,7 +392,8 @@ def annotate(
     folders = find_results(results)
     if source is not None and len(folders) > 1:
         raise UsageError("--source goes with one result folder")
-    for path in redo_videos(folders, blur_faces, _read_people(people, folders), source):
+    names = _read_people(people, folders)
+    for path in redo_videos(folders, blur_faces, names, source, overwrite):
         if not quiet:
             typer.echo(path)
 
@@ -400,6 +413,7 @@ def export(
     ] = None,
     people: People = None,
     smooth: Smooth = "0.5s",
+    overwrite: Replace = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -410,7 +424,7 @@ def export(
     if (output is not None or people is not None) and len(timelines) > 1:
         raise UsageError("--output and --people go with one timeline")
     names, smooth_s = _read_people(people, timelines), parse_time(smooth)
-    for path in export_results(timelines, to, output, names, smooth_s):
+    for path in export_results(timelines, to, output, names, smooth_s, overwrite):
         if not quiet:
             typer.echo(path)
 

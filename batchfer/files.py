@@ -3,10 +3,15 @@
 Names are bytes to the system; paths are kept as they are and made readable by `display_name`.
 """
 
+import errno
 import hashlib
 import os
+import secrets
 import shutil
+import stat
+import tempfile
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +20,14 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from batchfer.errors import ModelError, NothingToDoError, OutputError, Reason, UsageError
+from batchfer.errors import (
+    ModelError,
+    NothingToDoError,
+    OutputError,
+    PlaceError,
+    Reason,
+    UsageError,
+)
 from batchfer.schema import Job, JobResult
 
 Kind = Literal["video", "image"]
@@ -43,14 +55,24 @@ RESERVED = frozenset(
     {
         PARTS_FOLDER,
         "annotated",
+        "index.html",
         "report.html",
         "run.json",
         "run.jsonl",
         "faces.csv",
         "faces.parquet",
+        "summary.csv",
     }
 )
 """Names in the output folder that are taken before the first video gets its folder there."""
+
+PLACE_ERRORS = frozenset(
+    {
+        *(errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM),
+        *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY),
+    }
+)
+"""What a system says where one name is to blame, not the whole disk."""
 
 MAX_NAME_BYTES = 255
 
@@ -70,6 +92,15 @@ def display_name(path: str | Path) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def fold_name(name: str) -> str:
+    """Return what two names have in common if a file system may take them for the same.
+
+    Those of macOS and Windows tell no upper from lower case, some no composed letters from others.
+    """
+    folded = unicodedata.normalize("NFD", name).casefold()
+    return unicodedata.normalize("NFC", folded)
 
 
 # --- inputs to jobs -----------------------------------------------------------------------------
@@ -208,11 +239,17 @@ def _is_own_output(folder: Path, names: set[str]) -> bool:
 def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]:
     """Return each input's path below its base, with parents in front where two would clash.
 
-    Two names clash when they are equal or one is a folder of the other; ``reserved`` names are
-    taken.
+    Two names clash when they are equal or one is a folder of the other, by `fold_name`;
+    ``reserved`` names are taken. Of files that parents cannot tell apart, as ``a/Talk.mp4`` and
+    ``a/talk.mp4``, the second in the order of their bytes gets ``~2`` behind its name.
+
+    Raises:
+        OutputError: No parents are left that would tell them apart.
     """
     # Not resolved: a linked input is named as it was given.
-    parts = [Path(os.path.abspath(item.source)).parts[1:] for item in inputs]  # noqa: PTH100
+    parts = _number_lookalikes(
+        [Path(os.path.abspath(item.source)).parts[1:] for item in inputs]  # noqa: PTH100
+    )
     n_kept = [len(Path(os.path.relpath(item.source, item.base)).parts) for item in inputs]
     while True:
         names = ["/".join(part[-n:]) for part, n in zip(parts, n_kept, strict=True)]
@@ -222,21 +259,46 @@ def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]
             if n_kept[index] < len(parts[index]):
                 n_kept[index] += 1
                 grown = True
-        if not grown:
+        if not clashing:
             return names
+        if not grown:
+            where = display_name(inputs[clashing[0]].source)
+            raise OutputError(f"{where}: a result so named would replace another; rename it")
+
+
+def _number_lookalikes(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return paths of which no two are equal to `fold_name`, and none is a folder of another."""
+    numbered = list(paths)
+    keys = [fold_name("/".join(path)) for path in paths]
+    folders = {folder for key in keys for folder in _list_folders(key)}
+    taken, seen = {*keys, *folders}, set(folders)
+    for index in sorted(range(len(paths)), key=lambda index: os.fsencode("/".join(paths[index]))):
+        path, key, number = paths[index], keys[index], 1
+        while key in (seen if number == 1 else taken):
+            number += 1
+            numbered[index] = (*path[:-1], _append_suffix(path[-1], f"~{number}"))
+            key = fold_name("/".join(numbered[index]))
+        taken.add(key)
+        seen.add(key)
+    return numbered
+
+
+def _list_folders(name: str) -> Iterator[str]:
+    return (name[:end] for end, char in enumerate(name) if char == "/")
 
 
 def _find_clashes(names: Sequence[str], reserved: frozenset[str]) -> list[int]:
+    keys = [fold_name(name) for name in names]
     owners: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        owners.setdefault(name, []).append(index)
+    for index, key in enumerate(keys):
+        owners.setdefault(key, []).append(index)
     clashing = {index for group in owners.values() if len(group) > 1 for index in group}
-    for index, name in enumerate(names):
-        if name.split("/", 1)[0] in reserved:
+    for index, key in enumerate(keys):
+        if key.split("/", 1)[0] in reserved:
             clashing.add(index)
-        for end in (i for i, char in enumerate(name) if char == "/"):
-            if name[:end] in owners:
-                clashing |= {index, *owners[name[:end]]}
+        for folder in _list_folders(key):
+            if folder in owners:
+                clashing |= {index, *owners[folder]}
     return sorted(clashing)
 
 
@@ -255,17 +317,21 @@ def _show_names(names: Sequence[str]) -> list[str]:
 def _name_outputs(names: Sequence[str], kind: Kind) -> list[str]:
     if kind == "video":
         return list(names)
-    taken = {name for name in names if Path(name).suffix.lower() in SAME_FORMAT_SUFFIXES}
+    taken = {fold_name(name) for name in names if _keeps_format(name)}
     outputs = []
     for name in names:
         copy = name
-        if Path(name).suffix.lower() not in SAME_FORMAT_SUFFIXES:
+        if not _keeps_format(name):
             copy = _append_suffix(name)
-            while copy in taken:
+            while fold_name(copy) in taken:
                 copy = _append_suffix(copy)
-            taken.add(copy)
+            taken.add(fold_name(copy))
         outputs.append(f"annotated/{copy}")
     return outputs
+
+
+def _keeps_format(name: str) -> bool:
+    return Path(name).suffix.lower() in SAME_FORMAT_SUFFIXES
 
 
 def _append_suffix(name: str, suffix: str = ".jpg") -> str:
@@ -346,14 +412,19 @@ def prepare_output(output: Path) -> None:
     """Make the output folder and see that it can be written.
 
     Raises:
-        OutputError: It is a file, or cannot be written.
+        OutputError: It is a file, or cannot be written, or its folder for parts is a link.
     """
+    parts = output / PARTS_FOLDER
+    if parts.is_symlink():
+        raise OutputError(f"{display_name(parts)} is a link; remove it")
     try:
-        parts = output / PARTS_FOLDER
         parts.mkdir(parents=True, exist_ok=True)
-        trial = parts / "trial"
-        trial.write_bytes(b"\0")
-        trial.unlink()
+        handle, trial = tempfile.mkstemp(dir=parts, prefix=".trial-")  # O_EXCL, O_NOFOLLOW
+        try:
+            os.write(handle, b"\0")
+        finally:
+            os.close(handle)
+            os.unlink(trial)  # noqa: PTH108
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"{display_name(output)}: a file is in the way of the folder") from error
     except OSError as error:
@@ -367,20 +438,30 @@ def lock_output(output: Path) -> Iterator[None]:
     Raises:
         OutputError: Another run holds it.
     """
-    lock = FileLock(output / PARTS_FOLDER / "lock")
+    parts = output / PARTS_FOLDER
+    lock = FileLock(parts / "lock")
     try:
+        drop_links(parts)
         lock.acquire(timeout=LOCK_PATIENCE_S)
     except Timeout as error:
         raise OutputError(f"{display_name(output)}: another run is writing there") from error
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot lock, {error.strerror}") from error
     try:
-        for leftover in (output / PARTS_FOLDER).glob(".*"):  # of `atomic_write` in a killed run
+        for leftover in parts.glob(".*"):  # of `atomic_write` in a killed run
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
+
+
+def drop_links(folder: Path) -> None:
+    """Remove every symbolic link below a folder in which batchfer makes none, following none."""
+    for where, folders, names in os.walk(folder):
+        for path in (Path(where, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                path.unlink()
 
 
 def describe_source(job: Job) -> str:
@@ -399,25 +480,34 @@ def atomic_write(path: Path, parts: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write to, which becomes ``path`` if no exception passes.
 
     The temporary path has the same suffix. It lies in ``parts``; if that is None, among the
-    unfinished parts of the output folder around ``path``, or beside it where there is none.
+    unfinished parts of the output folder around ``path``, or beside it where there is none. A link
+    at ``path`` is replaced, not followed.
 
     Raises:
+        PlaceError: Something else stands there, or the disk does not take the name.
         OutputError: The file cannot be put in its place.
     """
     if parts is None:
         around = (folder / PARTS_FOLDER for folder in path.parents)
-        parts = next((folder for folder in around if folder.is_dir()), path.parent)
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    temporary = parts / f".{digest}.{os.getpid()}{path.suffix}"
+        own = (folder for folder in around if folder.is_dir() and not folder.is_symlink())
+        parts = next(own, path.parent)
+    # Nobody can guess it and put a link there, which the one who writes would follow.
+    temporary = parts / f".{secrets.token_hex(8)}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        raise OutputError(f"{display_name(path)}: cannot write, {error.strerror}") from error
+        raise explain_refusal(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def explain_refusal(path: Path, error: OSError) -> OutputError:
+    """Return the error to raise where a system refuses to write something under its final name."""
+    kind = PlaceError if error.errno in PLACE_ERRORS else OutputError
+    return kind(f"{display_name(path)}: cannot write, {error.strerror}")
 
 
 @contextmanager
@@ -429,6 +519,8 @@ def work_folder(output: Path, name: str) -> Iterator[Path]:
     folder = locate_parts(output, name)
     is_over = False
     try:
+        if folder.is_symlink():
+            folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         is_over = True
@@ -452,29 +544,39 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def publish_folder(temporary: Path, final: Path) -> None:
+def publish_folder(temporary: Path, final: Path, is_known: bool = False) -> None:
     """Give a complete folder its final name, in the place of an older result if there is one.
 
+    ``is_known`` says that what is there is one though it has lost its ``run.json``.
+
     Raises:
-        OutputError: The name is taken by something that is not a result, or cannot be written.
+        PlaceError: The name is taken by something that is not a result, or the disk refuses it.
+        OutputError: It cannot be written.
     """
     try:
         for folder, _, names in os.walk(temporary):
-            for name in names:
-                _flush(Path(folder, name))
+            for path in (Path(folder, name) for name in names):
+                if stat.S_ISREG(path.lstat().st_mode):  # others may lead anywhere, or hang
+                    _flush(path)
             _flush(Path(folder))
         final.parent.mkdir(parents=True, exist_ok=True)
         old = temporary.with_name(f"{temporary.name}.old")
         if os.path.lexists(final):
-            if not (final / "run.json").is_file():
-                raise OutputError(f"{display_name(final)}: exists and is no result; move it away")
+            is_result = is_known or (final / "run.json").is_file()
+            if final.is_symlink() or not final.is_dir() or not is_result:
+                raise PlaceError(f"{display_name(final)}: exists and is no result; move it away")
             shutil.rmtree(old, ignore_errors=True)
             final.replace(old)
-        temporary.replace(final)
+        try:
+            temporary.replace(final)
+        except OSError:
+            if old.is_dir():
+                old.replace(final)
+            raise
         _flush(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{display_name(final)}: cannot write, {error.strerror}") from error
+        raise explain_refusal(final, error) from error
 
 
 def _flush(path: Path) -> None:

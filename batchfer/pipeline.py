@@ -38,7 +38,7 @@ from batchfer.analyzer import (
     wants_all_frames,
 )
 from batchfer.annotate import DrawingPool, DrawingProcess
-from batchfer.errors import InputError, OutputError, Reason
+from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.files import (
     PARTS_FOLDER,
     Kind,
@@ -53,9 +53,20 @@ from batchfer.files import (
     publish_folder,
     work_folder,
 )
-from batchfer.journal import DONE, Journal, Settings, hash_settings, mark_input
+from batchfer.journal import DONE, Journal, Settings, hash_settings, is_whole, mark_input
 from batchfer.machine import describe_processor
 from batchfer.media import VideoReader, read_image, write_image
+from batchfer.ownership import (
+    ADVICE,
+    find_obstacle,
+    forget_copies,
+    holds_result,
+    list_own_copies,
+    note_copies,
+    refuse_foreign,
+    refuse_other_pictures,
+    try_name,
+)
 from batchfer.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.people import (
     SUMMARY_COLUMNS,
@@ -72,9 +83,13 @@ from batchfer.results import (
     DRAWING_NAME,
     ResultsProcess,
     draw_video,
+    find_foreign,
     is_drawn_again,
+    keep_others,
+    list_wanted,
     mark_files,
     renew_video,
+    write_facts,
     write_index_pages,
     write_results,
     write_tables,
@@ -225,24 +240,26 @@ def run_jobs(
         nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
         join_recordings([(name, nobody) for name in recordings], participants)
     events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
+    joint = list_joint_files(kind, outputs)
+    copies = [name_copy(job, output) for job in jobs if kind == "image" and outputs.annotate]
+    # Before there is anything of ours in the folder.
+    refuse_foreign(Journal(output), joint, copies, outputs.overwrite)
     prepare_output(output)
     with lock_output(output):
-        yield from skipped
         journal = Journal(output)
-        rows = PictureRows(output) if kind == "image" else None
+        journal.claims = joint
+        rows = PictureRows(output, outputs.overwrite) if kind == "image" else None
+        if rows is not None and not outputs.overwrite:
+            refuse_other_pictures(jobs, inputs, journal, rows.names)
+        yield from skipped
         todo, current = [], []
         for job in jobs:
-            entry = journal.finished(job.name, job.source, settings)
-            has_rows = rows is None or job.name in rows.names
-            has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
-            if entry is not None and kind == "video" and outputs.annotate and outputs.blur_faces:
-                # It may show by now what shall be hidden.
-                has_files &= not is_drawn_again(entry, job.destination)
-            if entry is not None and has_rows and has_files and not outputs.overwrite:
+            entry = None if outputs.overwrite else journal.finished(job.name, job.source, settings)
+            if entry is not None and is_current(job, entry, output, outputs, rows):
                 current.append(skip_result(recall_result(job, entry)))
-            elif kind == "video" and not outputs.overwrite and (other := find_other(job, journal)):
-                where = f"{display_name(job.destination)} holds the results of {other}"
-                detail = f"{where}; give another -o, or --overwrite"
+                continue
+            windows = events.get(job.name)
+            if detail := find_hindrance(job, output, outputs, journal, windows, rows):
                 current.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
             else:
                 todo.append(job)
@@ -262,12 +279,19 @@ def run_jobs(
                     results.append(result)
                     yield result
         names = {job.name for job in jobs}
-        stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
-        if not todo and not stale:
-            if rows is None:
-                # A run before may have ended before these, or had other participants.
-                write_index_pages(output, _sort_results(results, jobs), outputs, participants)
+        if not todo and rows is None:
+            # A run before may have ended before these, or had other participants.
+            owns_index = journal.owns("index.html")
+            ordered = _sort_results(results, jobs)
+            write_index_pages(output, ordered, outputs, participants, owns_index)
             return
+        if not todo and rows is not None:
+            if not (rows.is_unfinished or not rows.names <= names or rows.lacks(outputs)):
+                return
+            if (told := rows.recall_run()) is not None:  # then no network is needed
+                publish_pictures(jobs, jobs, rows, told, output, outputs)
+                write_pictures_page(output, outputs, results)
+                return
         marks = {job.name: mark_input(job.source) for job in todo}
         with ExitStack() as stack:
             write: Callable[..., None] = write_results
@@ -300,13 +324,88 @@ def run_jobs(
                 if outputs.fail_fast and result.status == "failed":
                     return
         if rows is None:
-            write_index_pages(output, _sort_results(results, jobs), outputs, participants)
-        elif outputs.report:
-            table = read_timeline(output / f"faces.{outputs.formats[-1]}")
-            facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
-            page = output / "report.html"
-            shows_faces = outputs.thumbnails and not outputs.blur_faces
-            write_images_report(page, table, facts, results, thumbnails=shows_faces)
+            owns_index = journal.owns("index.html")
+            ordered = _sort_results(results, jobs)
+            write_index_pages(output, ordered, outputs, participants, owns_index)
+        else:
+            write_pictures_page(output, outputs, results)
+
+
+def list_joint_files(kind: Kind, outputs: OutputOptions) -> list[str]:
+    """Return the names of what a run writes beside the results of its inputs."""
+    if kind == "video":
+        return ["summary.csv", *["index.html"] * outputs.report]
+    # A table in a format that is not asked for goes.
+    return ["faces.csv", "faces.parquet", "run.json", *["report.html"] * outputs.report]
+
+
+def name_copy(job: Job, output: Path) -> str:
+    """Return the path of a picture's annotated copy below the output folder."""
+    return str(job.destination.relative_to(output))
+
+
+def is_current(
+    job: Job,
+    entry: Mapping[str, Any],
+    output: Path,
+    outputs: OutputOptions,
+    rows: "PictureRows | None",
+) -> bool:
+    """Return whether all that an earlier run has written for an unchanged input is there.
+
+    Args:
+        job: The input.
+        entry: What the journal knows of it.
+        output: The folder for all results.
+        outputs: What is asked for.
+        rows: Of pictures: their table.
+    """
+    if rows is not None:
+        has_copy = not outputs.annotate or job.destination.exists()
+        return job.name in rows.names and has_copy and is_whole(entry, output)
+    if outputs.annotate and outputs.blur_faces and is_drawn_again(entry, job.destination):
+        return False  # it may show by now what shall be hidden
+    if not job.destination.exists():
+        return False
+    if not is_whole(entry, job.destination):
+        logger.warning("%s: some of its results are gone or were changed", job.name)
+        return False
+    return True
+
+
+def find_hindrance(
+    job: Job,
+    output: Path,
+    outputs: OutputOptions,
+    journal: Journal,
+    events: pd.DataFrame | None,
+    rows: "PictureRows | None",
+) -> str:
+    """Return why the result of an input cannot be written, "" if it can as far as one can see.
+
+    Args:
+        job: The input.
+        output: The folder for all results.
+        outputs: What is asked for.
+        journal: What earlier runs did.
+        events: The stimulus windows of a video.
+        rows: Of pictures: their table.
+    """
+    if rows is not None:
+        return find_obstacle(job, output, None) if outputs.annotate else ""
+    if obstacle := find_obstacle(job, output, journal):
+        return obstacle
+    if not outputs.overwrite:
+        if other := find_other(job, journal):
+            where = f"{display_name(job.destination)} holds the results of {other}"
+            return f"{where}; give another -o, or --overwrite"
+        if foreign := find_foreign(job.destination, list_wanted(outputs, events)):
+            return f"{display_name(foreign)} was not written by batchfer; move it away"
+    try:
+        try_name(job, output)
+    except PlaceError as error:
+        return str(error)
+    return ""
 
 
 def _sort_results(results: Sequence[JobResult], jobs: Sequence[Job]) -> list[JobResult]:
@@ -358,6 +457,8 @@ class Batch:
         started = time.monotonic() if started is None else started
         try:
             result = work()
+        except PlaceError as error:
+            result = JobResult(job, "failed", Reason.OUTPUT_ERROR, str(error))
         except OutputError:
             raise
         except InputError as error:
@@ -374,9 +475,11 @@ class Batch:
             result = JobResult(job, "failed", Reason.INTERNAL, detail)
         return replace(result, seconds=time.monotonic() - started)
 
-    def record(self, *results: JobResult, **known: Any) -> None:
-        """Write down outcomes whose files have their final names, and what else is ``known``."""
-        marked = [(result, {**self.marks.get(result.job.name, {}), **known}) for result in results]
+    def record(self, *known: tuple[JobResult, Mapping[str, Any]]) -> None:
+        """Write down outcomes whose files have their final names, and what else is known."""
+        marked = [
+            (result, {**self.marks.get(result.job.name, {}), **more}) for result, more in known
+        ]
         self.journal.append(marked, self.settings)
 
 
@@ -440,8 +543,11 @@ def renew_videos(
         started = time.monotonic()
         try:
             renew_video(job, entry, output, outputs, events.get(job.name), progress.advance)
-        except OutputError:
-            raise
+        except OutputError as error:
+            if not isinstance(error, PlaceError):
+                raise
+            yield JobResult(job, "failed", Reason.OUTPUT_ERROR, str(error))
+            continue
         except Exception as error:
             logger.debug("%s", job.name, exc_info=True)
             detail = " ".join(str(error).split())[:300]
@@ -679,7 +785,7 @@ class Clip:
     def complete(self) -> JobResult:
         """Finish it and write that down."""
         result = self._batch.attempt(self.job, self.finish, self.started)
-        self._batch.record(result, files=mark_files(self.job.destination))
+        self._batch.record((result, {"files": mark_files(self.job.destination)}))
         return result
 
     def finish(self) -> JobResult:
@@ -693,7 +799,6 @@ class Clip:
             write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
             facts = describe_video(reader, table, batch, result)
-            (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             timeline = Timeline(reader.info, table)
             if self._drawing is None:
                 self._draw_afterwards(timeline)
@@ -703,7 +808,9 @@ class Clip:
                 self._draw("finish")
                 if self._drawing is None:
                     self._draw_afterwards(timeline)
-            publish_folder(folder, job.destination)
+            write_facts(folder, facts)
+            keep_others(job.destination, folder)
+            publish_folder(folder, job.destination, holds_result(job, batch.journal))
             return result
 
     def _draw_afterwards(self, timeline: Timeline) -> None:
@@ -844,7 +951,7 @@ def describe_video(
 
 
 def describe_run(batch: Batch) -> dict[str, Any]:
-    """Return what decided the numbers: options, model and versions."""
+    """Return what decided the numbers: options, model, device and versions."""
     analyzer = batch.analyzer
     libraries = ("tensorflow", "keras", "mtcnn", "av", "opencv-python", "numpy")
     return {
@@ -1028,27 +1135,93 @@ class PictureRows:
     loses at most the pictures since the last part.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, overwrite: bool = False) -> None:
         """Read what there is.
 
+        Args:
+            output: The folder for all results.
+            overwrite: A table that cannot be used may be replaced.
+
         Raises:
-            OutputError: It cannot be read.
+            OutputError: The table is not the one that was written, or cannot be read.
         """
         self._output = output
         self._folder = output / PARTS_FOLDER / "pictures"
-        parts = sorted(self._folder.glob("part-*.parquet"))
-        self.is_unfinished = bool(parts)
-        last = [path for path in _locate_faces(output) if path.exists()]
-        self._paths = [*last[:1], *parts]
-        self._n_parts = len(parts)
-        self.names = {str(name) for table in self._read() for name in table["input"].unique()}
+        self.is_unfinished = self._folder.is_dir()
+        self._paths: list[Path] = []
+        self.names: set[str] = set()
         """The pictures that were done before this run."""
+        for path in _locate_faces(output):
+            self._take_table(path, overwrite)
+        parts = sorted(self._folder.glob("part-*.parquet"))
+        for path in parts:
+            try:
+                self._take(path)
+            except InputError as error:
+                logger.warning("%s: pictures are analyzed again (%s)", path.name, error)
+                path.unlink()
+        self._n_parts = 1 + int(parts[-1].stem.removeprefix("part-")) if parts else 0
+
+    def _take_table(self, path: Path, overwrite: bool) -> None:
+        """Take the rows of the table of an earlier run; one in the other format holds the same."""
+        if not mark_input(path).get("size"):
+            return
+        written = self._written().get(path.name, {}).get("sha256")
+        is_whole = written is not None and written == hash_file(path)
+        if is_whole and self._paths:
+            return
+        try:
+            # Between the renames of a run that was killed, the note may be ahead of the table.
+            if written is not None and not (is_whole or self.is_unfinished):
+                raise InputError(Reason.CORRUPT, "it was changed after it was written")
+            if not self._paths:
+                self._take(path)
+            elif "input" not in read_timeline(path):
+                raise InputError(Reason.UNSUPPORTED, "it is no table of pictures")
+        except InputError as error:
+            if not overwrite:
+                where = f"{display_name(path)} cannot be used: {error}"
+                raise OutputError(f"{where}; {ADVICE}") from error
+
+    def _take(self, path: Path) -> None:
+        table = read_timeline(path)
+        if "input" not in table:
+            raise InputError(Reason.UNSUPPORTED, "it is no table of pictures")
+        self.names.update(str(name) for name in table["input"].unique())
+        self._paths.append(path)
 
     def _read(self) -> Iterator[pd.DataFrame]:
         for path in self._paths:
-            table = read_timeline(path)
-            if "input" in table:
-                yield table
+            yield read_timeline(path)
+
+    def _read_facts(self) -> dict[str, Any]:
+        try:
+            facts = json.loads((self._output / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    def _written(self) -> dict[str, dict[str, Any]]:
+        """Return size and SHA-256 of the files that the last run has written, if it told."""
+        files = self._read_facts().get("files")
+        is_sound = isinstance(files, dict) and all(isinstance(f, dict) for f in files.values())
+        return files if isinstance(files, dict) and is_sound else {}
+
+    def lacks(self, outputs: OutputOptions) -> bool:
+        """Return whether something that joins all pictures is gone, or has another size."""
+        written = self._written()
+        names = [f"faces.{suffix}" for suffix in outputs.formats]
+        names += ["report.html"] * outputs.report
+        sizes = {name: mark_input(self._output / name).get("size") for name in names}
+        if not written:  # an older version did not tell, or run.json is gone
+            return not all(sizes.values()) or self.recall_run() is None
+        return any(size != written.get(name, {}).get("size") for name, size in sizes.items())
+
+    def recall_run(self) -> dict[str, Any] | None:
+        """Return what `describe_run` said of the last run, None if that is gone."""
+        facts = self._read_facts()
+        told = {name: facts.get(name) for name in ("options", "model", "device", "versions")}
+        return None if None in told.values() else told
 
     def add(self, finished: Sequence[TableRows]) -> None:
         """Keep the rows of finished pictures on disk."""
@@ -1067,12 +1240,23 @@ class PictureRows:
         self._n_parts += 1
         self._paths.append(path)
 
-    def publish(self, jobs: Sequence[Job], formats: Sequence[str]) -> pd.DataFrame:
-        """Write the table of these jobs, in their order; return it.
+    def publish(
+        self,
+        jobs: Sequence[Job],
+        formats: Sequence[str],
+        describe: Callable[[pd.DataFrame], Mapping[str, Any]],
+    ) -> None:
+        """Write the table of these jobs, in their order, and ``run.json``.
 
         The parts are dropped, and so is an earlier table in a format that is not asked for: it
         would tell of other pictures or options.
+
+        Args:
+            jobs: The pictures.
+            formats: Of the table.
+            describe: Returns the content of ``run.json``, but for what tells its files.
         """
+        self._folder.mkdir(parents=True, exist_ok=True)  # until all is in its place
         places = {job.name: place for place, job in enumerate(jobs)}
         tables = [build_empty_pictures_table()]
         for age, table in enumerate(self._read()):
@@ -1083,14 +1267,27 @@ class PictureRows:
             table = table[table["age"] == table.groupby("place")["age"].transform("max")]
             table = table.sort_values("place", kind="stable", ignore_index=True)
             table = table.drop(columns=["place", "age"])
-        for suffix in formats:
-            with atomic_write(self._output / f"faces.{suffix}") as path:
+        with ExitStack() as stack:
+            files = {}
+            for suffix in formats:
+                final = self._output / f"faces.{suffix}"
+                path = stack.enter_context(atomic_write(final))
                 (write_csv if suffix == "csv" else write_parquet)(table, path)
+                files[final.name] = _mark_content(path)
+            _write_json(self._output / "run.json", {**describe(table), "files": files})
         for path in _locate_faces(self._output):
             if path.suffix[1:] not in formats:
                 path.unlink(missing_ok=True)
         shutil.rmtree(self._folder, ignore_errors=True)
-        return table
+
+
+def _mark_content(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": hash_file(path)}
+
+
+def _write_json(path: Path, facts: Mapping[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def run_images(
@@ -1105,35 +1302,93 @@ def run_images(
         batch: What the jobs share.
     """
     batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
+    copies = {job.name: name_copy(job, batch.output) for job in jobs}
+    own = list_own_copies(batch.journal, copies.values())
+    if batch.outputs.annotate:
+        note_copies(batch.output, sorted({*copies.values()} - own))
     alone = [job for job in jobs if job.name in batch.watch.suspects]
     together = [job for job in jobs if job.name not in batch.watch.suspects]
     without_result = set()
     for group in [*([job] for job in alone), together]:
         for result in process_pictures(group, rows, batch):
             if result.status not in DONE:
-                # An earlier run may have left one.
                 without_result.add(result.job.name)
-                with suppress(OSError):
-                    result.job.destination.unlink()
+                if copies[result.job.name] in own:  # an earlier run may have left one
+                    with suppress(OSError):
+                        result.job.destination.unlink()
             yield result
     if others := len(rows.names - {job.name for job in everything}):
         logger.warning("%d pictures that this command does not name leave the table", others)
     kept = [job for job in everything if job.name not in without_result]
-    table = rows.publish(kept, batch.outputs.formats)
-    faces = table[table["face_id"].notna()]
-    facts = {
-        "batchfer": __version__,
-        "pictures": {
-            "given": len(everything),
-            "analyzed": int(table["input"].nunique()),
-            "with_face": int(faces["input"].nunique()),
-            "faces": len(faces),
-        },
-        **describe_run(batch),
-    }
-    with atomic_write(batch.output / "run.json") as path:
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    run = describe_run(batch)
+    publish_pictures(kept, everything, rows, run, batch.output, batch.outputs)
     batch.progress.end_file()
+
+
+def publish_pictures(
+    kept: Sequence[Job],
+    everything: Sequence[Job],
+    rows: PictureRows,
+    run: Mapping[str, Any],
+    output: Path,
+    outputs: OutputOptions,
+) -> None:
+    """Write the table of pictures and what ``run.json`` tells of it.
+
+    Args:
+        kept: The pictures that have a result.
+        everything: All pictures of the command, in order.
+        rows: The rows of all that is done.
+        run: What decided the numbers, see `describe_run`.
+        output: The folder for all results.
+        outputs: What is asked for.
+    """
+
+    def describe(table: pd.DataFrame) -> dict[str, Any]:
+        faces = table[table["face_id"].notna()]
+        apart = {job.name: describe_source(job) for job in kept if _is_renamed(job)}
+        return {
+            "batchfer": __version__,
+            "pictures": {
+                "given": len(everything),
+                "analyzed": int(table["input"].nunique()),
+                "with_face": int(faces["input"].nunique()),
+                "faces": len(faces),
+            },
+            **({"renamed": apart} if apart else {}),
+            **run,
+        }
+
+    rows.publish(kept, outputs.formats, describe)
+    forget_copies(output)
+
+
+def _is_renamed(job: Job) -> bool:
+    """Return whether a picture has another name in the table than on disk."""
+    return Path(job.name).name != display_name(job.source.name)
+
+
+def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[JobResult]) -> None:
+    """Write the report of a folder of pictures, if it is asked for."""
+    if not outputs.report:
+        return
+    table = read_timeline(output / f"faces.{outputs.formats[-1]}")
+    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    page = output / "report.html"
+    shows_faces = outputs.thumbnails and not outputs.blur_faces
+    write_images_report(page, table, facts, results, thumbnails=shows_faces)
+    facts["files"][page.name] = _mark_content(page)
+    _write_json(output / "run.json", facts)
+
+
+def describe_picture(result: JobResult, batch: Batch) -> dict[str, Any]:
+    """Return what the journal is to know of a picture beside its outcome."""
+    job = result.job
+    told: dict[str, Any] = {"source": describe_source(job), "walked": not job.named}
+    if batch.outputs.annotate and result.status in DONE:
+        copy = name_copy(job, batch.output)
+        told |= {"claims": [copy], "files": {copy: mark_input(job.destination)}}
+    return told
 
 
 def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> Iterator[JobResult]:
@@ -1161,7 +1416,7 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
             pending.append((batch.attempt(jobs[index], partial(_raise, error)), None))
         rows.add([own for result, own in pending if own and result.status == "ok"])
         if pending:
-            batch.record(*[result for result, _ in pending])
+            batch.record(*[(result, describe_picture(result, batch)) for result, _ in pending])
         yield from [result for result, _ in pending]
         pending.clear()
 

@@ -16,7 +16,10 @@ LAYERS = [
     {"results"},
     {"analyzer", "annotate", "report", "export", "evaluation", "recipes"},
     {"keyframes"},
-    {"classifier", "detector", "datasets", "tracking", "people", "quality", "timeline", "painter"},
+    {
+        *("classifier", "detector", "datasets", "tracking", "people", "quality", "timeline"),
+        *("painter", "ownership"),
+    },
     {"model_file"},
     {"media", "architectures", "boxes", "files", "journal", "kernels", "processes"},
     {"model_config", "weights_file"},

@@ -268,10 +268,14 @@ def test_what_joins_all_recordings_follows_the_command(run: Run, tmp_path: Path)
     run("video", [folder], tmp_path / "at_once", annotate=False, participants=participants)
     joined = (output / "summary.csv").read_bytes()
     assert joined == (tmp_path / "at_once" / "summary.csv").read_bytes()
-    # A summary that somebody has spoilt is left out and named.
-    (output / "a.mp4" / "summary.csv").write_text("a,b\n1,2\n")
+    # A summary that somebody has spoilt is left out and named, or made again if its size tells.
+    spoilt = output / "a.mp4" / "summary.csv"
+    spoilt.write_text("a,b\n1,2\n".ljust(spoilt.stat().st_size, "\n"))
     run("video", [folder], output, annotate=False, participants=participants)
     assert pd.read_csv(output / "summary.csv")["file"].tolist() == ["b.mp4"]
+    spoilt.write_text("a,b\n1,2\n")
+    run("video", [folder], output, annotate=False, participants=participants)
+    assert (output / "summary.csv").read_bytes() == joined
 
 
 def test_a_slip_in_the_participants_costs_no_work(run: Run, tmp_path: Path) -> None:
