@@ -5,6 +5,7 @@ player shows them; nothing that a container claims about its length, rate or fra
 """
 
 import dataclasses
+import itertools
 import logging
 import math
 import os
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image, UnidentifiedImageError
 
-from batchfer.errors import InputError, MachineError, OutputError, Reason
+from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError
 from batchfer.schema import FrameBatch, Images, MediaInfo
 
 logger = logging.getLogger(__name__)
@@ -772,6 +773,9 @@ class VideoWriter:
     colour needs even sizes. Sound is copied where MP4 can carry it, else encoded as AAC; sound
     that cannot be read is left out with a warning. A context manager; the file is complete when
     it leaves without an exception.
+
+    What cannot be written because of its sound, which may turn out late, raises `SoundError`,
+    wherever `OutputError` is raised: it is to be written once more without.
     """
 
     def __init__(self, path: Path, info: MediaInfo, audio_from: Path | None = None) -> None:
@@ -795,6 +799,7 @@ class VideoWriter:
         self._held: Any = None
         self._first_pts: int | None = None
         self._first_dts: int | None = None
+        self._has_sound = False
         self._sound: _Sound | None = None
         modes: tuple[Literal["copy", "encode"] | None, ...] = (None,)
         if audio_from is not None and info.has_audio:
@@ -803,7 +808,9 @@ class VideoWriter:
             try:
                 self._open(audio_from if mode else None, mode or "copy")
                 return
-            except (av.FFmpegError, ValueError, InputError) as error:
+            except MachineError:
+                raise
+            except Exception as error:  # of sound PyAV raises whatever damaged bytes lead to
                 self._abandon()
                 if mode is None:
                     raise self._explain(error) from error
@@ -842,6 +849,7 @@ class VideoWriter:
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         self._stream = stream
+        self._has_sound = audio_from is not None
         if audio_from is not None:
             self._sound = _Sound(audio_from, self._container, mode)
         self._container.start_encoding()
@@ -956,7 +964,10 @@ class VideoWriter:
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, (OutputError, MachineError)):
             return error
-        return OutputError(f"cannot write the video: {_one_line(error)}")
+        # The muxer looks at some packets late, and does not say whose they were.
+        is_of_system = isinstance(error, (OSError, MemoryError))
+        kind = SoundError if self._has_sound and not is_of_system else OutputError
+        return kind(f"cannot write the video: {_one_line(error)}")
 
 
 def _choose_time_base(source: Fraction | None) -> Fraction:
@@ -978,6 +989,7 @@ class _Sound:
         self._origin = _find_origin(self._source, _find_video_stream(self._source))
         self._resampler: Any = None
         self._form: tuple[str, str, int] | None = None
+        self._decoded_s = Fraction(0)
         if mode == "copy":
             name = audio.codec_context.codec.canonical_name
             if name not in AUDIO_IN_MP4:
@@ -992,21 +1004,30 @@ class _Sound:
             self._target = {"format": "fltp", "layout": layout, "rate": rate}
             self._resampler = av.AudioResampler(**self._target)
         self._input = audio
-        self._packets = self._read()
+        pieces = self._copy() if self._resampler is None else self._decode()
+        first = next(pieces, None)
+        if first is None:  # some muxers refuse a stream in which nothing comes, at the very end
+            raise ValueError("nothing of it can be read")
+        self._packets = self._read(itertools.chain([first], pieces))
         self._time_s = -math.inf
         self._last_dts: int | None = None
+        self._is_kept = False
 
     def mux(self, until_s: float) -> None:
         """Write the sound up to a time, all of it if that is infinite."""
         while self._time_s < until_s:
             try:
                 packet = next(self._packets, None)
-            except (av.FFmpegError, ValueError) as error:
+            except Exception as error:  # PyAV raises whatever damaged bytes lead to
                 logger.warning("the sound is damaged and ends early: %s", _one_line(error))
                 packet = None
             if packet is None:
                 self._time_s = math.inf
+                if not self._is_kept:
+                    logger.warning("the sound cannot be kept: MP4 takes nothing of it")
                 return
+            if packet.dts is None:  # the end of the stream, or a packet that nobody can place
+                continue
             self._time_s = float(packet.dts * packet.time_base)
             # Decoding times must rise; damaged sound loses a packet rather than the whole video.
             if self._last_dts is not None and packet.dts <= self._last_dts:
@@ -1015,6 +1036,7 @@ class _Sound:
             packet.stream = self._stream
             try:
                 self._output.mux(packet)
+                self._is_kept = True
             except (av.error.ArgumentError, av.error.InvalidDataError) as error:
                 logger.debug("sound at %.3f s: %s", self._time_s, error)
 
@@ -1022,11 +1044,12 @@ class _Sound:
         """Close the source."""
         self._source.close()
 
-    def _read(self) -> Iterator[Any]:
+    def _read(self, pieces: Iterator[Any]) -> Iterator[Any]:
+        """Yield the packets to be written from copied packets or decoded frames."""
         if self._resampler is None:
-            yield from self._copy()
+            yield from pieces
             return
-        for frame in self._decode():
+        for frame in pieces:
             yield from self._stream.encode(frame)
         yield from self._stream.encode(None)
 
@@ -1075,8 +1098,7 @@ class _Sound:
                 logger.debug("sound at %s: %s", packet.pts, error)
                 continue
             for frame in frames:
-                if frame.pts is not None:
-                    frame.pts -= round(self._origin / frame.time_base)
+                self._place(frame)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if form != self._form and self._form is not None:
                     yield from self._resampler.resample(None)
@@ -1084,6 +1106,18 @@ class _Sound:
                 self._form = form
                 yield from self._resampler.resample(frame)
         yield from self._resampler.resample(None)
+
+    def _place(self, frame: Any) -> None:
+        """Let the time of a frame count from the container's start.
+
+        What a decoder still holds at the end, as those of WMA do, comes without a time: it follows.
+        """
+        if frame.pts is None:
+            frame.pts = round(self._decoded_s / frame.time_base)
+        else:
+            frame.pts -= round(self._origin / frame.time_base)
+        length = Fraction(frame.samples, frame.sample_rate)
+        self._decoded_s = frame.pts * frame.time_base + length
 
 
 # --- pictures -----------------------------------------------------------------------------------

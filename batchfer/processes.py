@@ -73,7 +73,7 @@ class PythonProcess:
             pickle.dump(request, self.popen.stdin)
             self.popen.stdin.flush()
         except OSError as death:
-            raise self._end(death) from death
+            raise self.end(death) from death
 
     def hear(self) -> tuple[str, Any]:
         """Return the next thing that it tells, by name and content; its log goes into ours.
@@ -85,15 +85,19 @@ class PythonProcess:
             try:
                 name, content = pickle.load(self.popen.stdout)
             except Exception as death:  # a pickle that is cut or spoilt may raise anything
-                raise self._end(death) from death
+                raise self.end(death) from death
             if name == "error":
                 raise content
             if name != "log":
                 return name, content
             logging.getLogger(content.name).handle(content)
 
-    def _end(self, reason: Exception) -> ChildProcessError:
-        """End it, so that nobody asks it again while it is in the midst of something."""
+    def end(self, reason: Exception) -> ChildProcessError:
+        """End it, so that nobody asks it again while it is in the midst of something.
+
+        Returns:
+            What to raise.
+        """
         self.popen.kill()
         self.popen.wait()
         return ChildProcessError(f"the process is gone: {reason!r}")

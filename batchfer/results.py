@@ -15,8 +15,15 @@ from typing import Any, Self
 
 import pandas as pd
 
-from batchfer.annotate import annotate_clip
-from batchfer.errors import BatchferError, InputError, NothingToDoError, Reason, UsageError
+from batchfer.annotate import Part, annotate_clip
+from batchfer.errors import (
+    BatchferError,
+    InputError,
+    NothingToDoError,
+    Reason,
+    SoundError,
+    UsageError,
+)
 from batchfer.export import FORMATS, export_timeline
 from batchfer.files import (
     atomic_write,
@@ -208,6 +215,23 @@ def draw_video(
         UsageError: The clip is another one by now.
     """
     part = options.get("start_s"), options.get("end_s")
+    for audio_from in (source, None):
+        try:
+            _draw_video(source, timeline, path, blur_faces, part, advance, audio_from)
+            return
+        except SoundError as error:
+            logger.warning("%s: the sound cannot be kept: %s", display_name(source), error)
+
+
+def _draw_video(
+    source: Path,
+    timeline: Timeline,
+    path: Path,
+    blur_faces: bool,
+    part: Part,
+    advance: Callable[[int], None],
+    audio_from: Path | None,
+) -> None:
     with VideoReader(source) as reader:
         info, own = reader.info, timeline.media
         if (info.width, info.height) != (own.width, own.height):
@@ -215,7 +239,7 @@ def draw_video(
                 f"{display_name(source)} has {info.width}x{info.height} px, not the "
                 f"{own.width}x{own.height} of the video that was analyzed"
             )
-        with VideoWriter(path, info, source) as writer:
+        with VideoWriter(path, info, audio_from) as writer:
             annotate_clip(reader, timeline, writer, blur_faces, part, advance)
 
 
