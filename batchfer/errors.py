@@ -100,3 +100,7 @@ class InputError(BatchferError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[Reason, str]]:
+        """Tell pickle how to make it again, so that it gets from one process to another."""
+        return type(self), (self.reason, self.detail)

@@ -192,7 +192,7 @@ def _open_container(path: Path, max_pixels: int, **options: str) -> Any:
 
 def _decoder_limit(max_pixels: int) -> int:
     """Return the decoders' own limit, looser than ours since they count padded sizes."""
-    return 2 * max_pixels + 1024 * 1024
+    return min(2 * max_pixels + 1024 * 1024, 2**31 - 1)  # a greater one they refuse
 
 
 def _explain_open(path: Path, error: Exception) -> InputError:
@@ -774,8 +774,9 @@ class VideoWriter:
     that cannot be read is left out with a warning. A context manager; the file is complete when
     it leaves without an exception.
 
-    What cannot be written because of its sound, which may turn out late, raises `SoundError`,
-    wherever `OutputError` is raised: it is to be written once more without.
+    Where `OutputError` is raised, which is for what the system refuses, `SoundError` may be: what
+    goes with the sound cannot be written, which may turn out late, and it is to be tried without.
+    What the encoder or MP4 refuses without sound is an `InputError`.
     """
 
     def __init__(self, path: Path, info: MediaInfo, audio_from: Path | None = None) -> None:
@@ -964,10 +965,11 @@ class VideoWriter:
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, (OutputError, MachineError)):
             return error
+        problem = f"cannot write the video: {_one_line(error)}"
+        if isinstance(error, (OSError, MemoryError)):
+            return OutputError(problem)
         # The muxer looks at some packets late, and does not say whose they were.
-        is_of_system = isinstance(error, (OSError, MemoryError))
-        kind = SoundError if self._has_sound and not is_of_system else OutputError
-        return kind(f"cannot write the video: {_one_line(error)}")
+        return SoundError(problem) if self._has_sound else InputError(Reason.OUTPUT_ERROR, problem)
 
 
 def _choose_time_base(source: Fraction | None) -> Fraction:
@@ -1228,13 +1230,18 @@ def _scale_grey(grey: npt.NDArray[Any]) -> Images:
     return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
+LONGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
+"""Longest side of a picture in px that a format holds, or its encoder writes; others hold more."""
+
+
 def write_image(path: Path, image: Images) -> None:
     """Write a picture ``(H,W,3)`` RGB in the format of its suffix, JPEG if that names none.
 
     JPEG and WebP are written at quality 92.
 
     Raises:
-        OutputError: The file cannot be written.
+        InputError: The format does not hold such a picture.
+        OutputError: The system does not let the file be written.
     """
     formats: dict[str, tuple[str, dict[str, Any]]] = {
         ".png": ("PNG", {}),
@@ -1245,7 +1252,20 @@ def write_image(path: Path, image: Images) -> None:
         ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     }
     name, options = formats.get(path.suffix.lower(), ("JPEG", {"quality": 92}))
+    height, width = image.shape[:2]
+    if max(width, height) > LONGEST_SIDES.get(name, math.inf):
+        raise InputError(
+            Reason.TOO_LARGE,
+            f"{width}x{height} pixels are too many for its annotated copy, a {name} of at most "
+            f"{LONGEST_SIDES[name]} on a side; --no-annotate does without",
+        )
     try:
         Image.fromarray(image).save(path, format=name, **options)
-    except OSError as error:
-        raise OutputError(f"cannot write the picture: {_one_line(error)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise what they like
+        problem = f"cannot write the picture: {_one_line(error)}"
+        # What the system refuses has a number, and is no fault of this picture.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OutputError(problem) from error
+        raise InputError(Reason.OUTPUT_ERROR, problem) from error

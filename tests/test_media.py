@@ -339,6 +339,11 @@ def test_frames_beyond_the_limit_are_refused(name: str, codec: str, tmp_path: Pa
     assert refuse(path, max_pixels=96 * 64 - 1).reason is Reason.TOO_LARGE
 
 
+def test_a_limit_beyond_all_frames_is_one(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", n_frames=3)
+    assert probe(path, max_pixels=2**40).width == 96
+
+
 def test_frames_longer_than_can_be_written_are_refused(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mkv", codec="ffv1", n_frames=1, size=(16_400, 16))
     assert refuse(path).reason is Reason.TOO_LARGE
@@ -610,6 +615,12 @@ def test_a_video_that_cannot_be_created_is_an_output_error(tmp_path: Path) -> No
         VideoWriter(tmp_path / "missing" / "a.mp4", MediaInfo(tmp_path, 96, 64))
 
 
+def test_what_the_encoder_refuses_is_the_fault_of_the_video(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        VideoWriter(tmp_path / "a.mp4", MediaInfo(tmp_path, 40_000, 40))
+    assert caught.value.reason is Reason.OUTPUT_ERROR
+
+
 def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
     code = """
 import resource, signal, sys
@@ -853,3 +864,38 @@ def test_pictures_are_written_in_the_format_of_their_name(
 def test_a_picture_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_image(tmp_path / "missing" / "a.jpg", upright())
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "most"),
+    [(".jpg", 65_500), (".gif", 65_500), (".webp", 16_383), (".png", None), (".tif", None),
+     (".bmp", None), (".dib", None)],
+)  # fmt: skip
+def test_a_picture_longer_than_its_format_holds_is_its_own_fault(
+    suffix: str, most: int | None, is_tall: bool, tmp_path: Path
+) -> None:
+    def make(length: int) -> Images:
+        return np.zeros((length, 2, 3) if is_tall else (2, length, 3), np.uint8)
+
+    path = tmp_path / f"a{suffix}"
+    image = make(most or 200_000)
+    write_image(path, image)
+    assert read_image(path)[1].shape == image.shape
+    if most is not None:
+        with pytest.raises(InputError, match=f"{most} on a side") as caught:
+            write_image(path, make(most + 1))
+        assert caught.value.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("error", [OSError("encoder error -2"), ValueError("no"), KeyError(1)])
+def test_what_an_encoder_raises_is_the_pictures_fault(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(InputError) as caught:
+        write_image(tmp_path / "a.jpg", upright())
+    assert caught.value.reason is Reason.OUTPUT_ERROR

@@ -572,6 +572,26 @@ def test_the_page_of_a_single_video_is_written_beside(
     assert (tmp_path / "rotated.mp4" / "report.html").is_file()
 
 
+def test_a_picture_too_long_for_its_copy_fails_alone(run: Run, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "z.png"):
+        shutil.copy(STILLS / "admiral.png", folder / name)
+    for name in ("long.png", "long.ppm"):  # the copy of the second one is a JPEG
+        Image.new("RGB", (70_000, 20)).save(folder / name)
+    told = run("image", [folder], output)
+    assert {name for name, result in told.items() if result.status == "ok"} == {
+        "a.png",
+        "long.png",
+        "z.png",
+    }
+    assert told["long.ppm"].reason is Reason.TOO_LARGE
+    assert "--no-annotate" in told["long.ppm"].detail
+    assert "long.ppm" not in set(read_timeline(output / "faces.csv")["input"])
+    told = run("image", [folder], output, annotate=False, report=False)
+    assert {result.status for result in told.values()} == {"ok"}
+
+
 def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
