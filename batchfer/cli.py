@@ -35,7 +35,11 @@ app = typer.Typer(
 # --- options that several commands share ------------------------------------------------------
 
 Inputs = Annotated[
-    list[Path], typer.Argument(help="Files and folders; folders are walked.", show_default=False)
+    list[Path],
+    # What cannot be read fails alone, and is told with the others.
+    typer.Argument(
+        help="Files and folders; folders are walked.", show_default=False, readable=False
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 Model = Annotated[str, typer.Option("--model", help="A shipped model's name, or a path.")]
@@ -662,7 +666,12 @@ def models() -> None:
                 damaged = True
                 typer.echo(f"{path.stem}  {error}")
                 continue
-            whole = card.sha256 == hash_file(path)
+            try:
+                whole = card.sha256 == hash_file(path)
+            except OSError as error:
+                damaged = True
+                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
+                continue
             damaged = damaged or not whole
             figures = ", ".join(
                 f"{name} {100 * values['accuracy']:.1f} %"
@@ -944,8 +953,12 @@ class BatchSummary:
 
 def format_plan(plan: "Plan") -> Iterator[str]:
     """Yield the lines that tell a dry run."""
+    if plan.closed:
+        yield f"folders that cannot be read: {len(plan.closed)}"
+        yield from (f"  {line}" for line in plan.closed)
     if not plan.videos and not plan.n_pictures:
-        yield f"nothing to do: {plan.n_done} inputs are analyzed already"
+        if plan.n_done or not plan.closed:
+            yield f"nothing to do: {plan.n_done} inputs are analyzed already"
         return
     broken = [video for video in plan.videos if video.problem]
     rotated = [video for video in plan.videos if video.info and video.info.rotation]

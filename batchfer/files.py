@@ -91,7 +91,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     Files are taken whatever their name; folders are walked, following links but no loops, and give
     the files that are named like media. Own results (the output folder, other output folders) are
     never inputs. Skipped are files of other kinds (``not_media``) and files met twice
-    (``duplicate``); a folder that cannot be read is a failed result.
+    (``duplicate``); a folder that cannot be read is a failed result, and may be the only one. A
+    given path that nobody lets see becomes a job, which fails when it is read.
 
     A video's destination is ``output/<name>/``, a picture's ``output/annotated/<name>``, where the
     name is the path below the given folder, with as many parents in front as tell clashing inputs
@@ -105,11 +106,12 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     found: dict[str, _Found] = {}
     skipped: list[JobResult] = []
     for path in paths:
-        if not os.path.lexists(path):
+        is_hidden = _is_hidden(path)
+        if not (is_hidden or os.path.lexists(path)):
             raise UsageError(f"{display_name(path)}: no such file or folder")
         if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, never raises
             candidates = _walk(path, output, kind, skipped)
-        elif os.path.exists(path):  # noqa: PTH110
+        elif is_hidden or os.path.exists(path):  # noqa: PTH110
             candidates = iter([_Found(path, path.parent, os.path.realpath(path), named=True)])
         else:
             raise UsageError(f"{display_name(path)}: a link to a file that does not exist")
@@ -122,6 +124,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
             detail = f"the same file as {display_name(first.source)}"
             skipped.append(_skip(candidate.source, candidate.base, Reason.DUPLICATE, detail))
     inputs = list(found.values())
+    if not inputs and any(result.status == "failed" for result in skipped):
+        return [], skipped  # there may be some where nobody can look
     if not inputs:
         where = ", ".join(display_name(path) for path in paths)
         others = IMAGE_SUFFIXES if kind == "video" else VIDEO_SUFFIXES
@@ -139,8 +143,20 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     return jobs, skipped
 
 
+def _is_hidden(path: Path) -> bool:
+    """Return whether the folder around a path does not let anybody see what is there."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def _skip(source: Path, base: Path, reason: Reason, detail: str) -> JobResult:
-    job = Job(source, display_name(os.path.relpath(source, base)), source, named=False)
+    name = source if source == base else os.path.relpath(source, base)
+    job = Job(source, display_name(name), source, named=False)
     status: Literal["failed", "skipped"] = "failed" if reason is Reason.UNREADABLE else "skipped"
     return JobResult(job, status, reason, detail)
 
@@ -316,21 +332,31 @@ def find_model(name_or_path: str | Path) -> Path:
     """Return the file of a model that is given as a path or by name.
 
     Raises:
-        ModelError: There is no such model; the message lists every place searched.
+        ModelError: There is no such model; the message lists every place searched. Or it cannot be
+            read.
     """
     text = str(name_or_path)
     path = Path(text)
-    if path.is_file():
-        return path
+    if os.path.isfile(path) or _is_hidden(path):  # noqa: PTH113 - never raises
+        return _see_readable(path)
     searched = [path]
     if os.path.basename(text) == text:  # noqa: PTH119 - a name has no folder in front
         file_name = text if path.suffix in (".keras", ".h5") else f"{text}.keras"
         for folder in list_model_folders():
-            if (folder / file_name).is_file():
-                return folder / file_name
+            if os.path.isfile(folder / file_name):  # noqa: PTH113
+                return _see_readable(folder / file_name)
             searched.append(folder / file_name)
     places = ", ".join(display_name(place) for place in searched)
     raise ModelError(f"model {display_name(text)!r} not found; searched: {places}")
+
+
+def _see_readable(model: Path) -> Path:
+    try:
+        with model.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise ModelError(f"model {display_name(model)}: unreadable, {error.strerror}") from error
+    return model
 
 
 def hash_file(path: Path) -> str:

@@ -227,6 +227,8 @@ def run_jobs(
     prepare_output(output)
     with lock_output(output):
         yield from skipped
+        if not jobs:
+            return
         journal = Journal(output)
         rows = PictureRows(output) if kind == "image" else None
         todo, current = [], []

@@ -5,6 +5,7 @@ Nothing here needs a network, so colours, smoothing or a corrected id are redone
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -252,17 +253,24 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     """
     found = set()
     for path in paths:
-        if not path.exists():
-            raise UsageError(f"{display_name(path)}: no such file or folder")
-        for facts in path.rglob("run.json"):
-            if _locate_timeline(facts.parent) is not None:
-                found.add(facts.parent)
+        try:
+            path.stat()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"{display_name(path)}: cannot be read, {reason}") from error
+        for folder, _, names in os.walk(path, onerror=_warn_of_closed):
+            if "run.json" in names and _locate_timeline(Path(folder)) is not None:
+                found.add(Path(folder))
     if not found:
         where = ", ".join(display_name(path) for path in paths)
         raise NothingToDoError(
             f"no finished video in {where} (a folder with run.json and timeline)"
         )
     return sorted(found)
+
+
+def _warn_of_closed(error: OSError) -> None:
+    logger.warning("%s: cannot be read, %s", display_name(error.filename), error.strerror)
 
 
 def _locate_timeline(folder: Path) -> Path | None:

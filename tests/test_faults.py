@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import draw, make_clip
+from ordinary import needs_permissions, obey_permissions
 from PIL import Image
 
 from batchfer import pipeline
@@ -416,11 +417,12 @@ def lock_output_of(output: Path) -> Iterator[None]:
         yield
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@needs_permissions
 def test_an_output_that_may_not_be_written(toy_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     output.mkdir(mode=0o500)
-    code, _, err = Command("video", CLIPS, "-o", output, "--model", toy_model).finish()
+    words = ("video", CLIPS, "-o", output, "--model", toy_model)
+    code, _, err = Command(*words, preexec_fn=obey_permissions).finish()
     assert (code, "cannot write" in err) == (6, True)
 
 

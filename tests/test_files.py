@@ -145,16 +145,6 @@ def test_links_are_followed_but_never_in_circles(home: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_named(home: Path) -> None:
-    touch("in/a.mp4", "in/closed/b.mp4")
-    Path("in/closed").chmod(0)
-    jobs, skipped = plan_jobs([Path("in")], Path("out"), "video")
-    Path("in/closed").chmod(0o700)
-    assert [job.name for job in jobs] == ["a.mp4"]
-    assert [(r.status, r.reason) for r in skipped] == [("failed", Reason.UNREADABLE)]
-
-
 def test_own_results_are_no_inputs(home: Path) -> None:
     touch("in/a.mp4")
     touch("in/out/a.mp4/annotated.mp4", "in/out/a.mp4/run.json", "in/out/a.mp4/timeline.csv")
