@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import time
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,12 +65,38 @@ LOCK_PATIENCE_S = 2.0
 def display_name(path: str | Path) -> str:
     r"""Return a path that can be printed and stored as UTF-8, on one line.
 
-    Bytes that are no UTF-8 and control characters are shown as escapes such as ``\xff``.
+    Bytes that are no UTF-8, control characters, and what turns the direction of writing are shown
+    as escapes such as ``\xff``. Blanks of any kind are as they are.
     """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
     )
+
+
+_JOINERS = "\u200c\u200d"
+"""They hold emoji together, and letters of Persian and of Indian scripts apart."""
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text can be printed as it is; `str.isprintable` refuses blanks."""
+    return all(
+        char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
+        for char in text
+    )
+
+
+def fold_name(text: str) -> str:
+    """Return what is the same for all ways to write a name that nobody can tell apart.
+
+    Blanks of any kind are spaces, composed characters (NFC) stand for decomposed ones, and
+    invisible marks are left out.
+    """
+    if text.isascii():
+        return text
+    kinds = {char: unicodedata.category(char) for char in text}
+    plain = (" " if kinds[char] == "Zs" else char for char in text if kinds[char] != "Cf")
+    return unicodedata.normalize("NFC", "".join(plain))
 
 
 # --- inputs to jobs -----------------------------------------------------------------------------
