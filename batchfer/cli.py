@@ -53,7 +53,8 @@ DetectEvery = Annotated[
     ),
 ]
 Fps = Annotated[
-    float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
+    float | None,
+    typer.Option("--fps", min=0.001, max=1e6, help="Analyze about X frames a second."),
 ]
 Start = Annotated[str | None, typer.Option("--start", help="Begin there: 90, 90s or 00:01:30.5.")]
 End = Annotated[str | None, typer.Option("--end", help="End there.")]
@@ -135,7 +136,9 @@ AllowPartial = Annotated[
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--timeout", min=0.1, help="Longest time for one input, in s.", show_default="no"),
+    typer.Option(
+        "--timeout", min=0.1, max=1e7, help="Longest time for one input, in s.", show_default="no"
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object an input on stdout, nothing else.")
@@ -793,7 +796,7 @@ def _parse_factor(text: str | None) -> float | None:
 
     try:
         factor = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         factor = 0.0
     if factor <= 0:
         raise UsageError(f"--rescale takes a positive factor such as 1/255, not {text!r}")

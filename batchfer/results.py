@@ -40,6 +40,7 @@ from batchfer.people import (
     SUMMARY_COLUMNS,
     assign_people,
     bin_timeline,
+    check_bins,
     find_segments,
     join_recordings,
     read_events,
@@ -93,7 +94,10 @@ def write_results(
     write_tables(summary, folder, "summary")
     write_tables(find_segments(table, outputs.smooth_s), folder, "segments")
     if outputs.bin_s is not None:
-        write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
+        try:
+            write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
+        except UsageError as error:  # the container did not tell how long it is
+            logger.warning("%s: no bins.csv: %s", facts.get("input"), error)
     if events is not None:
         _check_events(events, facts)
         write_tables(summarize_events(table, events, outputs.smooth_s), folder, "events")
@@ -342,6 +346,8 @@ def redo_reports(
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
         source = timeline.media.path if timeline.media.path.is_file() else None
+        if outputs.bin_s is not None:
+            check_bins(outputs.bin_s, timeline.table["timestamp"].max())
         bin_s, events = _read_windows(folder)
         if outputs.events is not None:
             events = windows.get(str(facts.get("input")))

@@ -260,6 +260,20 @@ def test_no_bin_is_left_over_at_the_end(fps: float) -> None:
         assert bins["seconds_on_screen"].sum() == pytest.approx(600 / fps, abs=1e-5)
 
 
+@pytest.mark.parametrize("seconds", [1e-6, 1e-9, 1e-300])
+def test_bins_that_nobody_can_look_at_are_refused(seconds: float) -> None:
+    table = make_table(steady([HAPPY] * 100))
+    with pytest.raises(UsageError, match="more than 1,000,000"):
+        bin_timeline(table, seconds)
+    assert len(bin_timeline(table, 1e-4)) == 40_000
+
+
+def test_bins_of_many_people_are_as_many_rows() -> None:
+    rows = [(n, n / 25, face, HAPPY) for n in range(50) for face in range(30)]
+    with pytest.raises(UsageError, match=r"1.5e.06 rows"):
+        bin_timeline(make_table(rows), 2 / 50_000)
+
+
 def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:
     table = make_table(steady([HAPPY] * 50 + [SAD] * 50))
     events = pd.DataFrame({"name": ["a", "b", "c"], "start": [0, 1.99, 8], "end": [2, 3, 9.0]})

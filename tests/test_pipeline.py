@@ -572,6 +572,27 @@ def test_the_page_of_a_single_video_is_written_beside(
     assert (tmp_path / "rotated.mp4" / "report.html").is_file()
 
 
+def test_times_that_had_to_be_mended_make_a_result_partial(run: Run, tmp_path: Path) -> None:
+    ticks = [*range(10), *range(10 + 24 * 18_000, 20 + 24 * 18_000)]  # five hours between two
+    mended = make_clip(tmp_path / "mended.ts", ticks=ticks)
+    agreed = make_clip(tmp_path / "agreed.mkv", ticks=ticks)
+    told = run("video", [mended, agreed], tmp_path / "out", report=False, bin_s=600.0)
+    assert (told["mended.ts"].status, told["mended.ts"].reason) == ("partial", Reason.CORRUPT)
+    assert "times mended: 2" in told["mended.ts"].detail
+    assert told["agreed.mkv"].status == "ok"
+    facts = json.loads((tmp_path / "out" / "mended.ts" / "run.json").read_text())["frames"]
+    assert facts["mended"]["count"] == 2
+    assert sum(facts["mended"]["how"].values()) == 2
+    assert facts["mended"]["first_s"] == told["mended.ts"].facts["first_bad_s"]
+    assert (facts["first_bad_s"], facts["missing_s"]) == (None, []), "no frame is lost"
+    folder = tmp_path / "out" / "agreed.mkv"
+    assert json.loads((folder / "run.json").read_text())["frames"]["mended"]["count"] == 0
+    times = read_timeline(folder / "timeline.csv")["timestamp"].to_numpy()
+    assert times[-1] == pytest.approx(18_000 + 19 / 24, abs=1e-3)
+    np.testing.assert_allclose(decode_times(folder / "annotated.mp4"), times, atol=1e-3)
+    assert len(pd.read_csv(folder / "bins.csv")) == 31
+
+
 def test_a_picture_too_long_for_its_copy_fails_alone(run: Run, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
