@@ -285,6 +285,40 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(
     assert {name for name in left if not name.startswith(".")} == {"lock"}
 
 
+@pytest.mark.parametrize("to_group", [True, False])
+@pytest.mark.parametrize("delay_s", [0.4, 0.7, 1.2, 2.0])
+def test_ctrl_c_while_libraries_load(
+    delay_s: float, to_group: bool, toy_model: Path, tmp_path: Path
+) -> None:
+    command = Command("video", CLIPS, "-o", tmp_path / "out", "--model", toy_model)
+    time.sleep(delay_s)
+    (os.killpg if to_group else os.kill)(command.process.pid, signal.SIGINT)
+    started = time.monotonic()
+    code, _, err = command.finish(5)  # until nobody holds its streams any more
+    assert code == 130, err
+    assert err.splitlines()[-1].startswith("batchfer: interrupted")
+    assert "Traceback" not in err
+    while command.list_group():
+        assert time.monotonic() - started < 5
+        time.sleep(0.05)
+
+
+def test_ctrl_c_while_the_command_line_loads() -> None:
+    # Where an `exec` is interrupted, Python itself would leave by the signal.
+    code = """
+import sys
+from batchfer.__main__ import main
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "batchfer.cli":
+            exec("raise KeyboardInterrupt")
+sys.meta_path.insert(0, Interrupting())
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (130, b"batchfer: interrupted\n")
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_end_it_at_once_and_clean(
     number: signal.Signals, expected: int, toy_model: Path, tmp_path: Path
