@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchfer.errors import MachineError, OutputError
+from batchfer.errors import InputError, MachineError, OutputError, SoundError
 from batchfer.media import VideoReader, VideoWriter
 from batchfer.painter import DrawnFaces, FacePainter, hide_faces
 from batchfer.processes import Messenger, PythonProcess, keep_memory, take_requests
@@ -194,8 +194,8 @@ class DrawingProcess:
     ``/dev/shm``, which containers keep small.
 
     Every method but `close` raises `ChildProcessError` where the process has died or cannot be
-    used, and what is raised there: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError`
-    for a bug.
+    used, and what is raised there: `InputError`, `OutputError`, `MachineError`, `MemoryError`, or
+    `RuntimeError` for a bug.
     """
 
     def __init__(self) -> None:
@@ -262,7 +262,11 @@ class DrawingProcess:
 
     def _hear(self) -> str:
         """Take in the next thing that it tells, and return what that is."""
-        name, content = self._process.hear()
+        try:
+            name, content = self._process.hear()
+        except SoundError as error:
+            # Nothing can go on in the midst of a video: that is drawn anew elsewhere.
+            raise self._process.end(error) from error
         if name == "drawn":
             self._free.append(content)
         return name
@@ -344,7 +348,7 @@ def serve(file: int, log_level: int) -> None:
     messenger = Messenger(log_level)
     requests = take_requests()
     while True:
-        with messenger.tell_errors(OutputError, MachineError, MemoryError):
+        with messenger.tell_errors(InputError, OutputError, MachineError, MemoryError):
             _draw_video(requests, file, messenger)
 
 

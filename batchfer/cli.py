@@ -35,7 +35,11 @@ app = typer.Typer(
 # --- options that several commands share ------------------------------------------------------
 
 Inputs = Annotated[
-    list[Path], typer.Argument(help="Files and folders; folders are walked.", show_default=False)
+    list[Path],
+    # What cannot be read fails alone, and is told with the others.
+    typer.Argument(
+        help="Files and folders; folders are walked.", show_default=False, readable=False
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 Model = Annotated[str, typer.Option("--model", help="A shipped model's name, or a path.")]
@@ -49,7 +53,8 @@ DetectEvery = Annotated[
     ),
 ]
 Fps = Annotated[
-    float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
+    float | None,
+    typer.Option("--fps", min=0.001, max=1e6, help="Analyze about X frames a second."),
 ]
 Start = Annotated[str | None, typer.Option("--start", help="Begin there: 90, 90s or 00:01:30.5.")]
 End = Annotated[str | None, typer.Option("--end", help="End there.")]
@@ -137,7 +142,9 @@ AllowPartial = Annotated[
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--timeout", min=0.1, help="Longest time for one input, in s.", show_default="no"),
+    typer.Option(
+        "--timeout", min=0.1, max=1e7, help="Longest time for one input, in s.", show_default="no"
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object an input on stdout, nothing else.")
@@ -676,7 +683,12 @@ def models() -> None:
                 damaged = True
                 typer.echo(f"{path.stem}  {error}")
                 continue
-            whole = card.sha256 == hash_file(path)
+            try:
+                whole = card.sha256 == hash_file(path)
+            except OSError as error:
+                damaged = True
+                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
+                continue
             damaged = damaged or not whole
             figures = ", ".join(
                 f"{name} {100 * values['accuracy']:.1f} %"
@@ -798,7 +810,7 @@ def _parse_factor(text: str | None) -> float | None:
 
     try:
         factor = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         factor = 0.0
     if factor <= 0:
         raise UsageError(f"--rescale takes a positive factor such as 1/255, not {text!r}")
@@ -958,8 +970,12 @@ class BatchSummary:
 
 def format_plan(plan: "Plan") -> Iterator[str]:
     """Yield the lines that tell a dry run."""
+    if plan.closed:
+        yield f"folders that cannot be read: {len(plan.closed)}"
+        yield from (f"  {line}" for line in plan.closed)
     if not plan.videos and not plan.n_pictures:
-        yield f"nothing to do: {plan.n_done} inputs are analyzed already"
+        if plan.n_done or not plan.closed:
+            yield f"nothing to do: {plan.n_done} inputs are analyzed already"
         return
     broken = [video for video in plan.videos if video.problem]
     rotated = [video for video in plan.videos if video.info and video.info.rotation]
@@ -1090,7 +1106,15 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     _open_closed_streams()
     _catch_signals()
-    sys.exit(run_command(app))
+    code = run_command(app)
+    if code == ExitCode.INTERRUPTED:
+        # Python leaves by the signal, whatever code it is given, if the interruption went through
+        # an `exec`, as loading libraries has many.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

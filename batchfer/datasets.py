@@ -151,7 +151,10 @@ def _hold_out(faces: FaceList) -> FaceList:
 
 def _visible(folder: Path) -> list[Path]:
     hidden = (".", "__MACOSX")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+    except OSError as error:
+        raise _explain_closed(error) from error
 
 
 def _list_tree(root: Path) -> FaceList:
@@ -168,7 +171,8 @@ def _list_tree(root: Path) -> FaceList:
     part_names: list[str] = []
     for folder, part in parts.items():
         for class_folder, emotion in _match_classes(folder):
-            for path in sorted(class_folder.rglob("*")):
+            below = os.walk(class_folder, onerror=_refuse_closed)
+            for path in sorted(Path(place, name) for place, _, files in below for name in files):
                 if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                     names.append(path.relative_to(root).as_posix())
                     pictures.append(path)
@@ -177,6 +181,15 @@ def _list_tree(root: Path) -> FaceList:
     if not names:
         raise DataError(f"{display_name(root)}: its class folders hold no picture")
     return FaceList(root, tuple(names), tuple(pictures), np.array(labels), tuple(part_names))
+
+
+def _refuse_closed(error: OSError) -> None:
+    """Refuse a folder that cannot be read: pictures that are left out change every figure."""
+    raise _explain_closed(error) from error
+
+
+def _explain_closed(error: OSError) -> DataError:
+    return DataError(f"{display_name(error.filename)}: cannot be read, {error.strerror}")
 
 
 def _match_classes(folder: Path) -> list[tuple[Path, str]]:

@@ -87,6 +87,10 @@ class PlaceError(OutputError):
     """
 
 
+class SoundError(OutputError):
+    """A video cannot be written with the sound that is to go with it; without, it may be."""
+
+
 class MachineError(BatchferError):
     """The machine lacks something that was asked for, such as a GPU or a codec."""
 

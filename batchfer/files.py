@@ -86,21 +86,47 @@ LOCK_PATIENCE_S = 2.0
 def display_name(path: str | Path) -> str:
     r"""Return a path that can be printed and stored as UTF-8, on one line.
 
-    Bytes that are no UTF-8 and control characters are shown as escapes such as ``\xff``.
+    Bytes that are no UTF-8, control characters, and what turns the direction of writing are shown
+    as escapes such as ``\xff``. Blanks of any kind are as they are.
     """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
     )
 
 
-def fold_name(name: str) -> str:
+def fold_case(name: str) -> str:
     """Return what two names have in common if a file system may take them for the same.
 
     Those of macOS and Windows tell no upper from lower case, some no composed letters from others.
     """
     folded = unicodedata.normalize("NFD", name).casefold()
     return unicodedata.normalize("NFC", folded)
+
+
+_JOINERS = "\u200c\u200d"
+"""They hold emoji together, and letters of Persian and of Indian scripts apart."""
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text can be printed as it is; `str.isprintable` refuses blanks."""
+    return all(
+        char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
+        for char in text
+    )
+
+
+def fold_name(text: str) -> str:
+    """Return what is the same for all ways to write a name that nobody can tell apart.
+
+    Blanks of any kind are spaces, composed characters (NFC) stand for decomposed ones, and
+    invisible marks are left out.
+    """
+    if text.isascii():
+        return text
+    kinds = {char: unicodedata.category(char) for char in text}
+    plain = (" " if kinds[char] == "Zs" else char for char in text if kinds[char] != "Cf")
+    return unicodedata.normalize("NFC", "".join(plain))
 
 
 # --- inputs to jobs -----------------------------------------------------------------------------
@@ -122,7 +148,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     Files are taken whatever their name; folders are walked, following links but no loops, and give
     the files that are named like media. Own results (the output folder, other output folders) are
     never inputs. Skipped are files of other kinds (``not_media``) and files met twice
-    (``duplicate``); a folder that cannot be read is a failed result.
+    (``duplicate``); a folder that cannot be read is a failed result, and may be the only one. A
+    given path that nobody lets see becomes a job, which fails when it is read.
 
     A video's destination is ``output/<name>/``, a picture's ``output/annotated/<name>``, where the
     name is the path below the given folder, with as many parents in front as tell clashing inputs
@@ -136,11 +163,12 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     found: dict[str, _Found] = {}
     skipped: list[JobResult] = []
     for path in paths:
-        if not os.path.lexists(path):
+        is_hidden = _is_hidden(path)
+        if not (is_hidden or os.path.lexists(path)):
             raise UsageError(f"{display_name(path)}: no such file or folder")
         if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, never raises
             candidates = _walk(path, output, kind, skipped)
-        elif os.path.exists(path):  # noqa: PTH110
+        elif is_hidden or os.path.exists(path):  # noqa: PTH110
             candidates = iter([_Found(path, path.parent, os.path.realpath(path), named=True)])
         else:
             raise UsageError(f"{display_name(path)}: a link to a file that does not exist")
@@ -153,6 +181,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
             detail = f"the same file as {display_name(first.source)}"
             skipped.append(_skip(candidate.source, candidate.base, Reason.DUPLICATE, detail))
     inputs = list(found.values())
+    if not inputs and any(result.status == "failed" for result in skipped):
+        return [], skipped  # there may be some where nobody can look
     if not inputs:
         where = ", ".join(display_name(path) for path in paths)
         others = IMAGE_SUFFIXES if kind == "video" else VIDEO_SUFFIXES
@@ -170,8 +200,20 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     return jobs, skipped
 
 
+def _is_hidden(path: Path) -> bool:
+    """Return whether the folder around a path does not let anybody see what is there."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def _skip(source: Path, base: Path, reason: Reason, detail: str) -> JobResult:
-    job = Job(source, display_name(os.path.relpath(source, base)), source, named=False)
+    name = source if source == base else os.path.relpath(source, base)
+    job = Job(source, display_name(name), source, named=False)
     status: Literal["failed", "skipped"] = "failed" if reason is Reason.UNREADABLE else "skipped"
     return JobResult(job, status, reason, detail)
 
@@ -239,7 +281,7 @@ def _is_own_output(folder: Path, names: set[str]) -> bool:
 def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]:
     """Return each input's path below its base, with parents in front where two would clash.
 
-    Two names clash when they are equal or one is a folder of the other, by `fold_name`;
+    Two names clash when they are equal or one is a folder of the other, by `fold_case`;
     ``reserved`` names are taken. Of files that parents cannot tell apart, as ``a/Talk.mp4`` and
     ``a/talk.mp4``, the second in the order of their bytes gets ``~2`` behind its name.
 
@@ -267,9 +309,9 @@ def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]
 
 
 def _number_lookalikes(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return paths of which no two are equal to `fold_name`, and none is a folder of another."""
+    """Return paths of which no two are equal to `fold_case`, and none is a folder of another."""
     numbered = list(paths)
-    keys = [fold_name("/".join(path)) for path in paths]
+    keys = [fold_case("/".join(path)) for path in paths]
     folders = {folder for key in keys for folder in _list_folders(key)}
     taken, seen = {*keys, *folders}, set(folders)
     for index in sorted(range(len(paths)), key=lambda index: os.fsencode("/".join(paths[index]))):
@@ -277,7 +319,7 @@ def _number_lookalikes(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]
         while key in (seen if number == 1 else taken):
             number += 1
             numbered[index] = (*path[:-1], _append_suffix(path[-1], f"~{number}"))
-            key = fold_name("/".join(numbered[index]))
+            key = fold_case("/".join(numbered[index]))
         taken.add(key)
         seen.add(key)
     return numbered
@@ -288,7 +330,7 @@ def _list_folders(name: str) -> Iterator[str]:
 
 
 def _find_clashes(names: Sequence[str], reserved: frozenset[str]) -> list[int]:
-    keys = [fold_name(name) for name in names]
+    keys = [fold_case(name) for name in names]
     owners: dict[str, list[int]] = {}
     for index, key in enumerate(keys):
         owners.setdefault(key, []).append(index)
@@ -317,15 +359,15 @@ def _show_names(names: Sequence[str]) -> list[str]:
 def _name_outputs(names: Sequence[str], kind: Kind) -> list[str]:
     if kind == "video":
         return list(names)
-    taken = {fold_name(name) for name in names if _keeps_format(name)}
+    taken = {fold_case(name) for name in names if _keeps_format(name)}
     outputs = []
     for name in names:
         copy = name
         if not _keeps_format(name):
             copy = _append_suffix(name)
-            while fold_name(copy) in taken:
+            while fold_case(copy) in taken:
                 copy = _append_suffix(copy)
-            taken.add(fold_name(copy))
+            taken.add(fold_case(copy))
         outputs.append(f"annotated/{copy}")
     return outputs
 
@@ -382,21 +424,31 @@ def find_model(name_or_path: str | Path) -> Path:
     """Return the file of a model that is given as a path or by name.
 
     Raises:
-        ModelError: There is no such model; the message lists every place searched.
+        ModelError: There is no such model; the message lists every place searched. Or it cannot be
+            read.
     """
     text = str(name_or_path)
     path = Path(text)
-    if path.is_file():
-        return path
+    if os.path.isfile(path) or _is_hidden(path):  # noqa: PTH113 - never raises
+        return _see_readable(path)
     searched = [path]
     if os.path.basename(text) == text:  # noqa: PTH119 - a name has no folder in front
         file_name = text if path.suffix in (".keras", ".h5") else f"{text}.keras"
         for folder in list_model_folders():
-            if (folder / file_name).is_file():
-                return folder / file_name
+            if os.path.isfile(folder / file_name):  # noqa: PTH113
+                return _see_readable(folder / file_name)
             searched.append(folder / file_name)
     places = ", ".join(display_name(place) for place in searched)
     raise ModelError(f"model {display_name(text)!r} not found; searched: {places}")
+
+
+def _see_readable(model: Path) -> Path:
+    try:
+        with model.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise ModelError(f"model {display_name(model)}: unreadable, {error.strerror}") from error
+    return model
 
 
 def hash_file(path: Path) -> str:

@@ -5,12 +5,14 @@ player shows them; nothing that a container claims about its length, rate or fra
 """
 
 import dataclasses
+import functools
+import itertools
 import logging
 import math
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image, UnidentifiedImageError
 
-from batchfer.errors import InputError, MachineError, OutputError, Reason
+from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError
 from batchfer.schema import FrameBatch, Images, MediaInfo
 
 logger = logging.getLogger(__name__)
@@ -46,7 +48,14 @@ TIME_TOLERANCE_S = 1e-4
 """Two times of one frame differ by no more than what storing them may cost."""
 
 MAX_GAP_S = 4 * 3600.0
-"""A frame that comes later than this after its predecessor has a broken timestamp."""
+"""A frame that comes later than this after its predecessor has a broken timestamp, unless the rest
+of the container agrees with it."""
+
+MAX_CLAIM_S = 366 * 24 * 3600.0
+"""A container that claims to last longer is not believed."""
+
+MAX_STEP_TICKS = 2_000_000_000
+"""Readers of MP4 take longer steps between frames for negative ones."""
 
 MAX_GAPS = 1000
 """Gaps between frames that are noted; a file with more of them is beyond counting."""
@@ -73,6 +82,9 @@ AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
 
 WRITE_TIME_BASE = Fraction(1, 90_000)
 """Tick where the source's is unfit; a finer one would not let a frame last `MAX_GAP_S` in MP4."""
+
+WRITE_TICKS_A_SECOND = 10_000
+"""A source's tick is divided into smaller ones until there are at least so many."""
 
 ENCODER_THREADS = 4
 """Fixed, since the encoder's output depends on it."""
@@ -191,7 +203,7 @@ def _open_container(path: Path, max_pixels: int, **options: str) -> Any:
 
 def _decoder_limit(max_pixels: int) -> int:
     """Return the decoders' own limit, looser than ours since they count padded sizes."""
-    return 2 * max_pixels + 1024 * 1024
+    return min(2 * max_pixels + 1024 * 1024, 2**31 - 1)  # a greater one they refuse
 
 
 def _explain_open(path: Path, error: Exception) -> InputError:
@@ -433,7 +445,11 @@ class VideoReader:
             context.options = {"max_pixels": str(_decoder_limit(max_pixels))}
             info = _read_info(path, self._container, self._stream, max_pixels)
             self._clock = _Clock(
-                _find_origin(self._container, self._stream), info.fps, self._stream
+                _find_origin(self._container, self._stream),
+                info.fps,
+                self._stream,
+                _read_claimed_end(self._container, self._stream),
+                functools.partial(_read_index, path, max_pixels),
             )
             self._frames = self._decode()
             first = next(self._frames, None)
@@ -507,7 +523,10 @@ class VideoReader:
             )
 
     def loss(self) -> tuple[Reason, str] | None:
-        """Return why and how the frames decoded so far are not all of them, None if they are."""
+        """Return why and how the frames decoded so far are not as they were, None if they are.
+
+        Some are lost or damaged, or their times had to be mended.
+        """
         parts = []
         if self.is_truncated:
             parts.append(f"the file is incomplete and ends at {self.end_s:.2f} s")
@@ -517,11 +536,29 @@ class VideoReader:
             parts.append(f"frames damaged: {self.n_corrupt}")
         if self.n_flawed and not parts:
             parts.append(f"packets damaged: {self.n_flawed}")
+        if n_mended := sum(self.mends.values()):
+            parts.append(f"times mended: {n_mended}")
         if not parts:
             return None
-        if self.first_bad_s is not None:
-            parts.append(f"the first at {self.first_bad_s:.2f} s")
+        if (first_s := self.first_flaw_s) is not None:
+            parts.append(f"the first at {first_s:.2f} s")
         return Reason.TRUNCATED if self.is_truncated else Reason.CORRUPT, ", ".join(parts)
+
+    @property
+    def first_flaw_s(self) -> float | None:
+        """When the first frame was lost or damaged, or its time mended, in seconds."""
+        known = [s for s in (self.first_bad_s, self.first_mended_s) if s is not None]
+        return min(known, default=None)
+
+    @property
+    def mends(self) -> Mapping[str, int]:
+        """How often a time was mended, by how; see `MENDS`."""
+        return self._clock.mends
+
+    @property
+    def first_mended_s(self) -> float | None:
+        """The first time that was mended, as it is now, in seconds."""
+        return self._clock.first_mended_s
 
     def _count_frames(self) -> Iterator[tuple[int, float, Any]]:
         """Yield index, time and frame of every decoded frame, and keep the counts."""
@@ -666,13 +703,64 @@ class VideoReader:
         return None, math.inf
 
 
+MENDS = {
+    "start": "the clip begins at 0 s, not where its first frame says",
+    "astray": "a frame whose time is out of order is shown half a frame after the one before",
+    "anew": "where times start anew or leap, they run on from the frame before",
+}
+"""What is done to times that cannot be right."""
+
+_TIMELESS = ("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "dv", "mjpeg", "vc1", "obu")
+"""Containers without a length of their own; what FFmpeg makes up is no claim."""
+
+
+def _read_claimed_end(container: Any, stream: Any) -> Fraction | None:
+    """Return the last time that a container claims to have in s, before its start is subtracted."""
+    if container.format.name in _TIMELESS:
+        return None
+    if stream.duration is not None and stream.duration > 0:
+        end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+    elif container.duration is not None and container.duration > 0:
+        end = Fraction((container.start_time or 0) + container.duration, av.time_base)
+    else:
+        return None
+    return Fraction(end) if end <= MAX_CLAIM_S else None
+
+
+def _read_index(path: Path, max_pixels: int, end: Fraction) -> list[Fraction]:
+    """Return the times in the index of a video in s, before its start is subtracted.
+
+    They are decoding times, perhaps of key frames alone, and all of them may be shifted alike
+    against what is shown.
+    """
+    with _open_container(path, max_pixels) as container:
+        stream = _find_video_stream(container)
+        try:
+            # Matroska's index lies at the end, and is read when somebody jumps.
+            container.seek(round(end / stream.time_base), stream=stream)
+        except av.FFmpegError as error:
+            logger.debug("seek to %s: %s", end, error)
+        return [Fraction(entry.timestamp) * stream.time_base for entry in stream.index_entries]
+
+
 class _Clock:
     """Tells the times of frames in seconds since the container's start; they never go back."""
 
     def __init__(
-        self, origin: Fraction = Fraction(0), fps: Fraction | None = None, stream: Any = None
+        self,
+        origin: Fraction = Fraction(0),
+        fps: Fraction | None = None,
+        stream: Any = None,
+        claimed_end: Fraction | None = None,
+        read_index: Callable[[Fraction], list[Fraction]] = lambda _: [],
     ) -> None:
         self.origin = origin
+        self.mends: dict[str, int] = {}
+        self.first_mended_s: float | None = None
+        self._claimed_end = claimed_end
+        self._claimed_end_s = -math.inf if claimed_end is None else float(claimed_end - origin)
+        self._read_index = read_index
+        self._longest_claim_s: float | None = None
         self.step_s = float(1 / fps) if fps else 1 / 25
         self.varies = False
         self.end_s = 0.0
@@ -697,32 +785,60 @@ class _Clock:
     def read(self, frame: Any) -> float:
         """Return the time of the next frame in order."""
         time_s = self._read_raw(frame) + self._shift_s
-        if not self._begun and not 0 <= time_s <= MAX_GAP_S:
+        if not self._begun and not (0 <= time_s <= MAX_GAP_S or self._is_claimed(0.0, time_s)):
             # The container misstates its start; the picture begins with the clip.
             self._shift_s, time_s = -time_s, 0.0
+            self._count_mend("start", time_s)
         self._begun = True
         last_s = self._last_s
         if last_s is not None:
-            if last_s <= time_s <= last_s + MAX_GAP_S:
+            if last_s <= time_s <= last_s + MAX_GAP_S or self._is_claimed(last_s, time_s):
                 self._n_astray = 0
             elif self._n_astray == 0:
                 # One frame out of order, as behind a damaged part, is shown where it comes.
                 self._n_astray = 1
                 time_s = last_s + self.step_s / 2
+                self._count_mend("astray", time_s)
             else:
                 # Joined recordings start anew in the middle; the clock runs on.
                 self._shift_s += last_s + self.step_s - time_s
                 time_s = last_s + self.step_s
+                self._count_mend("anew", time_s)
             if self._first_step_s is None:
                 self._first_step_s = time_s - last_s
             elif abs(time_s - last_s - self._first_step_s) > 0.002:
                 self.varies = True
         self._last_s = time_s
-        self.end_s = time_s + self._read_duration(frame)
+        self.end_s = time_s + self._read_duration(frame, time_s)
         # An edit list may cut the last frame short; a stream that ends before it is not believed.
         if time_s < self._stream_end_s < self.end_s:
             self.end_s = self._stream_end_s
         return time_s
+
+    def _count_mend(self, how: str, time_s: float) -> None:
+        self.mends[how] = self.mends.get(how, 0) + 1
+        if self.first_mended_s is None:
+            self.first_mended_s = time_s
+
+    def _is_claimed(self, last_s: float, time_s: float) -> bool:
+        """Return whether the container as a whole knows of so long a time without a frame.
+
+        It lasts until then at least, and its index has as long a hole.
+        """
+        if not last_s < time_s <= self._claimed_end_s + self._shift_s:
+            return False
+        if self._longest_claim_s is None:
+            self._longest_claim_s = self._measure_longest_claim()
+        return time_s - last_s <= self._longest_claim_s + TIME_TOLERANCE_S
+
+    def _measure_longest_claim(self) -> float:
+        """Return the longest time without an entry of the index; one that has none may be all."""
+        assert self._claimed_end is not None
+        times = self._read_index(self._claimed_end)
+        if max(times, default=Fraction(0)) > self._claimed_end:
+            return 0.0
+        marks_s = sorted(float(time - self.origin) for time in [*times, self._claimed_end])
+        return float(np.diff(marks_s, prepend=min(marks_s[0], 0.0)).max())
 
     def guess(self, packet: Any) -> float:
         """Return the time of a packet that may give no frame, where the clock stands if unknown."""
@@ -741,9 +857,10 @@ class _Clock:
             return float((frame.dts - self._decoding_delay) * frame.time_base - self.origin)
         return 0.0 if self._last_s is None else self._last_s + self.step_s - self._shift_s
 
-    def _read_duration(self, frame: Any) -> float:
+    def _read_duration(self, frame: Any, time_s: float) -> float:
         duration_s = float(frame.duration * frame.time_base) if frame.duration else self.step_s
-        return duration_s if 0 < duration_s <= MAX_GAP_S else self.step_s
+        is_fine = duration_s <= MAX_GAP_S or self._is_claimed(time_s, time_s + duration_s)
+        return duration_s if duration_s > 0 and is_fine else self.step_s
 
 
 def read_frames(
@@ -772,6 +889,10 @@ class VideoWriter:
     colour needs even sizes. Sound is copied where MP4 can carry it, else encoded as AAC; sound
     that cannot be read is left out with a warning. A context manager; the file is complete when
     it leaves without an exception.
+
+    Where `OutputError` is raised, which is for what the system refuses, `SoundError` may be: what
+    goes with the sound cannot be written, which may turn out late, and it is to be tried without.
+    What the encoder or MP4 refuses without sound is an `InputError`.
     """
 
     def __init__(self, path: Path, info: MediaInfo, audio_from: Path | None = None) -> None:
@@ -795,6 +916,7 @@ class VideoWriter:
         self._held: Any = None
         self._first_pts: int | None = None
         self._first_dts: int | None = None
+        self._has_sound = False
         self._sound: _Sound | None = None
         modes: tuple[Literal["copy", "encode"] | None, ...] = (None,)
         if audio_from is not None and info.has_audio:
@@ -803,7 +925,9 @@ class VideoWriter:
             try:
                 self._open(audio_from if mode else None, mode or "copy")
                 return
-            except (av.FFmpegError, ValueError, InputError) as error:
+            except MachineError:
+                raise
+            except Exception as error:  # of sound PyAV raises whatever damaged bytes lead to
                 self._abandon()
                 if mode is None:
                     raise self._explain(error) from error
@@ -842,6 +966,7 @@ class VideoWriter:
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         self._stream = stream
+        self._has_sound = audio_from is not None
         if audio_from is not None:
             self._sound = _Sound(audio_from, self._container, mode)
         self._container.start_encoding()
@@ -910,13 +1035,19 @@ class VideoWriter:
             self._pending = None
 
     def _encode_pending(self, end: int) -> None:
-        """Encode the last frame given, now that it is known when it ends, in ticks."""
-        self._end = max(end, self._pending.pts + 1)
-        self._pending.duration = self._end - self._pending.pts
+        """Encode the last frame given, now that it is known when it ends, in ticks.
+
+        One that lasts longer than MP4 lets it is shown again and again.
+        """
+        start = self._pending.pts
+        self._end = max(end, start + 1)
         try:
-            self._mux(self._stream.encode(self._pending))
+            while (left := self._end - self._pending.pts) > 0:
+                self._pending.duration = min(left, MAX_STEP_TICKS)
+                self._mux(self._stream.encode(self._pending))
+                self._pending.pts += self._pending.duration
             if self._sound is not None:
-                self._sound.mux(float(self._pending.pts * self._time_base))
+                self._sound.mux(float(start * self._time_base))
         except av.FFmpegError as error:
             raise self._explain(error) from error
 
@@ -956,14 +1087,19 @@ class VideoWriter:
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, (OutputError, MachineError)):
             return error
-        return OutputError(f"cannot write the video: {_one_line(error)}")
+        problem = f"cannot write the video: {_one_line(error)}"
+        if isinstance(error, (OSError, MemoryError)):
+            return OutputError(problem)
+        # The muxer looks at some packets late, and does not say whose they were.
+        return SoundError(problem) if self._has_sound else InputError(Reason.OUTPUT_ERROR, problem)
 
 
 def _choose_time_base(source: Fraction | None) -> Fraction:
     """Return a tick that hits the source's times exactly and is fine enough to part them."""
-    if source is None or source.numerator != 1 or source.denominator > 120_000:
+    if source is None or source.denominator > 120_000 or (source.numerator > 1 > source):
         return WRITE_TIME_BASE
-    return source / max(1, math.ceil(10_000 * source))
+    whole = Fraction(1, source.denominator)
+    return whole / max(1, math.ceil(WRITE_TICKS_A_SECOND * whole))
 
 
 class _Sound:
@@ -978,6 +1114,7 @@ class _Sound:
         self._origin = _find_origin(self._source, _find_video_stream(self._source))
         self._resampler: Any = None
         self._form: tuple[str, str, int] | None = None
+        self._decoded_s = Fraction(0)
         if mode == "copy":
             name = audio.codec_context.codec.canonical_name
             if name not in AUDIO_IN_MP4:
@@ -992,21 +1129,30 @@ class _Sound:
             self._target = {"format": "fltp", "layout": layout, "rate": rate}
             self._resampler = av.AudioResampler(**self._target)
         self._input = audio
-        self._packets = self._read()
+        pieces = self._copy() if self._resampler is None else self._decode()
+        first = next(pieces, None)
+        if first is None:  # some muxers refuse a stream in which nothing comes, at the very end
+            raise ValueError("nothing of it can be read")
+        self._packets = self._read(itertools.chain([first], pieces))
         self._time_s = -math.inf
         self._last_dts: int | None = None
+        self._is_kept = False
 
     def mux(self, until_s: float) -> None:
         """Write the sound up to a time, all of it if that is infinite."""
         while self._time_s < until_s:
             try:
                 packet = next(self._packets, None)
-            except (av.FFmpegError, ValueError) as error:
+            except Exception as error:  # PyAV raises whatever damaged bytes lead to
                 logger.warning("the sound is damaged and ends early: %s", _one_line(error))
                 packet = None
             if packet is None:
                 self._time_s = math.inf
+                if not self._is_kept:
+                    logger.warning("the sound cannot be kept: MP4 takes nothing of it")
                 return
+            if packet.dts is None:  # the end of the stream, or a packet that nobody can place
+                continue
             self._time_s = float(packet.dts * packet.time_base)
             # Decoding times must rise; damaged sound loses a packet rather than the whole video.
             if self._last_dts is not None and packet.dts <= self._last_dts:
@@ -1015,6 +1161,7 @@ class _Sound:
             packet.stream = self._stream
             try:
                 self._output.mux(packet)
+                self._is_kept = True
             except (av.error.ArgumentError, av.error.InvalidDataError) as error:
                 logger.debug("sound at %.3f s: %s", self._time_s, error)
 
@@ -1022,11 +1169,12 @@ class _Sound:
         """Close the source."""
         self._source.close()
 
-    def _read(self) -> Iterator[Any]:
+    def _read(self, pieces: Iterator[Any]) -> Iterator[Any]:
+        """Yield the packets to be written from copied packets or decoded frames."""
         if self._resampler is None:
-            yield from self._copy()
+            yield from pieces
             return
-        for frame in self._decode():
+        for frame in pieces:
             yield from self._stream.encode(frame)
         yield from self._stream.encode(None)
 
@@ -1075,8 +1223,7 @@ class _Sound:
                 logger.debug("sound at %s: %s", packet.pts, error)
                 continue
             for frame in frames:
-                if frame.pts is not None:
-                    frame.pts -= round(self._origin / frame.time_base)
+                self._place(frame)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if form != self._form and self._form is not None:
                     yield from self._resampler.resample(None)
@@ -1084,6 +1231,18 @@ class _Sound:
                 self._form = form
                 yield from self._resampler.resample(frame)
         yield from self._resampler.resample(None)
+
+    def _place(self, frame: Any) -> None:
+        """Let the time of a frame count from the container's start.
+
+        What a decoder still holds at the end, as those of WMA do, comes without a time: it follows.
+        """
+        if frame.pts is None:
+            frame.pts = round(self._decoded_s / frame.time_base)
+        else:
+            frame.pts -= round(self._origin / frame.time_base)
+        length = Fraction(frame.samples, frame.sample_rate)
+        self._decoded_s = frame.pts * frame.time_base + length
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -1194,13 +1353,18 @@ def _scale_grey(grey: npt.NDArray[Any]) -> Images:
     return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
+LONGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
+"""Longest side of a picture in px that a format holds, or its encoder writes; others hold more."""
+
+
 def write_image(path: Path, image: Images) -> None:
     """Write a picture ``(H,W,3)`` RGB in the format of its suffix, JPEG if that names none.
 
     JPEG and WebP are written at quality 92.
 
     Raises:
-        OutputError: The file cannot be written.
+        InputError: The format does not hold such a picture.
+        OutputError: The system does not let the file be written.
     """
     formats: dict[str, tuple[str, dict[str, Any]]] = {
         ".png": ("PNG", {}),
@@ -1211,7 +1375,20 @@ def write_image(path: Path, image: Images) -> None:
         ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     }
     name, options = formats.get(path.suffix.lower(), ("JPEG", {"quality": 92}))
+    height, width = image.shape[:2]
+    if max(width, height) > LONGEST_SIDES.get(name, math.inf):
+        raise InputError(
+            Reason.TOO_LARGE,
+            f"{width}x{height} pixels are too many for its annotated copy, a {name} of at most "
+            f"{LONGEST_SIDES[name]} on a side; --no-annotate does without",
+        )
     try:
         Image.fromarray(image).save(path, format=name, **options)
-    except OSError as error:
-        raise OutputError(f"cannot write the picture: {_one_line(error)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise what they like
+        problem = f"cannot write the picture: {_one_line(error)}"
+        # What the system refuses has a number, and is no fault of this picture.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OutputError(problem) from error
+        raise InputError(Reason.OUTPUT_ERROR, problem) from error

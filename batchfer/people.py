@@ -10,7 +10,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +21,7 @@ import pandas as pd
 
 from batchfer.boxes import fit_similarities
 from batchfer.errors import UsageError
-from batchfer.files import display_name
+from batchfer.files import display_name, fold_name, is_printable
 from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images, Integers, Times
 
 _log = logging.getLogger(__name__)
@@ -585,18 +585,25 @@ def bin_timeline(
     Bins ``bin_start <= t < bin_end`` begin at 0 s and follow one another without a hole up to the
     end of the last frame; a bin without a face keeps one row whose person is null. A frame that
     lasts over the edge of a bin counts in both, each for its part.
+
+    Raises:
+        UsageError: The bins are too short, see `check_bins`.
     """
     if not seconds > 0:
         raise UsageError(f"a bin lasts more than 0 s, not {seconds:g}")
-    names, lines = _draw_lines(table, smoothing_s)
     times = table["timestamp"].to_numpy(np.float64)
     # Rounding must not give a bin to the very end of a frame.
     ends = np.maximum(times, times + row_durations(table) - 1e-6)
-    n_bins = int(np.floor(ends.max() / seconds)) + 1 if len(times) else 0
+    end_s = float(ends.max(initial=0.0))
+    check_bins(seconds, end_s)
+    n_bins = int(np.floor(end_s / seconds)) + 1 if len(times) else 0
+    names, lines = _draw_lines(table, smoothing_s)
     start, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
     first = np.maximum(np.floor(start / seconds), 0).astype(np.int64)
     last = np.floor(np.maximum(start, np.nextafter(start + duration, 0)) / seconds).astype(np.int64)
     counts = np.minimum(last, n_bins - 1) - first + 1
+    # Several people have a row each in a bin; frames that share one make none of their own.
+    _refuse_rows(seconds, float(counts.sum() - len(lines)))
     row = np.repeat(np.arange(len(lines)), counts)
     bins = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
     inside = np.minimum(start[row] + duration[row], (bins + 1) * seconds) - np.maximum(
@@ -612,6 +619,27 @@ def bin_timeline(
     binned.insert(0, "bin_start", binned["bin"] * seconds)
     binned.insert(1, "bin_end", (binned["bin"] + 1) * seconds)
     return binned.drop(columns="bin").astype({"person": "string"})
+
+
+MAX_BIN_ROWS = 1_000_000
+"""Bins that would make more rows than this are refused."""
+
+
+def check_bins(seconds: float, end_s: float) -> None:
+    """See that bins of a clip that lasts until ``end_s`` are not too many to be looked at.
+
+    Raises:
+        UsageError: They would make more than a million rows.
+    """
+    _refuse_rows(seconds, end_s / seconds)
+
+
+def _refuse_rows(seconds: float, n_rows: float) -> None:
+    if n_rows > MAX_BIN_ROWS:
+        raise UsageError(
+            f"bins of {seconds:g} s make {n_rows:.3g} rows, more than {MAX_BIN_ROWS:,}; choose a "
+            "longer --bin"
+        )
 
 
 def summarize_events(
@@ -685,20 +713,16 @@ def match_files(files: Iterable[str], names: Sequence[str], warn: bool = True) -
     """Return the recording that each file of a user's table means, None where there is none.
 
     ``names`` are the recordings' paths below the given folder. A file may be such a path, its last
-    parts, or these without the ending; it must mean one recording only. With ``warn`` those that
-    mean none are named.
+    parts, or these without the ending; it must mean one recording only. What is written exactly
+    like a name goes before what looks like it (`fold_name`). With ``warn`` those that mean none are
+    named.
     """
-    endings: dict[str, set[str]] = {}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        for first in range(len(parts)):
-            whole = PurePosixPath(*parts[first:])
-            for ending in {str(whole), str(whole.with_suffix(""))}:
-                endings.setdefault(ending, set()).add(name)
+    exact, alike = (_collect_endings(names, fold) for fold in (str, fold_name))
     found: list[str | None] = []
     for file in files:
-        wanted = str(PurePosixPath(file.replace("\\", "/")))
-        meant = {wanted} if wanted in names else endings.get(wanted, set())
+        meant: set[str] = set()
+        for wanted in (file, str(PurePosixPath(file.replace("\\", "/")))):
+            meant = meant or exact.get(wanted) or alike.get(fold_name(wanted), set())
         if len(meant) > 1:
             one, other, *_ = sorted(meant)
             raise UsageError(f"the file {file} may be {one} or {other}; give more of its path")
@@ -706,6 +730,21 @@ def match_files(files: Iterable[str], names: Sequence[str], warn: bool = True) -
             _log.warning("no recording is called %s", file)
         found.append(next(iter(meant), None))
     return found
+
+
+def _collect_endings(names: Sequence[str], fold: Callable[[str], str]) -> dict[str, set[str]]:
+    """Return the names that end in any text; a whole name means itself alone."""
+    endings: dict[str, set[str]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for first in range(len(parts)):
+            whole = PurePosixPath(*parts[first:])
+            for ending in {str(whole), str(whole.with_suffix(""))}:
+                endings.setdefault(fold(ending), set()).add(name)
+    wholes: dict[str, set[str]] = {}
+    for name in names:
+        wholes.setdefault(fold(name), set()).add(name)
+    return endings | wholes
 
 
 def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -717,8 +756,12 @@ def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Dat
 
 
 def read_people(path: Path) -> dict[int, str]:
-    """Return the name of every ``face_id`` that a user's ``people.csv`` lists."""
+    """Return the name of every ``face_id`` that a user's ``people.csv`` lists.
+
+    Names that look the same (`fold_name`) are the same, written as the first of them.
+    """
     people: dict[int, str] = {}
+    spelled: dict[str, str] = {}
     for line, row in _read_rows(path, ("face_id", "name")):
         try:
             face_id = int(row["face_id"])
@@ -728,11 +771,12 @@ def read_people(path: Path) -> dict[int, str]:
             ) from None
         if not row["name"].strip():
             raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has no name")
-        if not row["name"].isprintable():
+        if not is_printable(row["name"]):
             raise UsageError(
                 f"{display_name(path)}, line {line}: {row['name']!r} has an unprintable character"
             )
-        if people.setdefault(face_id, row["name"]) != row["name"]:
+        name = spelled.setdefault(fold_name(row["name"]), row["name"])
+        if people.setdefault(face_id, name) != name:
             raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has a second name")
     return people
 

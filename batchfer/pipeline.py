@@ -55,7 +55,7 @@ from batchfer.files import (
 )
 from batchfer.journal import DONE, Journal, Settings, hash_settings, is_whole, mark_input
 from batchfer.machine import describe_processor
-from batchfer.media import VideoReader, read_image, write_image
+from batchfer.media import MENDS, VideoReader, probe, read_image, write_image
 from batchfer.ownership import (
     ADVICE,
     find_obstacle,
@@ -69,8 +69,10 @@ from batchfer.ownership import (
 )
 from batchfer.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.people import (
+    MAX_BIN_ROWS,
     SUMMARY_COLUMNS,
     assign_people,
+    check_bins,
     find_emotion,
     join_recordings,
     match_files,
@@ -223,7 +225,7 @@ def run_jobs(
         watch: Of the process that supervises this one, if there is one.
 
     Raises:
-        UsageError: A given path does not exist.
+        UsageError: A given path does not exist, or bins are too short for a video.
         NothingToDoError: The folders hold no media.
         OutputError: The output cannot be written.
         ModelError: The model cannot be used.
@@ -240,6 +242,8 @@ def run_jobs(
         nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
         join_recordings([(name, nobody) for name in recordings], participants)
     events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
+    if outputs.bin_s is not None and kind == "video":
+        see_bins_fit(jobs, outputs.bin_s, options)
     joint = list_joint_files(kind, outputs)
     copies = [name_copy(job, output) for job in jobs if kind == "image" and outputs.annotate]
     # Before there is anything of ours in the folder.
@@ -252,6 +256,8 @@ def run_jobs(
         if rows is not None and not outputs.overwrite:
             refuse_other_pictures(jobs, inputs, journal, rows.names)
         yield from skipped
+        if not jobs:
+            return
         todo, current = [], []
         for job in jobs:
             entry = None if outputs.overwrite else journal.finished(job.name, job.source, settings)
@@ -406,6 +412,26 @@ def find_hindrance(
     except PlaceError as error:
         return str(error)
     return ""
+
+
+LONGEST_UNSEEN_S = 24 * 3600.0
+"""Bins that are long enough for a video of this length are not checked against each video."""
+
+
+def see_bins_fit(jobs: Sequence[Job], bin_s: float, options: AnalyzeOptions) -> None:
+    """See that bins make tables that somebody can look at, as far as the videos tell their length.
+
+    Raises:
+        UsageError: They do not.
+    """
+    if LONGEST_UNSEEN_S / bin_s <= MAX_BIN_ROWS:
+        return
+    for job in jobs:
+        try:
+            end_s = probe(job.source, options.max_pixels).duration_s or 0.0
+        except InputError:
+            continue  # it fails when its turn comes
+        check_bins(bin_s, min(end_s, options.end_s or end_s))
 
 
 def _sort_results(results: Sequence[JobResult], jobs: Sequence[Job]) -> list[JobResult]:
@@ -908,7 +934,7 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
         n_faces=int(table["face_id"].notna().sum()),
         n_people=int(table["person"].nunique()),
         emotion=find_emotion(table),
-        facts={"first_bad_s": reader.first_bad_s} if loss else {},
+        facts={"first_bad_s": reader.first_flaw_s} if loss else {},
     )
 
 
@@ -943,7 +969,12 @@ def describe_video(
             "with_face": int(table.loc[faces, "frame"].nunique()),
             "corrupt": reader.n_corrupt,
             "first_bad_s": reader.first_bad_s,
-            "missing_s": reader.gaps if reader.loss() else [],
+            "missing_s": reader.gaps if reader.first_bad_s is not None else [],
+            "mended": {
+                "count": sum(reader.mends.values()),
+                "first_s": reader.first_mended_s,
+                "how": {MENDS[kind]: count for kind, count in reader.mends.items()},
+            },
         },
         "blur_faces": batch.outputs.blur_faces,
         **describe_run(batch),

@@ -16,13 +16,14 @@ from typing import Any, Self
 
 import pandas as pd
 
-from batchfer.annotate import annotate_clip
+from batchfer.annotate import Part, annotate_clip
 from batchfer.errors import (
     BatchferError,
     InputError,
     NothingToDoError,
     OutputError,
     Reason,
+    SoundError,
     UsageError,
 )
 from batchfer.export import FORMATS, export_timeline
@@ -40,6 +41,7 @@ from batchfer.people import (
     SUMMARY_COLUMNS,
     assign_people,
     bin_timeline,
+    check_bins,
     find_segments,
     join_recordings,
     read_events,
@@ -96,7 +98,10 @@ def write_results(
     summary = summarize_people(table, outputs.smooth_s)
     tables = {"summary": summary, "segments": find_segments(table, outputs.smooth_s)}
     if outputs.bin_s is not None:
-        tables["bins"] = bin_timeline(table, outputs.bin_s, outputs.smooth_s)
+        try:
+            tables["bins"] = bin_timeline(table, outputs.bin_s, outputs.smooth_s)
+        except UsageError as error:  # the container did not tell how long it is
+            logger.warning("%s: no bins.csv: %s", facts.get("input"), error)
     if events is not None:
         _check_events(events, facts)
         tables["events"] = summarize_events(table, events, outputs.smooth_s)
@@ -225,6 +230,23 @@ def draw_video(
         UsageError: The clip is another one by now.
     """
     part = options.get("start_s"), options.get("end_s")
+    for audio_from in (source, None):
+        try:
+            _draw_video(source, timeline, path, blur_faces, part, advance, audio_from)
+            return
+        except SoundError as error:
+            logger.warning("%s: the sound cannot be kept: %s", display_name(source), error)
+
+
+def _draw_video(
+    source: Path,
+    timeline: Timeline,
+    path: Path,
+    blur_faces: bool,
+    part: Part,
+    advance: Callable[[int], None],
+    audio_from: Path | None,
+) -> None:
     with VideoReader(source) as reader:
         info, own = reader.info, timeline.media
         if (info.width, info.height) != (own.width, own.height):
@@ -232,7 +254,7 @@ def draw_video(
                 f"{display_name(source)} has {info.width}x{info.height} px, not the "
                 f"{own.width}x{own.height} of the video that was analyzed"
             )
-        with VideoWriter(path, info, source) as writer:
+        with VideoWriter(path, info, audio_from) as writer:
             annotate_clip(reader, timeline, writer, blur_faces, part, advance)
 
 
@@ -245,17 +267,24 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
     """
     found = set()
     for path in paths:
-        if not path.exists():
-            raise UsageError(f"{display_name(path)}: no such file or folder")
-        for facts in path.rglob("run.json"):
-            if _locate_timeline(facts.parent) is not None:
-                found.add(facts.parent)
+        try:
+            path.stat()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UsageError(f"{display_name(path)}: cannot be read, {reason}") from error
+        for folder, _, names in os.walk(path, onerror=_warn_of_closed):
+            if "run.json" in names and _locate_timeline(Path(folder)) is not None:
+                found.add(Path(folder))
     if not found:
         where = ", ".join(display_name(path) for path in paths)
         raise NothingToDoError(
             f"no finished video in {where} (a folder with run.json and timeline)"
         )
     return sorted(found)
+
+
+def _warn_of_closed(error: OSError) -> None:
+    logger.warning("%s: cannot be read, %s", display_name(error.filename), error.strerror)
 
 
 def _locate_timeline(folder: Path) -> Path | None:
@@ -443,6 +472,8 @@ def redo_reports(
         if people is not None:
             timeline = Timeline(timeline.media, assign_people(timeline.table, people))
         source = timeline.media.path if timeline.media.path.is_file() else None
+        if outputs.bin_s is not None:
+            check_bins(outputs.bin_s, timeline.table["timestamp"].max())
         bin_s, events = _read_windows(folder)
         if outputs.events is not None:
             events = windows.get(str(facts.get("input")))

@@ -21,6 +21,7 @@ from batchfer.files import (
     atomic_write,
     display_name,
     find_model,
+    fold_name,
     hash_file,
     locate_parts,
     lock_output,
@@ -212,16 +213,6 @@ def test_links_are_followed_but_never_in_circles(home: Path) -> None:
     ]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_named(home: Path) -> None:
-    touch("in/a.mp4", "in/closed/b.mp4")
-    Path("in/closed").chmod(0)
-    jobs, skipped = plan_jobs([Path("in")], Path("out"), "video")
-    Path("in/closed").chmod(0o700)
-    assert [job.name for job in jobs] == ["a.mp4"]
-    assert [(r.status, r.reason) for r in skipped] == [("failed", Reason.UNREADABLE)]
-
-
 def test_own_results_are_no_inputs(home: Path) -> None:
     touch("in/a.mp4")
     touch("in/out/a.mp4/annotated.mp4", "in/out/a.mp4/run.json", "in/out/a.mp4/timeline.csv")
@@ -292,6 +283,24 @@ def test_any_name_is_shown_on_one_line_as_utf8() -> None:
     assert display_name("a\nb\x1b[31m\x07.mp4") == "a\\nb\\x1b[31m\\x07.mp4"
     assert display_name(Path("=1+1.mp4")) == "=1+1.mp4"
     display_name(os.fsdecode(bytes(range(1, 256)))).encode()
+
+
+def test_printable_unicode_is_shown_as_it_is() -> None:
+    blanks = "\u00a0\u1680\u2003\u2009\u202f\u205f\u3000"
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467\ufe0f"
+    for text in (blanks, family, "e\u0301", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"):
+        assert display_name(f"{text}.mp4") == f"{text}.mp4"
+    turns = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+    others = "\u2028\u2029\x85\x00\x7f\x9b\u00ad\ufeff\u200b\ue000\U000e0041\uffff"
+    for char in turns + others:
+        assert display_name(f"a{char}b") == f"a{char.encode('unicode_escape').decode()}b"
+    assert display_name(os.fsdecode(b"a\xed\xa0\x80")) == "a\\xed\\xa0\\x80", "a lone surrogate"
+
+
+def test_names_that_look_the_same_are_folded_to_one() -> None:
+    names = ("Café a\u202fb", "Cafe\u0301 a\u00a0b", "\u200eCafé a b", "Caf\u00e9\u2003a\u3000b")
+    assert {fold_name(name) for name in names} == {"Café a b"}
+    assert len({fold_name(name) for name in ("a b", "ab", "A b", "a  b")}) == 4
 
 
 def test_odd_names_become_jobs(home: Path) -> None:

@@ -577,6 +577,47 @@ def test_the_page_of_a_single_video_is_written_beside(
     assert (tmp_path / "rotated.mp4" / "report.html").is_file()
 
 
+def test_times_that_had_to_be_mended_make_a_result_partial(run: Run, tmp_path: Path) -> None:
+    ticks = [*range(10), *range(10 + 24 * 18_000, 20 + 24 * 18_000)]  # five hours between two
+    mended = make_clip(tmp_path / "mended.ts", ticks=ticks)
+    agreed = make_clip(tmp_path / "agreed.mkv", ticks=ticks)
+    told = run("video", [mended, agreed], tmp_path / "out", report=False, bin_s=600.0)
+    assert (told["mended.ts"].status, told["mended.ts"].reason) == ("partial", Reason.CORRUPT)
+    assert "times mended: 2" in told["mended.ts"].detail
+    assert told["agreed.mkv"].status == "ok"
+    facts = json.loads((tmp_path / "out" / "mended.ts" / "run.json").read_text())["frames"]
+    assert facts["mended"]["count"] == 2
+    assert sum(facts["mended"]["how"].values()) == 2
+    assert facts["mended"]["first_s"] == told["mended.ts"].facts["first_bad_s"]
+    assert (facts["first_bad_s"], facts["missing_s"]) == (None, []), "no frame is lost"
+    folder = tmp_path / "out" / "agreed.mkv"
+    assert json.loads((folder / "run.json").read_text())["frames"]["mended"]["count"] == 0
+    times = read_timeline(folder / "timeline.csv")["timestamp"].to_numpy()
+    assert times[-1] == pytest.approx(18_000 + 19 / 24, abs=1e-3)
+    np.testing.assert_allclose(decode_times(folder / "annotated.mp4"), times, atol=1e-3)
+    assert len(pd.read_csv(folder / "bins.csv")) == 31
+
+
+def test_a_picture_too_long_for_its_copy_fails_alone(run: Run, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "z.png"):
+        shutil.copy(STILLS / "admiral.png", folder / name)
+    for name in ("long.png", "long.ppm"):  # the copy of the second one is a JPEG
+        Image.new("RGB", (70_000, 20)).save(folder / name)
+    told = run("image", [folder], output)
+    assert {name for name, result in told.items() if result.status == "ok"} == {
+        "a.png",
+        "long.png",
+        "z.png",
+    }
+    assert told["long.ppm"].reason is Reason.TOO_LARGE
+    assert "--no-annotate" in told["long.ppm"].detail
+    assert "long.ppm" not in set(read_timeline(output / "faces.csv")["input"])
+    told = run("image", [folder], output, annotate=False, report=False)
+    assert {result.status for result in told.values()} == {"ok"}
+
+
 @pytest.mark.same_bytes
 def test_a_second_run_does_only_what_is_new_or_changed(run: Run, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
