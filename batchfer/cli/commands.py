@@ -67,6 +67,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+Replace = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that batchfer has not written.")
+]
 
 
 @app.command(epilog="Example:  batchfer video interviews/ -o results --every 2")
@@ -202,7 +205,7 @@ def _run(
     allow_partial: bool,
 ) -> NoReturn:
     from batchfer.batch.executors import supervise
-    from batchfer.batch.journal import describe_result
+    from batchfer.results.journal import describe_result
 
     started = time.monotonic()
     summary = BatchSummary()
@@ -271,6 +274,7 @@ def report(
     bin_: Bin = None,
     events: Events = None,
     thumbnails: Thumbnails = True,
+    overwrite: Replace = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -281,7 +285,11 @@ def report(
     set_up_logging(quiet, verbose)
     folders = find_results(results)
     outputs = OutputOptions(
-        thumbnails=thumbnails, smooth_s=parse_time(smooth), bin_s=parse_bin(bin_), events=events
+        thumbnails=thumbnails,
+        smooth_s=parse_time(smooth),
+        bin_s=parse_bin(bin_),
+        events=events,
+        overwrite=overwrite,
     )
     for path in redo_reports(folders, outputs, _read_people(people, folders)):
         if not quiet:
@@ -296,6 +304,7 @@ def annotate(
     source: Annotated[
         Path | None, typer.Option("--source", help="Where the video is, if it has moved.")
     ] = None,
+    overwrite: Replace = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -306,7 +315,8 @@ def annotate(
     folders = find_results(results)
     if source is not None and len(folders) > 1:
         raise UsageError("--source goes with one result folder")
-    for path in redo_videos(folders, blur_faces, _read_people(people, folders), source):
+    names = _read_people(people, folders)
+    for path in redo_videos(folders, blur_faces, names, source, overwrite):
         if not quiet:
             typer.echo(path)
 
@@ -326,6 +336,7 @@ def export(
     ] = None,
     people: People = None,
     smooth: Smooth = "0.5s",
+    overwrite: Replace = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -336,7 +347,7 @@ def export(
     if (output is not None or people is not None) and len(timelines) > 1:
         raise UsageError("--output and --people go with one timeline")
     names, smooth_s = _read_people(people, timelines), parse_time(smooth)
-    for path in export_results(timelines, to, output, names, smooth_s):
+    for path in export_results(timelines, to, output, names, smooth_s, overwrite):
         if not quiet:
             typer.echo(path)
 
@@ -588,7 +599,12 @@ def models() -> None:
                 damaged = True
                 typer.echo(f"{path.stem}  {error}")
                 continue
-            whole = card.sha256 == hash_file(path)
+            try:
+                whole = card.sha256 == hash_file(path)
+            except OSError as error:
+                damaged = True
+                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
+                continue
             damaged = damaged or not whole
             figures = ", ".join(
                 f"{name} {100 * values['accuracy']:.1f} %"

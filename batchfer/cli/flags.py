@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 
 Inputs = Annotated[
-    list[Path], typer.Argument(help="Files and folders; folders are walked.", show_default=False)
+    list[Path],
+    # What cannot be read fails alone, and is told with the others.
+    typer.Argument(
+        help="Files and folders; folders are walked.", show_default=False, readable=False
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 Model = Annotated[str, typer.Option("--model", help="A shipped model's name, or a path.")]
@@ -26,7 +30,8 @@ DetectEvery = Annotated[
     ),
 ]
 Fps = Annotated[
-    float | None, typer.Option("--fps", min=0.001, help="Analyze about X frames a second.")
+    float | None,
+    typer.Option("--fps", min=0.001, max=1e6, help="Analyze about X frames a second."),
 ]
 Start = Annotated[str | None, typer.Option("--start", help="Begin there: 90, 90s or 00:01:30.5.")]
 End = Annotated[str | None, typer.Option("--end", help="End there.")]
@@ -96,7 +101,10 @@ Results = Annotated[
     typer.Argument(help="Result folders of videos, or folders above them.", show_default=False),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Do again what is up to date already.")
+    bool,
+    typer.Option(
+        "--overwrite", help="Do again what is up to date; replace files that others wrote."
+    ),
 ]
 FailFast = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failed input.")]
 Cache = Annotated[
@@ -108,7 +116,9 @@ AllowPartial = Annotated[
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--timeout", min=0.1, help="Longest time for one input, in s.", show_default="no"),
+    typer.Option(
+        "--timeout", min=0.1, max=1e7, help="Longest time for one input, in s.", show_default="no"
+    ),
 ]
 AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON object an input on stdout, nothing else.")
@@ -203,7 +213,7 @@ def parse_factor(text: str | None) -> float | None:
 
     try:
         factor = float(Fraction(text.strip()))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         factor = 0.0
     if factor <= 0:
         raise UsageError(f"--rescale takes a positive factor such as 1/255, not {text!r}")
