@@ -40,6 +40,7 @@ FUZZ_SECONDS ?= 90
 fuzz: $(VENV)/.installed-dev ## feed broken files to every reader for a few minutes (FUZZ_SECONDS each)
 	@$(PIP) atheris
 	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_media.py $(FUZZ_SECONDS) $$(date +%j)
+	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_models.py $(FUZZ_SECONDS) $$(date +%j)
 	@PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_readers.py $(FUZZ_SECONDS)
 
 lint: $(VENV)/.installed-dev ## ruff and mypy

@@ -80,6 +80,17 @@ class OutputError(BatchferError):
     exit_code = ExitCode.OUTPUT
 
 
+class PlaceError(OutputError):
+    """One result cannot have its name: something else stands there, or the disk refuses it.
+
+    Ends that input, not the batch.
+    """
+
+
+class SoundError(OutputError):
+    """A video cannot be written with the sound that is to go with it; without, it may be."""
+
+
 class MachineError(BatchferError):
     """The machine lacks something that was asked for, such as a GPU or a codec."""
 
@@ -96,3 +107,7 @@ class InputError(BatchferError):
         super().__init__(detail)
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[Reason, str]]:
+        """Survive a pickle, in which the worker process tells it; plain exceptions lose a part."""
+        return type(self), (self.reason, self.detail)

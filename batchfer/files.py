@@ -3,17 +3,22 @@
 Names are bytes to the system; paths are kept as they are and made readable by `display_name`.
 """
 
+import errno
 import hashlib
 import os
+import secrets
 import shutil
+import stat
+import tempfile
 import time
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from batchfer.errors import OutputError
+from batchfer.errors import OutputError, PlaceError
 from batchfer.schema import Job
 
 # fmt: off
@@ -32,6 +37,14 @@ IMAGE_SUFFIXES = frozenset({
 PARTS_FOLDER = ".batchfer"
 """Folder below the output that holds the lock and everything unfinished."""
 
+PLACE_ERRORS = frozenset(
+    {
+        *(errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM),
+        *(errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY),
+    }
+)
+"""What a system says where one name is to blame, not the whole disk."""
+
 LEFTOVER_AGE_S = 3600.0
 """Unfinished single files that nobody has written to for so long are removed by the next run."""
 
@@ -42,12 +55,58 @@ LOCK_PATIENCE_S = 2.0
 def display_name(path: str | Path) -> str:
     r"""Return a path that can be printed and stored as UTF-8, on one line.
 
-    Bytes that are no UTF-8 and control characters are shown as escapes such as ``\xff``.
+    Bytes that are no UTF-8, control characters, and what turns the direction of writing are shown
+    as escapes such as ``\xff``. Blanks of any kind are as they are.
     """
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+        char if is_printable(char) else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def fold_case(name: str) -> str:
+    """Return what two names have in common if a file system may take them for the same.
+
+    Those of macOS and Windows tell no upper from lower case, some no composed letters from others.
+    """
+    folded = unicodedata.normalize("NFD", name).casefold()
+    return unicodedata.normalize("NFC", folded)
+
+
+_JOINERS = "\u200c\u200d"
+"""They hold emoji together, and letters of Persian and of Indian scripts apart."""
+
+
+def is_printable(text: str) -> bool:
+    """Return whether a text can be printed as it is; `str.isprintable` refuses blanks."""
+    return all(
+        char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs"
+        for char in text
+    )
+
+
+def fold_name(text: str) -> str:
+    """Return what is the same for all ways to write a name that nobody can tell apart.
+
+    Blanks of any kind are spaces, composed characters (NFC) stand for decomposed ones, and
+    invisible marks are left out.
+    """
+    if text.isascii():
+        return text
+    kinds = {char: unicodedata.category(char) for char in text}
+    plain = (" " if kinds[char] == "Zs" else char for char in text if kinds[char] != "Cf")
+    return unicodedata.normalize("NFC", "".join(plain))
+
+
+def is_hidden(path: Path) -> bool:
+    """Return whether the folder around a path does not let anybody see what is there."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def hash_file(path: Path) -> str:
@@ -60,14 +119,19 @@ def prepare_output(output: Path) -> None:
     """Make the output folder and see that it can be written.
 
     Raises:
-        OutputError: It is a file, or cannot be written.
+        OutputError: It is a file, or cannot be written, or its folder for parts is a link.
     """
+    parts = output / PARTS_FOLDER
+    if parts.is_symlink():
+        raise OutputError(f"{display_name(parts)} is a link; remove it")
     try:
-        parts = output / PARTS_FOLDER
         parts.mkdir(parents=True, exist_ok=True)
-        trial = parts / "trial"
-        trial.write_bytes(b"\0")
-        trial.unlink()
+        handle, trial = tempfile.mkstemp(dir=parts, prefix=".trial-")  # O_EXCL, O_NOFOLLOW
+        try:
+            os.write(handle, b"\0")
+        finally:
+            os.close(handle)
+            os.unlink(trial)  # noqa: PTH108
     except (FileExistsError, NotADirectoryError) as error:
         raise OutputError(f"{display_name(output)}: a file is in the way of the folder") from error
     except OSError as error:
@@ -81,20 +145,30 @@ def lock_output(output: Path) -> Iterator[None]:
     Raises:
         OutputError: Another run holds it.
     """
-    lock = FileLock(output / PARTS_FOLDER / "lock")
+    parts = output / PARTS_FOLDER
+    lock = FileLock(parts / "lock")
     try:
+        drop_links(parts)
         lock.acquire(timeout=LOCK_PATIENCE_S)
     except Timeout as error:
         raise OutputError(f"{display_name(output)}: another run is writing there") from error
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot lock, {error.strerror}") from error
     try:
-        for leftover in (output / PARTS_FOLDER).glob(".*"):  # of `atomic_write` in a killed run
+        for leftover in parts.glob(".*"):  # of `atomic_write` in a killed run
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
+
+
+def drop_links(folder: Path) -> None:
+    """Remove every symbolic link below a folder in which batchfer makes none, following none."""
+    for where, folders, names in os.walk(folder):
+        for path in (Path(where, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                path.unlink()
 
 
 def describe_source(job: Job) -> str:
@@ -113,25 +187,34 @@ def atomic_write(path: Path, parts: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write to, which becomes ``path`` if no exception passes.
 
     The temporary path has the same suffix. It lies in ``parts``; if that is None, among the
-    unfinished parts of the output folder around ``path``, or beside it where there is none.
+    unfinished parts of the output folder around ``path``, or beside it where there is none. A link
+    at ``path`` is replaced, not followed.
 
     Raises:
+        PlaceError: Something else stands there, or the disk does not take the name.
         OutputError: The file cannot be put in its place.
     """
     if parts is None:
         around = (folder / PARTS_FOLDER for folder in path.parents)
-        parts = next((folder for folder in around if folder.is_dir()), path.parent)
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    temporary = parts / f".{digest}.{os.getpid()}{path.suffix}"
+        own = (folder for folder in around if folder.is_dir() and not folder.is_symlink())
+        parts = next(own, path.parent)
+    # Nobody can guess it and put a link there, which the one who writes would follow.
+    temporary = parts / f".{secrets.token_hex(8)}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
     except OSError as error:
-        raise OutputError(f"{display_name(path)}: cannot write, {error.strerror}") from error
+        raise explain_refusal(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def explain_refusal(path: Path, error: OSError) -> OutputError:
+    """Return the error to raise where a system refuses to write something under its final name."""
+    kind = PlaceError if error.errno in PLACE_ERRORS else OutputError
+    return kind(f"{display_name(path)}: cannot write, {error.strerror}")
 
 
 @contextmanager
@@ -143,6 +226,8 @@ def work_folder(output: Path, name: str) -> Iterator[Path]:
     folder = locate_parts(output, name)
     is_over = False
     try:
+        if folder.is_symlink():
+            folder.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         is_over = True
@@ -166,29 +251,39 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
         shutil.copy2(source, target)
 
 
-def publish_folder(temporary: Path, final: Path) -> None:
+def publish_folder(temporary: Path, final: Path, is_known: bool = False) -> None:
     """Give a complete folder its final name, in the place of an older result if there is one.
 
+    ``is_known`` says that what is there is one though it has lost its ``run.json``.
+
     Raises:
-        OutputError: The name is taken by something that is not a result, or cannot be written.
+        PlaceError: The name is taken by something that is not a result, or the disk refuses it.
+        OutputError: It cannot be written.
     """
     try:
         for folder, _, names in os.walk(temporary):
-            for name in names:
-                _flush(Path(folder, name))
+            for path in (Path(folder, name) for name in names):
+                if stat.S_ISREG(path.lstat().st_mode):  # others may lead anywhere, or hang
+                    _flush(path)
             _flush(Path(folder))
         final.parent.mkdir(parents=True, exist_ok=True)
         old = temporary.with_name(f"{temporary.name}.old")
         if os.path.lexists(final):
-            if not (final / "run.json").is_file():
-                raise OutputError(f"{display_name(final)}: exists and is no result; move it away")
+            is_result = is_known or (final / "run.json").is_file()
+            if final.is_symlink() or not final.is_dir() or not is_result:
+                raise PlaceError(f"{display_name(final)}: exists and is no result; move it away")
             shutil.rmtree(old, ignore_errors=True)
             final.replace(old)
-        temporary.replace(final)
+        try:
+            temporary.replace(final)
+        except OSError:
+            if old.is_dir():
+                old.replace(final)
+            raise
         _flush(final.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{display_name(final)}: cannot write, {error.strerror}") from error
+        raise explain_refusal(final, error) from error
 
 
 def _flush(path: Path) -> None:

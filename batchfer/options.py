@@ -225,9 +225,9 @@ class OutputOptions:
         Path | None,
         Flag("--events", "CSV of file,name,start,end: a summary per window.", WRITE, "FILE"),
     ] = None
-    overwrite: Annotated[bool, Flag("--overwrite", "Do again what is up to date already.", HOW)] = (
-        False
-    )
+    overwrite: Annotated[
+        bool, Flag("--overwrite", "Do again what is there; replace files that others wrote.", HOW)
+    ] = False
     fail_fast: Annotated[bool, Flag("--fail-fast", "Stop at the first failed input.", HOW)] = False
     timeout_s: Annotated[
         float | None,

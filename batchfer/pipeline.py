@@ -5,7 +5,6 @@ batches of jobs into an output folder. Both stand on `Analyzer`, which keeps the
 sub-batches of frames side by side.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -16,9 +15,23 @@ import pandas as pd
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.linker import FaceLinker, analyze_frames
 from batchfer.batch.jobs import Kind, plan_jobs
-from batchfer.batch.journal import Journal, find_other, hash_settings, recall_result, skip_result
 from batchfer.batch.parts import PictureRows, build_empty_pictures_table
-from batchfer.batch.pictures import read_pictures, run_images, split_pictures
+from batchfer.batch.pictures import (
+    publish_pictures,
+    read_pictures,
+    run_images,
+    split_pictures,
+    write_pictures_page,
+)
+from batchfer.batch.records import (
+    find_hindrance,
+    is_current,
+    list_joint_files,
+    name_copy,
+    recall_result,
+    see_bins_fit,
+    skip_result,
+)
 from batchfer.batch.videos import draws_beside, renew_videos, run_videos
 from batchfer.batch.worker import Batch, Progress, Watch
 from batchfer.emotions.card import find_model
@@ -27,11 +40,10 @@ from batchfer.files import display_name, hash_file, lock_output, mark_input, pre
 from batchfer.media.reader import VideoReader
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results.drawing_process import DrawingPool
-from batchfer.results.folder import is_drawn_again
-from batchfer.results.report.pictures import write_images_report
+from batchfer.results.journal import Journal, hash_settings
+from batchfer.results.ownership import refuse_foreign, refuse_other_pictures
 from batchfer.results.writing import ResultsProcess, write_index_pages, write_results
 from batchfer.schema import QUALITY_COLUMNS, Job, JobResult, MediaInfo, Timeline
-from batchfer.timeline.files import read_timeline
 from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
 from batchfer.timeline.table import assign_people, build_empty_table
 from batchfer.timeline.user_tables import match_files, read_events, read_participants, split_events
@@ -88,7 +100,7 @@ def run_jobs(
         watch: Of the process that supervises this one, if there is one.
 
     Raises:
-        UsageError: A given path does not exist.
+        UsageError: A given path does not exist, or bins are too short for a video.
         NothingToDoError: The folders hold no media.
         OutputError: The output cannot be written.
         ModelError: The model cannot be used.
@@ -105,24 +117,30 @@ def run_jobs(
         nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
         join_recordings([(name, nobody) for name in recordings], participants)
     events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
+    if outputs.bin_s is not None and kind == "video":
+        see_bins_fit(jobs, outputs.bin_s, options)
+    joint = list_joint_files(kind, outputs)
+    copies = [name_copy(job, output) for job in jobs if kind == "image" and outputs.annotate]
+    # Before there is anything of ours in the folder.
+    refuse_foreign(Journal(output), joint, copies, outputs.overwrite)
     prepare_output(output)
     with lock_output(output):
-        yield from skipped
         journal = Journal(output)
-        rows = PictureRows(output) if kind == "image" else None
+        journal.claims = joint
+        rows = PictureRows(output, outputs.overwrite) if kind == "image" else None
+        if rows is not None and not outputs.overwrite:
+            refuse_other_pictures(jobs, inputs, journal, rows.names)
+        yield from skipped
+        if not jobs:
+            return
         todo, current = [], []
         for job in jobs:
-            entry = journal.finished(job.name, job.source, settings)
-            has_rows = rows is None or job.name in rows.names
-            has_files = (kind == "image" and not outputs.annotate) or job.destination.exists()
-            if entry is not None and kind == "video" and outputs.annotate and outputs.blur_faces:
-                # It may show by now what shall be hidden.
-                has_files &= not is_drawn_again(entry, job.destination)
-            if entry is not None and has_rows and has_files and not outputs.overwrite:
+            entry = None if outputs.overwrite else journal.finished(job.name, job.source, settings)
+            if entry is not None and is_current(job, entry, output, outputs, rows):
                 current.append(skip_result(recall_result(job, entry)))
-            elif kind == "video" and not outputs.overwrite and (other := find_other(job, journal)):
-                where = f"{display_name(job.destination)} holds the results of {other}"
-                detail = f"{where}; give another -o, or --overwrite"
+                continue
+            windows = events.get(job.name)
+            if detail := find_hindrance(job, output, outputs, journal, windows, rows):
                 current.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
             else:
                 todo.append(job)
@@ -142,12 +160,19 @@ def run_jobs(
                     results.append(result)
                     yield result
         names = {job.name for job in jobs}
-        stale = rows is not None and (rows.is_unfinished or not rows.names <= names)
-        if not todo and not stale:
-            if rows is None:
-                # A run before may have ended before these, or had other participants.
-                write_index_pages(output, _sort_results(results, jobs), outputs, participants)
+        if not todo and rows is None:
+            # A run before may have ended before these, or had other participants.
+            owns_index = journal.owns("index.html")
+            ordered = _sort_results(results, jobs)
+            write_index_pages(output, ordered, outputs, participants, owns_index)
             return
+        if not todo and rows is not None:
+            if not (rows.is_unfinished or not rows.names <= names or rows.lacks(outputs)):
+                return
+            if (told := rows.recall_run()) is not None:  # then no network is needed
+                publish_pictures(jobs, jobs, rows, told, output, outputs)
+                write_pictures_page(output, outputs, results)
+                return
         marks = {job.name: mark_input(job.source) for job in todo}
         with ExitStack() as stack:
             write: Callable[..., None] = write_results
@@ -180,13 +205,11 @@ def run_jobs(
                 if outputs.fail_fast and result.status == "failed":
                     return
         if rows is None:
-            write_index_pages(output, _sort_results(results, jobs), outputs, participants)
-        elif outputs.report:
-            table = read_timeline(output / f"faces.{outputs.formats[-1]}")
-            facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
-            page = output / "report.html"
-            shows_faces = outputs.thumbnails and not outputs.blur_faces
-            write_images_report(page, table, facts, results, thumbnails=shows_faces)
+            owns_index = journal.owns("index.html")
+            ordered = _sort_results(results, jobs)
+            write_index_pages(output, ordered, outputs, participants, owns_index)
+        else:
+            write_pictures_page(output, outputs, results)
 
 
 def _sort_results(results: Sequence[JobResult], jobs: Sequence[Job]) -> list[JobResult]:

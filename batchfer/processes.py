@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,15 +23,49 @@ logger = logging.getLogger(__name__)
 def start_python(code: str, *files: int) -> "subprocess.Popen[bytes]":
     """Start a Python that imports what this one does; talk to it by its stdin and stdout.
 
-    It inherits the open ``files``, under their numbers.
+    It inherits the open ``files``, under their numbers. Ctrl-C does not reach it: the terminal
+    tells this process as well. It ends with this one, whatever it is loading.
     """
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code],
-        pass_fds=files,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-    )
+    watch = f"from batchfer.processes import leave_with; leave_with({os.getpid()})"
+    with _block_interrupts():
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", f"{watch}\n{code}"],
+            pass_fds=files,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        )
+
+
+@contextmanager
+def _block_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back meanwhile; what is started meanwhile holds it back for good."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+OWNER_CHECK_S = 0.1
+
+
+def leave_with(owner: int) -> None:
+    """End this process soon after its owner, the process of this number.
+
+    The end of stdin tells as well, but only once what reads it is loaded, which takes seconds.
+    """
+
+    def watch() -> None:
+        while os.getppid() == owner:
+            time.sleep(OWNER_CHECK_S)
+        os._exit(1)
+
+    if sys.platform != "win32":  # there a parent's number stays
+        threading.Thread(target=watch, name="batchfer-owner", daemon=True).start()
 
 
 class PythonProcess:
@@ -66,7 +101,7 @@ class PythonProcess:
             pickle.dump(request, self.popen.stdin)
             self.popen.stdin.flush()
         except OSError as death:
-            raise self._end(death) from death
+            raise self.end(death) from death
 
     def hear(self) -> tuple[str, Any]:
         """Return the next thing that it tells, by name and content; its log goes into ours.
@@ -78,15 +113,19 @@ class PythonProcess:
             try:
                 name, content = pickle.load(self.popen.stdout)
             except Exception as death:  # a pickle that is cut or spoilt may raise anything
-                raise self._end(death) from death
+                raise self.end(death) from death
             if name == "error":
                 raise content
             if name != "log":
                 return name, content
             logging.getLogger(content.name).handle(content)
 
-    def _end(self, reason: Exception) -> ChildProcessError:
-        """End it, so that nobody asks it again while it is in the midst of something."""
+    def end(self, reason: Exception) -> ChildProcessError:
+        """End it, so that nobody asks it again while it is in the midst of something.
+
+        Returns:
+            What to raise.
+        """
         self.popen.kill()
         self.popen.wait()
         return ChildProcessError(f"the process is gone: {reason!r}")

@@ -106,9 +106,9 @@ def count_proposal(detector: Any, height: int, width: int) -> float:
 
 def count_classifier(path: Path, card: Any) -> float:
     """Return the GFLOP of one face."""
-    import keras
+    from batchfer.emotions.model_file import load_network_file
 
-    model = keras.saving.load_model(path, compile=False)
+    model = load_network_file(path)
     once = count_operations(
         lambda faces: model(faces, training=False), (1, card.input_size, card.input_size, 3)
     )

@@ -89,7 +89,7 @@ def test_importing_the_package_is_free() -> None:
     code = (
         "import sys, batchfer, batchfer.cli.main\n"
         # What runs beside the worker, and before it.
-        "import batchfer.batch.executors, batchfer.batch.journal\n"
+        "import batchfer.batch.executors, batchfer.results.journal\n"
         "heavy = {'tensorflow', 'keras', 'cv2', 'av', 'pandas', 'scipy', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -21,7 +21,6 @@ from PIL import Image
 from batchfer import analyze_images, analyze_video, pipeline
 from batchfer.analysis.analyzer import NICE, Analyzer
 from batchfer.batch import parts as parts_module
-from batchfer.batch.journal import hash_settings
 from batchfer.batch.worker import Watch
 from batchfer.errors import (
     InputError,
@@ -35,6 +34,7 @@ from batchfer.faces.detector import Detector
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_jobs
 from batchfer.results import writing
+from batchfer.results.journal import hash_settings
 from batchfer.results.redo import redo_reports, redo_videos
 from batchfer.schema import (
     EMOTIONS,
@@ -270,10 +270,14 @@ def test_what_joins_all_recordings_follows_the_command(run: Run, tmp_path: Path)
     run("video", [folder], tmp_path / "at_once", annotate=False, participants=participants)
     joined = (output / "summary.csv").read_bytes()
     assert joined == (tmp_path / "at_once" / "summary.csv").read_bytes()
-    # A summary that somebody has spoilt is left out and named.
-    (output / "a.mp4" / "summary.csv").write_text("a,b\n1,2\n")
+    # A summary that somebody has spoilt is left out and named, or made again if its size tells.
+    spoilt = output / "a.mp4" / "summary.csv"
+    spoilt.write_text("a,b\n1,2\n".ljust(spoilt.stat().st_size, "\n"))
     run("video", [folder], output, annotate=False, participants=participants)
     assert pd.read_csv(output / "summary.csv")["file"].tolist() == ["b.mp4"]
+    spoilt.write_text("a,b\n1,2\n")
+    run("video", [folder], output, annotate=False, participants=participants)
+    assert (output / "summary.csv").read_bytes() == joined
 
 
 def test_a_slip_in_the_participants_costs_no_work(run: Run, tmp_path: Path) -> None:
@@ -573,6 +577,47 @@ def test_the_page_of_a_single_video_is_written_beside(
     (result,) = run("video", [CLIPS / "rotated.mp4"], tmp_path, annotate=False).values()
     assert result.status == "ok", result.detail
     assert (tmp_path / "rotated.mp4" / "report.html").is_file()
+
+
+def test_times_that_had_to_be_mended_make_a_result_partial(run: Run, tmp_path: Path) -> None:
+    ticks = [*range(10), *range(10 + 24 * 18_000, 20 + 24 * 18_000)]  # five hours between two
+    mended = make_clip(tmp_path / "mended.ts", ticks=ticks)
+    agreed = make_clip(tmp_path / "agreed.mkv", ticks=ticks)
+    told = run("video", [mended, agreed], tmp_path / "out", report=False, bin_s=600.0)
+    assert (told["mended.ts"].status, told["mended.ts"].reason) == ("partial", Reason.CORRUPT)
+    assert "times mended: 2" in told["mended.ts"].detail
+    assert told["agreed.mkv"].status == "ok"
+    facts = json.loads((tmp_path / "out" / "mended.ts" / "run.json").read_text())["frames"]
+    assert facts["mended"]["count"] == 2
+    assert sum(facts["mended"]["how"].values()) == 2
+    assert facts["mended"]["first_s"] == told["mended.ts"].facts["first_bad_s"]
+    assert (facts["first_bad_s"], facts["missing_s"]) == (None, []), "no frame is lost"
+    folder = tmp_path / "out" / "agreed.mkv"
+    assert json.loads((folder / "run.json").read_text())["frames"]["mended"]["count"] == 0
+    times = read_timeline(folder / "timeline.csv")["timestamp"].to_numpy()
+    assert times[-1] == pytest.approx(18_000 + 19 / 24, abs=1e-3)
+    np.testing.assert_allclose(decode_times(folder / "annotated.mp4"), times, atol=1e-3)
+    assert len(pd.read_csv(folder / "bins.csv")) == 31
+
+
+def test_a_picture_too_long_for_its_copy_fails_alone(run: Run, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a.png", "z.png"):
+        shutil.copy(STILLS / "admiral.png", folder / name)
+    for name in ("long.png", "long.ppm"):  # the copy of the second one is a JPEG
+        Image.new("RGB", (70_000, 20)).save(folder / name)
+    told = run("image", [folder], output)
+    assert {name for name, result in told.items() if result.status == "ok"} == {
+        "a.png",
+        "long.png",
+        "z.png",
+    }
+    assert told["long.ppm"].reason is Reason.TOO_LARGE
+    assert "--no-annotate" in told["long.ppm"].detail
+    assert "long.ppm" not in set(read_timeline(output / "faces.csv")["input"])
+    told = run("image", [folder], output, annotate=False, report=False)
+    assert {result.status for result in told.values()} == {"ok"}
 
 
 @pytest.mark.same_bytes

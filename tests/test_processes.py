@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from batchfer.machine import pause_collector
+from batchfer.processes import start_python
 
 DRAWING = """
 from batchfer.results.drawing_process import DrawingPool
@@ -102,3 +103,44 @@ def test_a_collector_that_is_off_stays_off() -> None:
         assert gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_a_process_ends_with_its_owner_though_it_is_still_loading() -> None:
+    # Nothing reads its stdin; as where libraries are loaded before somebody does.
+    loading = "import time; print('loading', flush=True); time.sleep(60)"
+    owner = subprocess.Popen(
+        [sys.executable, "-c",
+         "import time; from batchfer.processes import start_python\n"
+         f"child = start_python({loading!r}); child.stdout.readline()\n"
+         "print(child.pid, flush=True); time.sleep(60)"],
+        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    assert owner.stdout is not None
+    child = int(owner.stdout.readline())
+    os.kill(child, 0)
+    owner.kill()
+    owner.wait()
+    end = time.monotonic() + 5
+    while is_running(child):
+        assert time.monotonic() < end, "it outlives its owner"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    listed = ["ps", "-o", "stat=", "-p", str(pid)]
+    state = subprocess.run(listed, capture_output=True, text=True, check=False).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def test_ctrl_c_of_the_terminal_is_for_the_one_who_started_it() -> None:
+    process = start_python("print('ready', flush=True); input(); print('done')")
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.stdout.read() == b"done\n"
+    assert process.wait(10) == 0
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,5 +1,6 @@
 """The dry run: probe every file, time a few seconds of real work, estimate the rest."""
 
+import os
 import resource
 import sys
 import tempfile
@@ -14,16 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from batchfer.analysis.analyzer import Analyzer, read_frames
-from batchfer.batch.jobs import plan_jobs
-from batchfer.batch.journal import Journal, hash_settings
+from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError
-from batchfer.files import hash_file
+from batchfer.files import hash_file, mark_input
 from batchfer.media.images import read_image
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.results.journal import Journal, hash_settings
 from batchfer.schema import FrameBatch, Job, MediaInfo
 
 PROBED_FRAMES = 48
@@ -61,7 +62,8 @@ class PlannedVideo:
 class Plan:
     """What a run over the given paths would be.
 
-    ``videos`` and ``n_pictures`` are to be analyzed; ``n_done`` inputs have been. ``seconds``,
+    ``videos`` and ``n_pictures`` are to be analyzed; ``n_done`` inputs have been; ``closed`` are
+    folders that cannot be read, with the reason. ``seconds``,
     ``disk_bytes`` and ``memory_bytes`` are estimates; ``rates`` are the timed frame sizes, width
     and height in px, with their frames/s on this machine.
     """
@@ -73,6 +75,7 @@ class Plan:
     memory_bytes: float
     rates: dict[tuple[int, int], float] = field(default_factory=dict)
     n_done: int = 0
+    closed: Sequence[str] = ()
 
     @property
     def n_frames(self) -> float:
@@ -102,16 +105,17 @@ def make_plan(
         NothingToDoError: There is neither video nor picture.
         ModelError: The model cannot be used.
     """
-    clips = _list_jobs(inputs, output, "video")
-    pictures = _list_jobs([path for path in inputs if path.is_dir()], output, "image")
+    clips, closed = _list_jobs(inputs, output, "video")
+    folders = [path for path in inputs if os.path.isdir(path)]  # noqa: PTH112 - never raises
+    pictures, _ = _list_jobs(folders, output, "image")
     n_found = len(clips) + len(pictures)
-    if not n_found:
+    if not n_found and not closed:
         raise NothingToDoError("neither video nor picture found")
     if not outputs.overwrite:
         clips, pictures = _drop_done(clips, pictures, output, options)
     n_done = n_found - len(clips) - len(pictures)
     if n_done == n_found:
-        return Plan([], 0, 0.0, 0.0, 0.0, n_done=n_done)
+        return Plan([], 0, 0.0, 0.0, 0.0, n_done=n_done, closed=closed)
     videos = [probe_video(job, options) for job in clips]
     analyzer = Analyzer(options, machine.device, machine.batch_size, machine.workers)
     sizes = Counter[tuple[int, int]]()
@@ -136,20 +140,24 @@ def make_plan(
     if pictures:
         a_picture_s = time_pictures(pictures, analyzer)
         seconds += a_picture_s * len(pictures)
-        disk_bytes += sum(job.source.stat().st_size for job in pictures) * outputs.annotate
+        n_bytes = sum(mark_input(job.source).get("size", 0) for job in pictures)
+        disk_bytes += n_bytes * outputs.annotate
         disk_bytes += len(pictures) * TABLE_BYTES_A_ROW
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return Plan(videos, len(pictures), seconds, disk_bytes, memory, rates, n_done)
+    return Plan(videos, len(pictures), seconds, disk_bytes, memory, rates, n_done, closed)
 
 
-def _list_jobs(inputs: Sequence[Path], output: Path, kind: str) -> list[Job]:
+def _list_jobs(inputs: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job], list[str]]:
+    """Return the jobs of one kind, and which folders cannot be read."""
     if not inputs:
-        return []
+        return [], []
     try:
-        return plan_jobs(inputs, output, kind)[0]  # type: ignore[arg-type]
+        jobs, skipped = plan_jobs(inputs, output, kind)
     except NothingToDoError:
-        return []
+        return [], []
+    closed = [f"{r.job.name}  {r.reason}: {r.detail}" for r in skipped if r.status == "failed"]
+    return jobs, closed
 
 
 def _drop_done(

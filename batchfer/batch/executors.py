@@ -11,9 +11,11 @@ import os
 import pickle
 import queue
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Fault = tuple[Reason, str]
+
+KILL_PATIENCE_S = 2.0
+"""How long a worker that was killed is waited for: Ctrl-C ends everything within 5 s."""
 
 
 @dataclass(frozen=True)
@@ -191,9 +196,10 @@ class Worker:
         return Reason.INTERNAL, f"a library crashed on this file ({how})"
 
     def kill(self) -> None:
-        """End the process now, if it still runs, and wait until it is gone."""
+        """End the process now, if it still runs, and wait until it is gone, for a while at most."""
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # the system itself holds it
+            self._process.wait(KILL_PATIENCE_S)
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             try:

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from batchfer.errors import NothingToDoError, OutputError, Reason, UsageError
-from batchfer.files import IMAGE_SUFFIXES, PARTS_FOLDER, VIDEO_SUFFIXES, display_name
+from batchfer.files import (
+    IMAGE_SUFFIXES,
+    PARTS_FOLDER,
+    VIDEO_SUFFIXES,
+    display_name,
+    fold_case,
+    is_hidden,
+)
 from batchfer.schema import Job, JobResult
 
 Kind = Literal["video", "image"]
@@ -31,11 +38,13 @@ RESERVED = frozenset(
     {
         PARTS_FOLDER,
         "annotated",
+        "index.html",
         "report.html",
         "run.json",
         "run.jsonl",
         "faces.csv",
         "faces.parquet",
+        "summary.csv",
     }
 )
 """Names in the output folder that are taken before the first video gets its folder there."""
@@ -59,7 +68,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     Files are taken whatever their name; folders are walked, following links but no loops, and give
     the files that are named like media. Own results (the output folder, other output folders) are
     never inputs. Skipped are files of other kinds (``not_media``) and files met twice
-    (``duplicate``); a folder that cannot be read is a failed result.
+    (``duplicate``); a folder that cannot be read is a failed result, and may be the only one. A
+    given path that nobody lets see becomes a job, which fails when it is read.
 
     A video's destination is ``output/<name>/``, a picture's ``output/annotated/<name>``, where the
     name is the path below the given folder, with as many parents in front as tell clashing inputs
@@ -73,11 +83,12 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     found: dict[str, _Found] = {}
     skipped: list[JobResult] = []
     for path in paths:
-        if not os.path.lexists(path):
+        hidden = is_hidden(path)
+        if not (hidden or os.path.lexists(path)):
             raise UsageError(f"{display_name(path)}: no such file or folder")
         if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, never raises
             candidates = _walk(path, output, kind, skipped)
-        elif os.path.exists(path):  # noqa: PTH110
+        elif hidden or os.path.exists(path):  # noqa: PTH110
             candidates = iter([_Found(path, path.parent, os.path.realpath(path), named=True)])
         else:
             raise UsageError(f"{display_name(path)}: a link to a file that does not exist")
@@ -90,6 +101,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
             detail = f"the same file as {display_name(first.source)}"
             skipped.append(_skip(candidate.source, candidate.base, Reason.DUPLICATE, detail))
     inputs = list(found.values())
+    if not inputs and any(result.status == "failed" for result in skipped):
+        return [], skipped  # there may be some where nobody can look
     if not inputs:
         where = ", ".join(display_name(path) for path in paths)
         others = IMAGE_SUFFIXES if kind == "video" else VIDEO_SUFFIXES
@@ -108,7 +121,8 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
 
 
 def _skip(source: Path, base: Path, reason: Reason, detail: str) -> JobResult:
-    job = Job(source, display_name(os.path.relpath(source, base)), source, named=False)
+    name = source if source == base else os.path.relpath(source, base)
+    job = Job(source, display_name(name), source, named=False)
     status: Literal["failed", "skipped"] = "failed" if reason is Reason.UNREADABLE else "skipped"
     return JobResult(job, status, reason, detail)
 
@@ -176,11 +190,17 @@ def _is_own_output(folder: Path, names: set[str]) -> bool:
 def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]:
     """Return each input's path below its base, with parents in front where two would clash.
 
-    Two names clash when they are equal or one is a folder of the other; ``reserved`` names are
-    taken.
+    Two names clash when they are equal or one is a folder of the other, by `fold_case`;
+    ``reserved`` names are taken. Of files that parents cannot tell apart, as ``a/Talk.mp4`` and
+    ``a/talk.mp4``, the second in the order of their bytes gets ``~2`` behind its name.
+
+    Raises:
+        OutputError: No parents are left that would tell them apart.
     """
     # Not resolved: a linked input is named as it was given.
-    parts = [Path(os.path.abspath(item.source)).parts[1:] for item in inputs]  # noqa: PTH100
+    parts = _number_lookalikes(
+        [Path(os.path.abspath(item.source)).parts[1:] for item in inputs]  # noqa: PTH100
+    )
     n_kept = [len(Path(os.path.relpath(item.source, item.base)).parts) for item in inputs]
     while True:
         names = ["/".join(part[-n:]) for part, n in zip(parts, n_kept, strict=True)]
@@ -190,21 +210,46 @@ def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]
             if n_kept[index] < len(parts[index]):
                 n_kept[index] += 1
                 grown = True
-        if not grown:
+        if not clashing:
             return names
+        if not grown:
+            where = display_name(inputs[clashing[0]].source)
+            raise OutputError(f"{where}: a result so named would replace another; rename it")
+
+
+def _number_lookalikes(paths: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return paths of which no two are equal to `fold_case`, and none is a folder of another."""
+    numbered = list(paths)
+    keys = [fold_case("/".join(path)) for path in paths]
+    folders = {folder for key in keys for folder in _list_folders(key)}
+    taken, seen = {*keys, *folders}, set(folders)
+    for index in sorted(range(len(paths)), key=lambda index: os.fsencode("/".join(paths[index]))):
+        path, key, number = paths[index], keys[index], 1
+        while key in (seen if number == 1 else taken):
+            number += 1
+            numbered[index] = (*path[:-1], _append_suffix(path[-1], f"~{number}"))
+            key = fold_case("/".join(numbered[index]))
+        taken.add(key)
+        seen.add(key)
+    return numbered
+
+
+def _list_folders(name: str) -> Iterator[str]:
+    return (name[:end] for end, char in enumerate(name) if char == "/")
 
 
 def _find_clashes(names: Sequence[str], reserved: frozenset[str]) -> list[int]:
+    keys = [fold_case(name) for name in names]
     owners: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        owners.setdefault(name, []).append(index)
+    for index, key in enumerate(keys):
+        owners.setdefault(key, []).append(index)
     clashing = {index for group in owners.values() if len(group) > 1 for index in group}
-    for index, name in enumerate(names):
-        if name.split("/", 1)[0] in reserved:
+    for index, key in enumerate(keys):
+        if key.split("/", 1)[0] in reserved:
             clashing.add(index)
-        for end in (i for i, char in enumerate(name) if char == "/"):
-            if name[:end] in owners:
-                clashing |= {index, *owners[name[:end]]}
+        for folder in _list_folders(key):
+            if folder in owners:
+                clashing |= {index, *owners[folder]}
     return sorted(clashing)
 
 
@@ -223,17 +268,21 @@ def _show_names(names: Sequence[str]) -> list[str]:
 def _name_outputs(names: Sequence[str], kind: Kind) -> list[str]:
     if kind == "video":
         return list(names)
-    taken = {name for name in names if Path(name).suffix.lower() in SAME_FORMAT_SUFFIXES}
+    taken = {fold_case(name) for name in names if _keeps_format(name)}
     outputs = []
     for name in names:
         copy = name
-        if Path(name).suffix.lower() not in SAME_FORMAT_SUFFIXES:
+        if not _keeps_format(name):
             copy = _append_suffix(name)
-            while copy in taken:
+            while fold_case(copy) in taken:
                 copy = _append_suffix(copy)
-            taken.add(copy)
+            taken.add(fold_case(copy))
         outputs.append(f"annotated/{copy}")
     return outputs
+
+
+def _keeps_format(name: str) -> bool:
+    return Path(name).suffix.lower() in SAME_FORMAT_SUFFIXES
 
 
 def _append_suffix(name: str, suffix: str = ".jpg") -> str:

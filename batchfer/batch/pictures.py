@@ -5,28 +5,33 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
-from batchfer.batch.journal import DONE
-from batchfer.batch.parts import PictureRows, TableRows
+from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_json
+from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
 from batchfer.errors import InputError
-from batchfer.files import atomic_write
+from batchfer.files import atomic_write, describe_source, display_name, mark_input
 from batchfer.media.images import read_image, write_image
 from batchfer.options import OutputOptions
+from batchfer.results.journal import DONE
+from batchfer.results.ownership import forget_copies, list_own_copies, note_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
+from batchfer.results.report.pictures import write_images_report
 from batchfer.schema import EMOTIONS, Floats, FrameBatch, Images, Job, JobResult, MediaInfo
+from batchfer.timeline.files import read_timeline
 from batchfer.timeline.table import build_table
 
 logger = logging.getLogger(__name__)
@@ -153,35 +158,93 @@ def run_images(
         batch: What the jobs share.
     """
     batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
+    copies = {job.name: name_copy(job, batch.output) for job in jobs}
+    own = list_own_copies(batch.journal, copies.values())
+    if batch.outputs.annotate:
+        note_copies(batch.output, sorted({*copies.values()} - own))
     alone = [job for job in jobs if job.name in batch.watch.suspects]
     together = [job for job in jobs if job.name not in batch.watch.suspects]
     without_result = set()
     for group in [*([job] for job in alone), together]:
         for result in process_pictures(group, rows, batch):
             if result.status not in DONE:
-                # An earlier run may have left one.
                 without_result.add(result.job.name)
-                with suppress(OSError):
-                    result.job.destination.unlink()
+                if copies[result.job.name] in own:  # an earlier run may have left one
+                    with suppress(OSError):
+                        result.job.destination.unlink()
             yield result
     if others := len(rows.names - {job.name for job in everything}):
         logger.warning("%d pictures that this command does not name leave the table", others)
     kept = [job for job in everything if job.name not in without_result]
-    table = rows.publish(kept, batch.outputs.formats)
-    faces = table[table["face_id"].notna()]
-    facts = {
-        "batchfer": __version__,
-        "pictures": {
-            "given": len(everything),
-            "analyzed": int(table["input"].nunique()),
-            "with_face": int(faces["input"].nunique()),
-            "faces": len(faces),
-        },
-        **describe_run(batch),
-    }
-    with atomic_write(batch.output / "run.json") as path:
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    run = describe_run(batch)
+    publish_pictures(kept, everything, rows, run, batch.output, batch.outputs)
     batch.progress.end_file()
+
+
+def publish_pictures(
+    kept: Sequence[Job],
+    everything: Sequence[Job],
+    rows: PictureRows,
+    run: Mapping[str, Any],
+    output: Path,
+    outputs: OutputOptions,
+) -> None:
+    """Write the table of pictures and what ``run.json`` tells of it.
+
+    Args:
+        kept: The pictures that have a result.
+        everything: All pictures of the command, in order.
+        rows: The rows of all that is done.
+        run: What decided the numbers, see `describe_run`.
+        output: The folder for all results.
+        outputs: What is asked for.
+    """
+
+    def describe(table: pd.DataFrame) -> dict[str, Any]:
+        faces = table[table["face_id"].notna()]
+        apart = {job.name: describe_source(job) for job in kept if _is_renamed(job)}
+        return {
+            "batchfer": __version__,
+            "pictures": {
+                "given": len(everything),
+                "analyzed": int(table["input"].nunique()),
+                "with_face": int(faces["input"].nunique()),
+                "faces": len(faces),
+            },
+            **({"renamed": apart} if apart else {}),
+            **run,
+        }
+
+    rows.publish(kept, outputs.formats, describe)
+    forget_copies(output)
+
+
+def _is_renamed(job: Job) -> bool:
+    """Return whether a picture has another name in the table than on disk."""
+    return Path(job.name).name != display_name(job.source.name)
+
+
+def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[JobResult]) -> None:
+    """Write the report of a folder of pictures, if it is asked for."""
+    if not outputs.report:
+        return
+    table = read_timeline(output / f"faces.{outputs.formats[-1]}")
+    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    page = output / "report.html"
+    shows_faces = outputs.thumbnails and not outputs.blur_faces
+    write_images_report(page, table, facts, results, thumbnails=shows_faces)
+    facts["files"][page.name] = mark_content(page)
+    write_json(output / "run.json", facts)
+
+
+def describe_picture(result: JobResult, batch: Batch) -> dict[str, Any]:
+    """Return what the journal is to know of a picture beside its outcome."""
+    job = result.job
+    told: dict[str, Any] = {"source": describe_source(job), "walked": not job.named}
+    if batch.outputs.annotate and result.status in DONE:
+        copy = name_copy(job, batch.output)
+        told |= {"claims": [copy], "files": {copy: mark_input(job.destination)}}
+    return told
 
 
 def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> Iterator[JobResult]:
@@ -209,7 +272,7 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
             pending.append((batch.attempt(jobs[index], partial(_raise, error)), None))
         rows.add([own for result, own in pending if own and result.status == "ok"])
         if pending:
-            batch.record(*[result for result, _ in pending])
+            batch.record(*[(result, describe_picture(result, batch)) for result, _ in pending])
         yield from [result for result, _ in pending]
         pending.clear()
 

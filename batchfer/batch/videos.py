@@ -1,6 +1,5 @@
 """Videos from files to finished result folders, as one stream of frames."""
 
-import json
 import logging
 import queue
 import shutil
@@ -20,17 +19,20 @@ import pandas as pd
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, read_frames
 from batchfer.analysis.linker import FaceLinker
-from batchfer.batch.journal import Journal, Settings, recall_result
 from batchfer.batch.parts import VideoParts
+from batchfer.batch.records import recall_result
 from batchfer.batch.worker import Batch, Progress, Watch, describe_run
-from batchfer.errors import InputError, OutputError
+from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.files import describe_source, publish_folder, work_folder
+from batchfer.media.clock import MENDS
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.drawing_process import DrawingProcess
-from batchfer.results.folder import draw_video, mark_files, renew_video
+from batchfer.results.folder import draw_video, keep_others, mark_files, renew_video, write_facts
+from batchfer.results.journal import Journal, Settings
+from batchfer.results.ownership import holds_result
 from batchfer.results.writing import write_tables
 from batchfer.schema import FrameBatch, Job, JobResult, Timeline
 from batchfer.timeline.summaries import find_emotion
@@ -70,8 +72,11 @@ def renew_videos(
         started = time.monotonic()
         try:
             renew_video(job, entry, output, outputs, events.get(job.name), progress.advance)
-        except OutputError:
-            raise
+        except OutputError as error:
+            if not isinstance(error, PlaceError):
+                raise
+            yield JobResult(job, "failed", Reason.OUTPUT_ERROR, str(error))
+            continue
         except Exception as error:
             logger.debug("%s", job.name, exc_info=True)
             detail = " ".join(str(error).split())[:300]
@@ -309,7 +314,7 @@ class Clip:
     def complete(self) -> JobResult:
         """Finish it and write that down."""
         result = self._batch.attempt(self.job, self.finish, self.started)
-        self._batch.record(result, files=mark_files(self.job.destination))
+        self._batch.record((result, {"files": mark_files(self.job.destination)}))
         return result
 
     def finish(self) -> JobResult:
@@ -323,7 +328,6 @@ class Clip:
             write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
             facts = describe_video(reader, table, batch, result)
-            (folder / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             timeline = Timeline(reader.info, table)
             if self._drawing is None:
                 self._draw_afterwards(timeline)
@@ -333,7 +337,9 @@ class Clip:
                 self._draw("finish")
                 if self._drawing is None:
                     self._draw_afterwards(timeline)
-            publish_folder(folder, job.destination)
+            write_facts(folder, facts)
+            keep_others(job.destination, folder)
+            publish_folder(folder, job.destination, holds_result(job, batch.journal))
             return result
 
     def _draw_afterwards(self, timeline: Timeline) -> None:
@@ -360,7 +366,7 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
         n_faces=int(table["face_id"].notna().sum()),
         n_people=int(table["person"].nunique()),
         emotion=find_emotion(table),
-        facts={"first_bad_s": reader.first_bad_s} if loss else {},
+        facts={"first_bad_s": reader.first_flaw_s} if loss else {},
     )
 
 
@@ -395,7 +401,12 @@ def describe_video(
             "with_face": int(table.loc[faces, "frame"].nunique()),
             "corrupt": reader.n_corrupt,
             "first_bad_s": reader.first_bad_s,
-            "missing_s": reader.gaps if reader.loss() else [],
+            "missing_s": reader.gaps if reader.first_bad_s is not None else [],
+            "mended": {
+                "count": sum(reader.mends.values()),
+                "first_s": reader.first_mended_s,
+                "how": {MENDS[kind]: count for kind, count in reader.mends.items()},
+            },
         },
         "blur_faces": batch.outputs.blur_faces,
         **describe_run(batch),

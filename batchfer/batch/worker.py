@@ -12,11 +12,11 @@ from typing import Any, Protocol
 import pandas as pd
 
 from batchfer.analysis.analyzer import Analyzer
-from batchfer.batch.journal import Journal, Settings
-from batchfer.errors import InputError, OutputError, Reason
+from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.machine import describe_processor
 from batchfer.options import OutputOptions
 from batchfer.results.drawing_process import DrawingPool
+from batchfer.results.journal import Journal, Settings
 from batchfer.schema import Job, JobResult, Status
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ class Batch:
         started = time.monotonic() if started is None else started
         try:
             result = work()
+        except PlaceError as error:
+            result = JobResult(job, "failed", Reason.OUTPUT_ERROR, str(error))
         except OutputError:
             raise
         except InputError as error:
@@ -109,14 +111,16 @@ class Batch:
             result = JobResult(job, "failed", Reason.INTERNAL, detail)
         return replace(result, seconds=time.monotonic() - started)
 
-    def record(self, *results: JobResult, **known: Any) -> None:
-        """Write down outcomes whose files have their final names, and what else is ``known``."""
-        marked = [(result, {**self.marks.get(result.job.name, {}), **known}) for result in results]
+    def record(self, *known: tuple[JobResult, Mapping[str, Any]]) -> None:
+        """Write down outcomes whose files have their final names, and what else is known."""
+        marked = [
+            (result, {**self.marks.get(result.job.name, {}), **more}) for result, more in known
+        ]
         self.journal.append(marked, self.settings)
 
 
 def describe_run(batch: Batch) -> dict[str, Any]:
-    """Return what decided the numbers: options, model and versions."""
+    """Return what decided the numbers: options, model, device and versions."""
     analyzer = batch.analyzer
     libraries = ("tensorflow", "keras", "mtcnn", "av", "opencv-python", "numpy")
     return {

@@ -35,6 +35,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+Replace = Annotated[
+    bool, typer.Option("--overwrite", help="Replace files that batchfer has not written.")
+]
 
 
 @app.command(epilog="Example:  batchfer video interviews/ -o results --every 2")
@@ -76,7 +79,7 @@ def _run(
 ) -> NoReturn:
     set_up_logging(telling)
     from batchfer.batch.executors import supervise
-    from batchfer.batch.journal import describe_result
+    from batchfer.results.journal import describe_result
 
     started = time.monotonic()
     summary = BatchSummary()
@@ -118,7 +121,9 @@ def plan(
 @takes
 def report(
     results: Results,
-    outputs: Annotated[OutputOptions, Only(("smooth_s", "bin_s", "events", "thumbnails"))],
+    outputs: Annotated[
+        OutputOptions, Only(("smooth_s", "bin_s", "events", "thumbnails", "overwrite"))
+    ],
     telling: Telling,
     people: People = None,
 ) -> None:
@@ -136,7 +141,7 @@ def report(
 @takes
 def annotate(
     results: Results,
-    outputs: Annotated[OutputOptions, Only(("blur_faces",))],
+    outputs: Annotated[OutputOptions, Only(("blur_faces", "overwrite"))],
     telling: Telling,
     people: People = None,
     source: Annotated[
@@ -152,7 +157,7 @@ def annotate(
     if source is not None and len(folders) > 1:
         raise UsageError("--source goes with one result folder")
     names = _read_people(people, folders)
-    for path in redo_videos(folders, outputs.blur_faces, names, source):
+    for path in redo_videos(folders, outputs.blur_faces, names, source, outputs.overwrite):
         if not telling.quiet:
             typer.echo(path)
 
@@ -170,7 +175,7 @@ def export(
             "--to", metavar="NAME", help="pyfeat, openface, fer, srt, vtt, eaf, textgrid or otio."
         ),
     ],
-    outputs: Annotated[OutputOptions, Only(("smooth_s",))],
+    outputs: Annotated[OutputOptions, Only(("smooth_s", "overwrite"))],
     telling: Telling,
     output: Annotated[
         Path | None,
@@ -185,7 +190,8 @@ def export(
     if (output is not None or people is not None) and len(timelines) > 1:
         raise UsageError("--output and --people go with one timeline")
     names = _read_people(people, timelines)
-    for path in export_results(timelines, to, output, names, outputs.smooth_s):
+    smooth_s, overwrite = outputs.smooth_s, outputs.overwrite
+    for path in export_results(timelines, to, output, names, smooth_s, overwrite):
         if not telling.quiet:
             typer.echo(path)
 
@@ -292,7 +298,12 @@ def models() -> None:
                 damaged = True
                 typer.echo(f"{path.stem}  {error}")
                 continue
-            whole = card.sha256 == hash_file(path)
+            try:
+                whole = card.sha256 == hash_file(path)
+            except OSError as error:
+                damaged = True
+                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
+                continue
             damaged = damaged or not whole
             figures = ", ".join(
                 f"{name} {100 * values['accuracy']:.1f} %"

@@ -13,7 +13,10 @@ from batchfer.options import Flag
 
 Inputs = Annotated[
     list[Path],
-    typer.Argument(help="Files and folders; folders are walked.", show_default=False),
+    # What cannot be read fails alone, and is told with the others.
+    typer.Argument(
+        help="Files and folders; folders are walked.", show_default=False, readable=False
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 People = Annotated[

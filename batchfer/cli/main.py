@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from batchfer.cli.commands import app
@@ -85,4 +86,12 @@ def main() -> NoReturn:
     """Run the command line and leave with its exit code."""
     _open_closed_streams()
     _catch_signals()
-    sys.exit(run_command(app))
+    code = run_command(app)
+    if code == ExitCode.INTERRUPTED:
+        # Python leaves by the signal, whatever code it is given, if the interruption went through
+        # an `exec`, as loading libraries has many.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)

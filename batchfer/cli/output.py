@@ -171,8 +171,12 @@ class BatchSummary:
 
 def format_plan(plan: "Plan") -> Iterator[str]:
     """Yield the lines that tell a dry run."""
+    if plan.closed:
+        yield f"folders that cannot be read: {len(plan.closed)}"
+        yield from (f"  {line}" for line in plan.closed)
     if not plan.videos and not plan.n_pictures:
-        yield f"nothing to do: {plan.n_done} inputs are analyzed already"
+        if plan.n_done or not plan.closed:
+            yield f"nothing to do: {plan.n_done} inputs are analyzed already"
         return
     broken = [video for video in plan.videos if video.problem]
     rotated = [video for video in plan.videos if video.info and video.info.rotation]

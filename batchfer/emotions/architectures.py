@@ -7,7 +7,6 @@ named ``base``, so that a recipe can freeze it and a file of base weights can be
 Keras is imported inside the functions: reading a card needs none of it.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.emotions.weights_file import (
+    read_arrays,
+    read_named_arrays,
+    set_named_weights,
+    set_weights,
+)
 from batchfer.errors import ModelError
 from batchfer.schema import EMOTIONS
 
@@ -193,7 +198,7 @@ ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
 
 
 def load_base_weights(model: Any, weights: Path) -> None:
-    """Fill the ImageNet base of a network from a ``.weights.h5`` file.
+    """Fill the ImageNet base of a network from a ``.weights.h5`` file, or from an old ``.h5``.
 
     Raises:
         ModelError: The file is missing or does not fit the network.
@@ -210,13 +215,12 @@ def load_base_weights(model: Any, weights: Path) -> None:
     else:
         release = base
     try:
-        with warnings.catch_warnings():
-            # Keras tells of each layer that does not fit; the error below says it once.
-            warnings.simplefilter("ignore", UserWarning)
-            release.load_weights(weights)
-    except (ValueError, OSError, KeyError) as error:
-        detail = str(error).strip().split("\n", 1)[0]
-        raise ModelError(f"base weights {weights} do not fit {model.name}: {detail}") from error
+        if weights.name.endswith(".weights.h5"):
+            set_weights(release, read_arrays(weights, "the file"))
+        else:
+            set_named_weights(release, read_named_arrays(weights, "the file")[0])
+    except (ValueError, ModelError) as error:
+        raise ModelError(f"base weights {weights} do not fit {model.name}: {error}") from error
     if release is not base:
         _take_kernels(base, release)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from batchfer.errors import ModelError
-from batchfer.files import display_name
+from batchfer.files import display_name, is_hidden
 from batchfer.schema import EMOTIONS
 
 
@@ -32,21 +32,31 @@ def find_model(name_or_path: str | Path) -> Path:
     """Return the file of a model that is given as a path or by name.
 
     Raises:
-        ModelError: There is no such model; the message lists every place searched.
+        ModelError: There is no such model; the message lists every place searched. Or it cannot be
+            read.
     """
     text = str(name_or_path)
     path = Path(text)
-    if path.is_file():
-        return path
+    if os.path.isfile(path) or is_hidden(path):  # noqa: PTH113 - never raises
+        return _see_readable(path)
     searched = [path]
     if os.path.basename(text) == text:  # noqa: PTH119 - a name has no folder in front
         file_name = text if path.suffix in (".keras", ".h5") else f"{text}.keras"
         for folder in list_model_folders():
-            if (folder / file_name).is_file():
-                return folder / file_name
+            if os.path.isfile(folder / file_name):  # noqa: PTH113
+                return _see_readable(folder / file_name)
             searched.append(folder / file_name)
     places = ", ".join(display_name(place) for place in searched)
     raise ModelError(f"model {display_name(text)!r} not found; searched: {places}")
+
+
+def _see_readable(model: Path) -> Path:
+    try:
+        with model.open("rb") as file:
+            file.read(1)
+    except OSError as error:
+        raise ModelError(f"model {display_name(model)}: unreadable, {error.strerror}") from error
+    return model
 
 
 CLASS_NAMES: Mapping[str, str] = {
@@ -62,6 +72,8 @@ CLASS_NAMES: Mapping[str, str] = {
     "neutrality": "neutral",
 }
 """Spellings of the seven classes in lower case, each with the emotion that it names."""
+
+MAX_CARD_BYTES = 4 * 1024**2
 
 
 def _full_face() -> dict[str, float]:
@@ -175,6 +187,8 @@ def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
             )
         return ModelCard(model.stem, tuple(labels), input_size=48)
     try:
+        if path.stat().st_size > MAX_CARD_BYTES:
+            raise ValueError("it is too large")
         content = json.loads(path.read_text(encoding="utf-8"))
         known = {one.name for one in fields(ModelCard)}
         card = ModelCard(**{key: value for key, value in content.items() if key in known})

@@ -1,7 +1,6 @@
 """A Keras model and its card: face crops in, emotion probabilities out.
 
-A model file is untrusted input. `check_archive` reads it before Keras does and refuses whatever
-could carry code, reach outside the archive or exhaust memory; no option turns it off.
+A model file is untrusted input: `batchfer.model_file` reads it, Keras never does.
 """
 
 import logging
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from batchfer.emotions.card import ModelCard, find_model, read_card
 from batchfer.emotions.folding import fold_layers
 from batchfer.emotions.legacy import load_legacy_h5
-from batchfer.emotions.safety import check_archive
+from batchfer.emotions.model_file import check_size, load_network_file
 from batchfer.errors import ModelError
 from batchfer.faces.crops import align_faces, crop_faces
 from batchfer.files import display_name, hash_file
@@ -25,6 +24,7 @@ from batchfer.machine import hide_stderr
 from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images
 
 logger = logging.getLogger(__name__)
+
 BATCH_MULTIPLE = 4
 """Batches of more than two are padded to a multiple of this, so that kernels are prepared for few
 shapes, and one face to two: for a single picture other kernels round differently, so that a face's
@@ -170,10 +170,17 @@ def _load_classifier(
     path: Path, labels: Sequence[str] | None, rescale: float | None, device: str
 ) -> Classifier:
     card, keras_model, sha256 = load_network(path, labels)
-    folded = fold_layers(keras_model)
-    _check_output(path, card, folded)
-    network, read_out = split_read_out(folded)
-    return Classifier(card, sha256, _trace(network, card, rescale, device), read_out, device)
+    try:
+        folded = fold_layers(keras_model)
+        _check_output(path, card, folded)
+        features, read_out = split_read_out(folded)
+        network = _trace(features, card, rescale, device)
+    except ModelError:
+        raise
+    except Exception as error:  # Keras raises whatever its layers raise
+        detail = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{display_name(path)}: cannot be run ({detail[0][:200]})") from error
+    return Classifier(card, sha256, network, read_out, device)
 
 
 def load_network(
@@ -185,29 +192,19 @@ def load_network(
         ModelError: As `load_classifier`, but for the outputs, which are not tried.
     """
     path = find_model(str(model))
+    check_size(path)
     if path.suffix == ".h5":
         if labels is None:
             raise ModelError(f"{display_name(path)}: a .h5 model needs --labels a,b,... in order")
         card = read_card(path, labels)
         keras_model = load_legacy_h5(path, len(card.labels))
     else:
-        check_archive(path)
         card = read_card(path, labels)
-        keras_model = _load_keras(path)
+        keras_model = load_network_file(path)
     sha256 = hash_file(path)
     if card.sha256 and card.sha256 != sha256:
         raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
     return _check_shape(path, card, keras_model), keras_model, sha256
-
-
-def _load_keras(path: Path) -> Any:
-    import keras
-
-    try:
-        return keras.saving.load_model(path, safe_mode=True, compile=False)
-    except Exception as error:  # Keras raises whatever its layers raise
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{display_name(path)}: Keras cannot load it ({detail[:200]})") from error
 
 
 def _check_shape(path: Path, card: ModelCard, model: Any) -> ModelCard:

@@ -16,22 +16,29 @@ def fold_layers(model: Any) -> Any:
     import keras
 
     layers = keras.layers
-    everything = _flatten(model)
+    everything, ends = _flatten(model), _list_ends(model)
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     folds: dict[str, Any] = {}
     for layer in everything:
         if not isinstance(layer, layers.BatchNormalization) or layer.axis not in (-1, 3):
             continue
+        if len(layer._inbound_nodes) > 1:  # after other layers, too
+            continue
         before = layer.input._keras_history.operation
         plain = type(before) in convolutions
-        if plain and len(before._outbound_nodes) == 1 and before.activation.__name__ == "linear":
+        alone = len(before._outbound_nodes) == 1 and before.name not in ends
+        if plain and alone and before.activation.__name__ == "linear":
             folds[before.name] = layer
     padded = {
         after.name: layer.name
         for layer in everything
-        if isinstance(layer, layers.ZeroPadding2D) and len(layer._outbound_nodes) == 1
+        if isinstance(layer, layers.ZeroPadding2D)
+        and layer.name not in ends
+        and len(layer._outbound_nodes) == len(layer._inbound_nodes) == 1
         for after in [layer._outbound_nodes[0].operation]
-        if type(after) in convolutions and _pads_same(layer, after)
+        if type(after) in convolutions
+        and len(after._inbound_nodes) == 1
+        and _pads_same(layer, after)
     }
     folded = {*(layer.name for layer in folds.values()), *padded.values()}
     if len({layer.name for layer in everything}) < len(everything) or not folded:
@@ -87,6 +94,15 @@ def _flatten(model: Any) -> list[Any]:
     for layer in model.layers:
         flat.extend(_flatten(layer) if hasattr(layer, "layers") else [layer])
     return flat
+
+
+def _list_ends(model: Any) -> set[str]:
+    """Return the names of the layers that make the outputs of a model and of those nested in it."""
+    ends = {output._keras_history.operation.name for output in model.outputs}
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            ends |= _list_ends(layer)
+    return ends
 
 
 def _fold_weights(convolution: Any, norm: Any) -> list[Any]:

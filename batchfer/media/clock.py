@@ -1,21 +1,87 @@
 """Presentation times of frames, mended where a container's are broken."""
 
+import logging
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
+
+from batchfer.media.containers import find_video_stream, open_container
+from batchfer.media.reader import TIME_TOLERANCE_S
+
+logger = logging.getLogger(__name__)
+
 MAX_GAP_S = 4 * 3600.0
-"""A frame that comes later than this after its predecessor has a broken timestamp."""
+"""A frame that comes later than this after its predecessor has a broken timestamp, unless the rest
+of the container agrees with it."""
+
+MAX_CLAIM_S = 366 * 24 * 3600.0
+"""A container that claims to last longer is not believed."""
+
+
+MENDS = {
+    "start": "the clip begins at 0 s, not where its first frame says",
+    "astray": "a frame whose time is out of order is shown half a frame after the one before",
+    "anew": "where times start anew or leap, they run on from the frame before",
+}
+"""What is done to times that cannot be right."""
+
+_TIMELESS = ("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "dv", "mjpeg", "vc1", "obu")
+"""Containers without a length of their own; what FFmpeg makes up is no claim."""
+
+
+def read_claimed_end(container: Any, stream: Any) -> Fraction | None:
+    """Return the last time that a container claims to have in s, before its start is subtracted."""
+    if container.format.name in _TIMELESS:
+        return None
+    if stream.duration is not None and stream.duration > 0:
+        end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+    elif container.duration is not None and container.duration > 0:
+        end = Fraction((container.start_time or 0) + container.duration, av.time_base)
+    else:
+        return None
+    return Fraction(end) if end <= MAX_CLAIM_S else None
+
+
+def read_index(path: Path, max_pixels: int, end: Fraction) -> list[Fraction]:
+    """Return the times in the index of a video in s, before its start is subtracted.
+
+    They are decoding times, perhaps of key frames alone, and all of them may be shifted alike
+    against what is shown.
+    """
+    with open_container(path, max_pixels) as container:
+        stream = find_video_stream(container)
+        try:
+            # Matroska's index lies at the end, and is read when somebody jumps.
+            container.seek(round(end / stream.time_base), stream=stream)
+        except av.FFmpegError as error:
+            logger.debug("seek to %s: %s", end, error)
+        return [Fraction(entry.timestamp) * stream.time_base for entry in stream.index_entries]
 
 
 class Clock:
     """Tells the times of frames in seconds since the container's start; they never go back."""
 
     def __init__(
-        self, origin: Fraction = Fraction(0), fps: Fraction | None = None, stream: Any = None
+        self,
+        origin: Fraction = Fraction(0),
+        fps: Fraction | None = None,
+        stream: Any = None,
+        claimed_end: Fraction | None = None,
+        read_index: Callable[[Fraction], list[Fraction]] = lambda _: [],
     ) -> None:
         """Start before the first frame of a stream."""
         self.origin = origin
+        self.mends: dict[str, int] = {}
+        self.first_mended_s: float | None = None
+        self._claimed_end = claimed_end
+        self._claimed_end_s = -math.inf if claimed_end is None else float(claimed_end - origin)
+        self._read_index = read_index
+        self._longest_claim_s: float | None = None
         self.step_s = float(1 / fps) if fps else 1 / 25
         self.varies = False
         self.end_s = 0.0
@@ -40,32 +106,60 @@ class Clock:
     def read(self, frame: Any) -> float:
         """Return the time of the next frame in order."""
         time_s = self._read_raw(frame) + self._shift_s
-        if not self._begun and not 0 <= time_s <= MAX_GAP_S:
+        if not self._begun and not (0 <= time_s <= MAX_GAP_S or self._is_claimed(0.0, time_s)):
             # The container misstates its start; the picture begins with the clip.
             self._shift_s, time_s = -time_s, 0.0
+            self._count_mend("start", time_s)
         self._begun = True
         last_s = self._last_s
         if last_s is not None:
-            if last_s <= time_s <= last_s + MAX_GAP_S:
+            if last_s <= time_s <= last_s + MAX_GAP_S or self._is_claimed(last_s, time_s):
                 self._n_astray = 0
             elif self._n_astray == 0:
                 # One frame out of order, as behind a damaged part, is shown where it comes.
                 self._n_astray = 1
                 time_s = last_s + self.step_s / 2
+                self._count_mend("astray", time_s)
             else:
                 # Joined recordings start anew in the middle; the clock runs on.
                 self._shift_s += last_s + self.step_s - time_s
                 time_s = last_s + self.step_s
+                self._count_mend("anew", time_s)
             if self._first_step_s is None:
                 self._first_step_s = time_s - last_s
             elif abs(time_s - last_s - self._first_step_s) > 0.002:
                 self.varies = True
         self._last_s = time_s
-        self.end_s = time_s + self._read_duration(frame)
+        self.end_s = time_s + self._read_duration(frame, time_s)
         # An edit list may cut the last frame short; a stream that ends before it is not believed.
         if time_s < self._stream_end_s < self.end_s:
             self.end_s = self._stream_end_s
         return time_s
+
+    def _count_mend(self, how: str, time_s: float) -> None:
+        self.mends[how] = self.mends.get(how, 0) + 1
+        if self.first_mended_s is None:
+            self.first_mended_s = time_s
+
+    def _is_claimed(self, last_s: float, time_s: float) -> bool:
+        """Return whether the container as a whole knows of so long a time without a frame.
+
+        It lasts until then at least, and its index has as long a hole.
+        """
+        if not last_s < time_s <= self._claimed_end_s + self._shift_s:
+            return False
+        if self._longest_claim_s is None:
+            self._longest_claim_s = self._measure_longest_claim()
+        return time_s - last_s <= self._longest_claim_s + TIME_TOLERANCE_S
+
+    def _measure_longest_claim(self) -> float:
+        """Return the longest time without an entry of the index; one that has none may be all."""
+        assert self._claimed_end is not None
+        times = self._read_index(self._claimed_end)
+        if max(times, default=Fraction(0)) > self._claimed_end:
+            return 0.0
+        marks_s = sorted(float(time - self.origin) for time in [*times, self._claimed_end])
+        return float(np.diff(marks_s, prepend=min(marks_s[0], 0.0)).max())
 
     def guess(self, packet: Any) -> float:
         """Return the time of a packet that may give no frame, where the clock stands if unknown."""
@@ -84,6 +178,7 @@ class Clock:
             return float((frame.dts - self._decoding_delay) * frame.time_base - self.origin)
         return 0.0 if self._last_s is None else self._last_s + self.step_s - self._shift_s
 
-    def _read_duration(self, frame: Any) -> float:
+    def _read_duration(self, frame: Any, time_s: float) -> float:
         duration_s = float(frame.duration * frame.time_base) if frame.duration else self.step_s
-        return duration_s if 0 < duration_s <= MAX_GAP_S else self.step_s
+        is_fine = duration_s <= MAX_GAP_S or self._is_claimed(time_s, time_s + duration_s)
+        return duration_s if duration_s > 0 and is_fine else self.step_s

@@ -136,7 +136,7 @@ def open_container(path: Path, max_pixels: int, **options: str) -> Any:
 
 def decoder_limit(max_pixels: int) -> int:
     """Return the decoders' own limit, looser than ours since they count padded sizes."""
-    return 2 * max_pixels + 1024 * 1024
+    return min(2 * max_pixels + 1024 * 1024, 2**31 - 1)  # a greater one they refuse
 
 
 def _explain_open(path: Path, error: Exception) -> InputError:

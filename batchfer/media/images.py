@@ -1,6 +1,7 @@
 """Pictures read upright as RGB, and written."""
 
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -140,13 +141,18 @@ def _scale_grey(grey: npt.NDArray[Any]) -> Images:
     return np.repeat(scaled[:, :, None], 3, axis=2)
 
 
+LONGEST_SIDES = {"JPEG": 65_500, "WEBP": 16_383}
+"""Longest side of a picture in px that a format holds, or its encoder writes; others hold more."""
+
+
 def write_image(path: Path, image: Images) -> None:
     """Write a picture ``(H,W,3)`` RGB in the format of its suffix, JPEG if that names none.
 
     JPEG and WebP are written at quality 92.
 
     Raises:
-        OutputError: The file cannot be written.
+        InputError: The format does not hold such a picture.
+        OutputError: The system does not let the file be written.
     """
     formats: dict[str, tuple[str, dict[str, Any]]] = {
         ".png": ("PNG", {}),
@@ -157,7 +163,20 @@ def write_image(path: Path, image: Images) -> None:
         ".tiff": ("TIFF", {"compression": "tiff_deflate"}),
     }
     name, options = formats.get(path.suffix.lower(), ("JPEG", {"quality": 92}))
+    height, width = image.shape[:2]
+    if max(width, height) > LONGEST_SIDES.get(name, math.inf):
+        raise InputError(
+            Reason.TOO_LARGE,
+            f"{width}x{height} pixels are too many for its annotated copy, a {name} of at most "
+            f"{LONGEST_SIDES[name]} on a side; --no-annotate does without",
+        )
     try:
         Image.fromarray(image).save(path, format=name, **options)
-    except OSError as error:
-        raise OutputError(f"cannot write the picture: {one_line(error)}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders raise what they like
+        problem = f"cannot write the picture: {one_line(error)}"
+        # What the system refuses has a number, and is no fault of this picture.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OutputError(problem) from error
+        raise InputError(Reason.OUTPUT_ERROR, problem) from error

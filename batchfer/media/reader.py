@@ -5,9 +5,10 @@ player shows them; nothing that a container claims about its length, rate or fra
 """
 
 import dataclasses
+import functools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from batchfer.errors import InputError, Reason
-from batchfer.media.clock import Clock
+from batchfer.media.clock import Clock, read_claimed_end, read_index
 from batchfer.media.containers import (
     MAX_FRAME_PIXELS,
     check_file,
@@ -156,7 +157,13 @@ class VideoReader:
             context.thread_count = threads
             context.options = {"max_pixels": str(decoder_limit(max_pixels))}
             info = read_info(path, self._container, self._stream, max_pixels)
-            self._clock = Clock(find_origin(self._container, self._stream), info.fps, self._stream)
+            self._clock = Clock(
+                find_origin(self._container, self._stream),
+                info.fps,
+                self._stream,
+                read_claimed_end(self._container, self._stream),
+                functools.partial(read_index, path, max_pixels),
+            )
             self._frames = self._decode()
             first = next(self._frames, None)
             if first is None:
@@ -229,7 +236,10 @@ class VideoReader:
             )
 
     def loss(self) -> tuple[Reason, str] | None:
-        """Return why and how the frames decoded so far are not all of them, None if they are."""
+        """Return why and how the frames decoded so far are not as they were, None if they are.
+
+        Some are lost or damaged, or their times had to be mended.
+        """
         parts = []
         if self.is_truncated:
             parts.append(f"the file is incomplete and ends at {self.end_s:.2f} s")
@@ -239,11 +249,29 @@ class VideoReader:
             parts.append(f"frames damaged: {self.n_corrupt}")
         if self.n_flawed and not parts:
             parts.append(f"packets damaged: {self.n_flawed}")
+        if n_mended := sum(self.mends.values()):
+            parts.append(f"times mended: {n_mended}")
         if not parts:
             return None
-        if self.first_bad_s is not None:
-            parts.append(f"the first at {self.first_bad_s:.2f} s")
+        if (first_s := self.first_flaw_s) is not None:
+            parts.append(f"the first at {first_s:.2f} s")
         return Reason.TRUNCATED if self.is_truncated else Reason.CORRUPT, ", ".join(parts)
+
+    @property
+    def first_flaw_s(self) -> float | None:
+        """When the first frame was lost or damaged, or its time mended, in seconds."""
+        known = [s for s in (self.first_bad_s, self.first_mended_s) if s is not None]
+        return min(known, default=None)
+
+    @property
+    def mends(self) -> Mapping[str, int]:
+        """How often a time was mended, by how; see `MENDS`."""
+        return self._clock.mends
+
+    @property
+    def first_mended_s(self) -> float | None:
+        """The first time that was mended, as it is now, in seconds."""
+        return self._clock.first_mended_s
 
     def _count_frames(self) -> Iterator[tuple[int, float, Any]]:
         """Yield index, time and frame of every decoded frame, and keep the counts."""

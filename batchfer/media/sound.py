@@ -1,8 +1,10 @@
 """The sound of a clip, copied or encoded beside its annotated frames."""
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,9 @@ from batchfer.media.containers import (
 )
 
 logger = logging.getLogger(__name__)
+
+MAX_STEP_TICKS = 2_000_000_000
+"""Readers of MP4 take longer steps between frames for negative ones."""
 
 AUDIO_IN_MP4 = frozenset({"aac", "mp3", "ac3", "eac3", "alac", "opus"})
 """Sound that is copied into MP4 as it is; any other is encoded as AAC."""
@@ -39,6 +44,7 @@ class Sound:
         self._origin = find_origin(self._source, find_video_stream(self._source))
         self._resampler: Any = None
         self._form: tuple[str, str, int] | None = None
+        self._decoded_s = Fraction(0)
         if mode == "copy":
             name = audio.codec_context.codec.canonical_name
             if name not in AUDIO_IN_MP4:
@@ -53,21 +59,30 @@ class Sound:
             self._target = {"format": "fltp", "layout": layout, "rate": rate}
             self._resampler = av.AudioResampler(**self._target)
         self._input = audio
-        self._packets = self._read()
+        pieces = self._copy() if self._resampler is None else self._decode()
+        first = next(pieces, None)
+        if first is None:  # some muxers refuse a stream in which nothing comes, at the very end
+            raise ValueError("nothing of it can be read")
+        self._packets = self._read(itertools.chain([first], pieces))
         self._time_s = -math.inf
         self._last_dts: int | None = None
+        self._is_kept = False
 
     def mux(self, until_s: float) -> None:
         """Write the sound up to a time, all of it if that is infinite."""
         while self._time_s < until_s:
             try:
                 packet = next(self._packets, None)
-            except (av.FFmpegError, ValueError) as error:
+            except Exception as error:  # PyAV raises whatever damaged bytes lead to
                 logger.warning("the sound is damaged and ends early: %s", one_line(error))
                 packet = None
             if packet is None:
                 self._time_s = math.inf
+                if not self._is_kept:
+                    logger.warning("the sound cannot be kept: MP4 takes nothing of it")
                 return
+            if packet.dts is None:  # the end of the stream, or a packet that nobody can place
+                continue
             self._time_s = float(packet.dts * packet.time_base)
             # Decoding times must rise; damaged sound loses a packet rather than the whole video.
             if self._last_dts is not None and packet.dts <= self._last_dts:
@@ -76,6 +91,7 @@ class Sound:
             packet.stream = self._stream
             try:
                 self._output.mux(packet)
+                self._is_kept = True
             except (av.error.ArgumentError, av.error.InvalidDataError) as error:
                 logger.debug("sound at %.3f s: %s", self._time_s, error)
 
@@ -83,11 +99,12 @@ class Sound:
         """Close the source."""
         self._source.close()
 
-    def _read(self) -> Iterator[Any]:
+    def _read(self, pieces: Iterator[Any]) -> Iterator[Any]:
+        """Yield the packets to be written from copied packets or decoded frames."""
         if self._resampler is None:
-            yield from self._copy()
+            yield from pieces
             return
-        for frame in self._decode():
+        for frame in pieces:
             yield from self._stream.encode(frame)
         yield from self._stream.encode(None)
 
@@ -136,8 +153,7 @@ class Sound:
                 logger.debug("sound at %s: %s", packet.pts, error)
                 continue
             for frame in frames:
-                if frame.pts is not None:
-                    frame.pts -= round(self._origin / frame.time_base)
+                self._place(frame)
                 form = (frame.format.name, frame.layout.name, frame.sample_rate)
                 if form != self._form and self._form is not None:
                     yield from self._resampler.resample(None)
@@ -145,3 +161,15 @@ class Sound:
                 self._form = form
                 yield from self._resampler.resample(frame)
         yield from self._resampler.resample(None)
+
+    def _place(self, frame: Any) -> None:
+        """Let the time of a frame count from the container's start.
+
+        What a decoder still holds at the end, as those of WMA do, comes without a time: it follows.
+        """
+        if frame.pts is None:
+            frame.pts = round(self._decoded_s / frame.time_base)
+        else:
+            frame.pts -= round(self._origin / frame.time_base)
+        length = Fraction(frame.samples, frame.sample_rate)
+        self._decoded_s = frame.pts * frame.time_base + length

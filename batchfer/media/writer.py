@@ -13,15 +13,18 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from batchfer.errors import InputError, MachineError, OutputError
+from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError
 from batchfer.media.containers import one_line
-from batchfer.media.sound import Sound
+from batchfer.media.sound import MAX_STEP_TICKS, Sound
 from batchfer.schema import Images, MediaInfo
 
 logger = logging.getLogger(__name__)
 
 WRITE_TIME_BASE = Fraction(1, 90_000)
 """Tick where the source's is unfit; a finer one would not let a frame last `MAX_GAP_S` in MP4."""
+
+WRITE_TICKS_A_SECOND = 10_000
+"""A source's tick is divided into smaller ones until there are at least so many."""
 
 ENCODER_THREADS = 4
 """Fixed, since the encoder's output depends on it."""
@@ -34,6 +37,10 @@ class VideoWriter:
     colour needs even sizes. Sound is copied where MP4 can carry it, else encoded as AAC; sound
     that cannot be read is left out with a warning. A context manager; the file is complete when
     it leaves without an exception.
+
+    Where `OutputError` is raised, which is for what the system refuses, `SoundError` may be: what
+    goes with the sound cannot be written, which may turn out late, and it is to be tried without.
+    What the encoder or MP4 refuses without sound is an `InputError`.
     """
 
     def __init__(self, path: Path, info: MediaInfo, audio_from: Path | None = None) -> None:
@@ -57,6 +64,7 @@ class VideoWriter:
         self._held: Any = None
         self._first_pts: int | None = None
         self._first_dts: int | None = None
+        self._has_sound = False
         self._sound: Sound | None = None
         modes: tuple[Literal["copy", "encode"] | None, ...] = (None,)
         if audio_from is not None and info.has_audio:
@@ -65,7 +73,9 @@ class VideoWriter:
             try:
                 self._open(audio_from if mode else None, mode or "copy")
                 return
-            except (av.FFmpegError, ValueError, InputError) as error:
+            except MachineError:
+                raise
+            except Exception as error:  # of sound PyAV raises whatever damaged bytes lead to
                 self._abandon()
                 if mode is None:
                     raise self._explain(error) from error
@@ -104,6 +114,7 @@ class VideoWriter:
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         self._stream = stream
+        self._has_sound = audio_from is not None
         if audio_from is not None:
             self._sound = Sound(
                 audio_from, self._container, mode, self._info.width * self._info.height
@@ -174,13 +185,19 @@ class VideoWriter:
             self._pending = None
 
     def _encode_pending(self, end: int) -> None:
-        """Encode the last frame given, now that it is known when it ends, in ticks."""
-        self._end = max(end, self._pending.pts + 1)
-        self._pending.duration = self._end - self._pending.pts
+        """Encode the last frame given, now that it is known when it ends, in ticks.
+
+        One that lasts longer than MP4 lets it is shown again and again.
+        """
+        start = self._pending.pts
+        self._end = max(end, start + 1)
         try:
-            self._mux(self._stream.encode(self._pending))
+            while (left := self._end - self._pending.pts) > 0:
+                self._pending.duration = min(left, MAX_STEP_TICKS)
+                self._mux(self._stream.encode(self._pending))
+                self._pending.pts += self._pending.duration
             if self._sound is not None:
-                self._sound.mux(float(self._pending.pts * self._time_base))
+                self._sound.mux(float(start * self._time_base))
         except av.FFmpegError as error:
             raise self._explain(error) from error
 
@@ -220,11 +237,16 @@ class VideoWriter:
     def _explain(self, error: Exception) -> Exception:
         if isinstance(error, (OutputError, MachineError)):
             return error
-        return OutputError(f"cannot write the video: {one_line(error)}")
+        problem = f"cannot write the video: {one_line(error)}"
+        if isinstance(error, (OSError, MemoryError)):
+            return OutputError(problem)
+        # The muxer looks at some packets late, and does not say whose they were.
+        return SoundError(problem) if self._has_sound else InputError(Reason.OUTPUT_ERROR, problem)
 
 
 def _choose_time_base(source: Fraction | None) -> Fraction:
     """Return a tick that hits the source's times exactly and is fine enough to part them."""
-    if source is None or source.numerator != 1 or source.denominator > 120_000:
+    if source is None or source.denominator > 120_000 or (source.numerator > 1 > source):
         return WRITE_TIME_BASE
-    return source / max(1, math.ceil(10_000 * source))
+    whole = Fraction(1, source.denominator)
+    return whole / max(1, math.ceil(WRITE_TICKS_A_SECOND * whole))

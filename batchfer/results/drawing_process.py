@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchfer.errors import MachineError, OutputError
+from batchfer.errors import InputError, MachineError, OutputError, SoundError
 from batchfer.machine import keep_memory
 from batchfer.media.writer import VideoWriter
 from batchfer.processes import Messenger, PythonProcess, take_requests
@@ -40,8 +40,8 @@ class DrawingProcess:
     ``/dev/shm``, which containers keep small.
 
     Every method but `close` raises `ChildProcessError` where the process has died or cannot be
-    used, and what is raised there: `OutputError`, `MachineError`, `MemoryError`, or `RuntimeError`
-    for a bug.
+    used, and what is raised there: `InputError`, `OutputError`, `MachineError`, `MemoryError`, or
+    `RuntimeError` for a bug.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,11 @@ class DrawingProcess:
 
     def _hear(self) -> str:
         """Take in the next thing that it tells, and return what that is."""
-        name, content = self._process.hear()
+        try:
+            name, content = self._process.hear()
+        except SoundError as error:
+            # Nothing can go on in the midst of a video: that is drawn anew elsewhere.
+            raise self._process.end(error) from error
         if name == "drawn":
             self._free.append(content)
         return name
@@ -190,7 +194,7 @@ def serve(file: int, log_level: int) -> None:
     messenger = Messenger(log_level)
     requests = take_requests()
     while True:
-        with messenger.tell_errors(OutputError, MachineError, MemoryError):
+        with messenger.tell_errors(InputError, OutputError, MachineError, MemoryError):
             _draw_video(requests, file, messenger)
 
 

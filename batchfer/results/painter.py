@@ -5,6 +5,7 @@ face, or for which there is no room, becomes a one-line label. Colours are `EMOT
 with the word beside them.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,12 +26,17 @@ from batchfer.results.plates import (
 )
 from batchfer.schema import EMOTIONS, Floats, Images
 
+_GUESSED_NAME = re.compile(r"(P\d+)?")
+"""What `batchfer.timeline.table.assign_people` calls somebody whom the user has not named."""
+
 
 @dataclass(frozen=True)
 class DrawnFaces:
     """The N faces of one frame: ``ids (N,)``, ``names``, ``boxes (N,4)`` px, ``probabilities``.
 
-    A name is that of the person where one is known, else the id.
+    A name is the user's for a person, else the id. Which tracks are one person, ``P1``, is a guess
+    that is made at the end of a clip: frames that are drawn as they come cannot show it, and a
+    clip looks the same whenever it is drawn.
     """
 
     ids: tuple[int, ...]
@@ -51,7 +57,10 @@ class DrawnFaces:
         names = tuple(f"#{face_id}" for face_id in ids)
         if "person" in rows:
             persons = rows["person"].fillna("").astype(str)[kept]
-            names = tuple(one or other for one, other in zip(persons, names, strict=True))
+            names = tuple(
+                other if _GUESSED_NAME.fullmatch(one) else one
+                for one, other in zip(persons, names, strict=True)
+            )
         sides = [rows[name].to_numpy(np.float64)[kept] for name in ("x", "y", "width", "height")]
         x, y, width, height = sides
         boxes = np.column_stack([x, y, x + width, y + height])

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from batchfer.errors import BatchferError
+from batchfer.errors import BatchferError, UsageError
 from batchfer.files import atomic_write, display_name
 from batchfer.options import OutputOptions
 from batchfer.processes import Messenger, PythonProcess, take_requests
@@ -57,13 +57,18 @@ def write_results(
     """
     table = timeline.table
     summary = summarize_people(table, outputs.smooth_s)
-    write_tables(summary, folder, "summary")
-    write_tables(find_segments(table, outputs.smooth_s), folder, "segments")
+    tables = {"summary": summary, "segments": find_segments(table, outputs.smooth_s)}
     if outputs.bin_s is not None:
-        write_tables(bin_timeline(table, outputs.bin_s, outputs.smooth_s), folder, "bins")
+        try:
+            tables["bins"] = bin_timeline(table, outputs.bin_s, outputs.smooth_s)
+        except UsageError as error:  # the container did not tell how long it is
+            logger.warning("%s: no bins.csv: %s", facts.get("input"), error)
     if events is not None:
         _check_events(events, facts)
-        write_tables(summarize_events(table, events, outputs.smooth_s), folder, "events")
+        tables["events"] = summarize_events(table, events, outputs.smooth_s)
+    for stem, content in tables.items():
+        with atomic_write(folder / f"{stem}.csv") as path:
+            write_csv(content, path)
     if outputs.report:
         write_report(
             folder / "report.html",
@@ -146,8 +151,11 @@ def write_index_pages(
     results: Sequence[JobResult],
     outputs: OutputOptions,
     participants: pd.DataFrame | None,
+    owns_index: bool = True,
 ) -> None:
     """Write what joins all recordings: ``summary.csv`` and, with reports, ``index.html``.
+
+    Without reports an older ``index.html`` is removed, but for one that is not ours.
 
     Raises:
         OutputError: They cannot be written.
@@ -164,5 +172,5 @@ def write_index_pages(
         write_csv(join_recordings(summaries, participants), path)
     if outputs.report:
         write_index(output / "index.html", results)
-    else:  # one that is there would lead to pages that are not
+    elif owns_index:  # one that is there would lead to pages that are not
         (output / "index.html").unlink(missing_ok=True)

@@ -13,15 +13,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+import numpy as np
 import pandas as pd
 
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.schema import PEOPLE_COLUMNS, QUALITY_COLUMNS, TIMELINE_COLUMNS
+from batchfer.schema import EMOTIONS, PEOPLE_COLUMNS, QUALITY_COLUMNS, TIMELINE_COLUMNS
 from batchfer.timeline.table import build_empty_table
 
 ROW_GROUP_ROWS = 8_192
 """Rows are written in groups of this many, whatever the parts that they come in."""
 
+MOST_SECONDS = 1e9
+"""No clip lasts longer, 31 years."""
+
+_BOX_COLUMNS = ("x", "y", "width", "height", "face_score")
 _DEFUSED = r"'*[=+\-@\t\r]"
 
 
@@ -220,6 +225,28 @@ def read_timeline(path: Path) -> pd.DataFrame:
         # Parse errors of pandas, Arrow and Unicode are all ValueErrors.
         detail = " ".join(str(error).split())[:200]
         raise InputError(Reason.CORRUPT, f"{path.name} is no timeline: {detail}") from error
+
+
+def check_faces(table: pd.DataFrame, name: str) -> None:
+    """Refuse a timeline whose values nobody can have measured, such as one edited by hand.
+
+    Raises:
+        InputError: a time or a number of a face is missing or infinite, or an emotion unknown.
+    """
+    faces = table[table["face_id"].notna() | table["emotion"].notna()]
+    numbers = faces[[*_BOX_COLUMNS, *EMOTIONS, "emotion_confidence"]].to_numpy(np.float64)
+    times = table["timestamp"].to_numpy(np.float64)
+    problems = {
+        "a frame has no number": (table["frame"] < 0).any(),
+        "a timestamp is no time": (np.abs(times[~np.isnan(times)]) > MOST_SECONDS).any(),
+        "a number of a face is missing": not np.isfinite(numbers).all(),
+        "a box has no size": (faces[["width", "height"]].to_numpy(np.float64) < 0).any(),
+        "a face has no id": faces["face_id"].isna().any(),
+        "an emotion is none of the seven": not faces["emotion"].isin(EMOTIONS).all(),
+    }
+    for problem, is_there in problems.items():
+        if is_there:
+            raise InputError(Reason.CORRUPT, f"{name}: {problem}")
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:

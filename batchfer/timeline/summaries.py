@@ -122,18 +122,25 @@ def bin_timeline(
     Bins ``bin_start <= t < bin_end`` begin at 0 s and follow one another without a hole up to the
     end of the last frame; a bin without a face keeps one row whose person is null. A frame that
     lasts over the edge of a bin counts in both, each for its part.
+
+    Raises:
+        UsageError: The bins are too short, see `check_bins`.
     """
     if not seconds > 0:
         raise UsageError(f"a bin lasts more than 0 s, not {seconds:g}")
-    names, lines = draw_lines(table, smoothing_s)
     times = table["timestamp"].to_numpy(np.float64)
     # Rounding must not give a bin to the very end of a frame.
     ends = np.maximum(times, times + row_durations(table) - 1e-6)
-    n_bins = int(np.floor(ends.max() / seconds)) + 1 if len(times) else 0
+    end_s = float(ends.max(initial=0.0))
+    check_bins(seconds, end_s)
+    n_bins = int(np.floor(end_s / seconds)) + 1 if len(times) else 0
+    names, lines = draw_lines(table, smoothing_s)
     start, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
     first = np.maximum(np.floor(start / seconds), 0).astype(np.int64)
     last = np.floor(np.maximum(start, np.nextafter(start + duration, 0)) / seconds).astype(np.int64)
     counts = np.minimum(last, n_bins - 1) - first + 1
+    # Several people have a row each in a bin; frames that share one make none of their own.
+    refuse_rows(seconds, float(counts.sum() - len(lines)))
     row = np.repeat(np.arange(len(lines)), counts)
     bins = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
     inside = np.minimum(start[row] + duration[row], (bins + 1) * seconds) - np.maximum(
@@ -149,6 +156,28 @@ def bin_timeline(
     binned.insert(0, "bin_start", binned["bin"] * seconds)
     binned.insert(1, "bin_end", (binned["bin"] + 1) * seconds)
     return binned.drop(columns="bin").astype({"person": "string"})
+
+
+MAX_BIN_ROWS = 1_000_000
+"""Bins that would make more rows than this are refused."""
+
+
+def check_bins(seconds: float, end_s: float) -> None:
+    """See that bins of a clip that lasts until ``end_s`` are not too many to be looked at.
+
+    Raises:
+        UsageError: They would make more than a million rows.
+    """
+    refuse_rows(seconds, end_s / seconds)
+
+
+def refuse_rows(seconds: float, n_rows: float) -> None:
+    """Refuse bins that would make a table nobody can look at."""
+    if n_rows > MAX_BIN_ROWS:
+        raise UsageError(
+            f"bins of {seconds:g} s make {n_rows:.3g} rows, more than {MAX_BIN_ROWS:,}; choose a "
+            "longer --bin"
+        )
 
 
 def summarize_events(

@@ -3,13 +3,13 @@
 import csv
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from batchfer.errors import UsageError
-from batchfer.files import display_name
+from batchfer.files import display_name, fold_name, is_printable
 from batchfer.options import parse_time
 
 _log = logging.getLogger(__name__)
@@ -19,20 +19,16 @@ def match_files(files: Iterable[str], names: Sequence[str], warn: bool = True) -
     """Return the recording that each file of a user's table means, None where there is none.
 
     ``names`` are the recordings' paths below the given folder. A file may be such a path, its last
-    parts, or these without the ending; it must mean one recording only. With ``warn`` those that
-    mean none are named.
+    parts, or these without the ending; it must mean one recording only. What is written exactly
+    like a name goes before what looks like it (`fold_name`). With ``warn`` those that mean none are
+    named.
     """
-    endings: dict[str, set[str]] = {}
-    for name in names:
-        parts = PurePosixPath(name).parts
-        for first in range(len(parts)):
-            whole = PurePosixPath(*parts[first:])
-            for ending in {str(whole), str(whole.with_suffix(""))}:
-                endings.setdefault(ending, set()).add(name)
+    exact, alike = (_collect_endings(names, fold) for fold in (str, fold_name))
     found: list[str | None] = []
     for file in files:
-        wanted = str(PurePosixPath(file.replace("\\", "/")))
-        meant = {wanted} if wanted in names else endings.get(wanted, set())
+        meant: set[str] = set()
+        for wanted in (file, str(PurePosixPath(file.replace("\\", "/")))):
+            meant = meant or exact.get(wanted) or alike.get(fold_name(wanted), set())
         if len(meant) > 1:
             one, other, *_ = sorted(meant)
             raise UsageError(f"the file {file} may be {one} or {other}; give more of its path")
@@ -40,6 +36,21 @@ def match_files(files: Iterable[str], names: Sequence[str], warn: bool = True) -
             _log.warning("no recording is called %s", file)
         found.append(next(iter(meant), None))
     return found
+
+
+def _collect_endings(names: Sequence[str], fold: Callable[[str], str]) -> dict[str, set[str]]:
+    """Return the names that end in any text; a whole name means itself alone."""
+    endings: dict[str, set[str]] = {}
+    for name in names:
+        parts = PurePosixPath(name).parts
+        for first in range(len(parts)):
+            whole = PurePosixPath(*parts[first:])
+            for ending in {str(whole), str(whole.with_suffix(""))}:
+                endings.setdefault(fold(ending), set()).add(name)
+    wholes: dict[str, set[str]] = {}
+    for name in names:
+        wholes.setdefault(fold(name), set()).add(name)
+    return endings | wholes
 
 
 def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
@@ -51,8 +62,12 @@ def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.Dat
 
 
 def read_people(path: Path) -> dict[int, str]:
-    """Return the name of every ``face_id`` that a user's ``people.csv`` lists."""
+    """Return the name of every ``face_id`` that a user's ``people.csv`` lists.
+
+    Names that look the same (`fold_name`) are the same, written as the first of them.
+    """
     people: dict[int, str] = {}
+    spelled: dict[str, str] = {}
     for line, row in _read_rows(path, ("face_id", "name")):
         try:
             face_id = int(row["face_id"])
@@ -62,11 +77,12 @@ def read_people(path: Path) -> dict[int, str]:
             ) from None
         if not row["name"].strip():
             raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has no name")
-        if not row["name"].isprintable():
+        if not is_printable(row["name"]):
             raise UsageError(
                 f"{display_name(path)}, line {line}: {row['name']!r} has an unprintable character"
             )
-        if people.setdefault(face_id, row["name"]) != row["name"]:
+        name = spelled.setdefault(fold_name(row["name"]), row["name"])
+        if people.setdefault(face_id, name) != name:
             raise UsageError(f"{display_name(path)}, line {line}: face {face_id} has a second name")
     return people
 

@@ -15,6 +15,7 @@ from batchfer.emotions.card import CLASS_NAMES
 from batchfer.errors import DataError, UsageError
 from batchfer.files import IMAGE_SUFFIXES, display_name
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
+from batchfer.training.face_sets import explain_closed, refuse_closed
 
 PART_FOLDERS: Mapping[str, str] = {
     "train": "train",
@@ -132,7 +133,10 @@ def _hold_out(faces: FaceList) -> FaceList:
 
 def _visible(folder: Path) -> list[Path]:
     hidden = (".", "__MACOSX")
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+    except OSError as error:
+        raise explain_closed(error) from error
 
 
 def _list_tree(root: Path) -> FaceList:
@@ -149,7 +153,8 @@ def _list_tree(root: Path) -> FaceList:
     part_names: list[str] = []
     for folder, part in parts.items():
         for class_folder, emotion in _match_classes(folder):
-            for path in sorted(class_folder.rglob("*")):
+            below = os.walk(class_folder, onerror=refuse_closed)
+            for path in sorted(Path(place, name) for place, _, files in below for name in files):
                 if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                     names.append(path.relative_to(root).as_posix())
                     pictures.append(path)

@@ -14,6 +14,7 @@ import numpy as np
 
 from batchfer import __version__
 from batchfer.emotions.card import ModelCard, find_model, format_card, locate_card, read_card
+from batchfer.emotions.model_file import load_network_file
 from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.files import atomic_write, hash_file
 from batchfer.schema import EMOTIONS, Floats, Integers
@@ -72,7 +73,7 @@ def publish(
         before = float((raw.argmax(axis=1) == validation.labels).mean())
         full = unfinished.read_bytes()
         halve_precision(unfinished)
-        small = keras.saving.load_model(unfinished, compile=False)
+        small = load_network_file(unfinished)
         halved = predict(small, validation, recipe.flip_average)
         after = float((halved.argmax(axis=1) == validation.labels).mean())
         if abs(after - before) > HALF_TOLERANCE:

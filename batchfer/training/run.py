@@ -22,6 +22,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.emotions.weights_file import open_weights
 from batchfer.errors import MachineError, ModelError, OutputError, UsageError
 from batchfer.files import PARTS_FOLDER, atomic_write, display_name, hash_file
 from batchfer.training.batches import TrainingBatches
@@ -365,10 +366,13 @@ class TrainingRun:
         self.compile(max((state.batches_done - 1) // len(self.batches), 0))
         checkpoint = self.folder / state.checkpoint
         try:
-            self.trained.load_weights(checkpoint / "state.weights.h5")
+            weights = checkpoint / "state.weights.h5"
+            with open_weights(weights, display_name(weights)):
+                pass  # its structure is as it should be
+            self.trained.load_weights(weights)
             with np.load(checkpoint / "average.npz") as arrays:
                 self.average = [arrays[name] for name in arrays.files]
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ModelError) as error:
             raise UsageError(f"{display_name(checkpoint)} is damaged") from error
         n_validated = len(self.history)
         n_trained, rest = divmod(state.batches_done, len(self.batches))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from batchfer.emotions.architectures import fit_normalization
 from batchfer.emotions.card import ModelCard
 from batchfer.emotions.classifier import load_network
+from batchfer.emotions.model_file import load_network_file
 from batchfer.errors import DataError, UsageError
 from batchfer.files import PARTS_FOLDER, display_name, lock_output, prepare_output
 from batchfer.schema import EMOTIONS, Floats
@@ -222,7 +223,7 @@ def _find_own_run(options: TrainOptions, recipe: Recipe, splits: Splits) -> Trai
 
 def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
     """Return the network of a file in single precision, however it was trained."""
-    saved = keras.saving.load_model(path, compile=False)
+    saved = load_network_file(path)
     model = build_network(replace(options, base_weights="none"), recipe)
     model.set_weights(saved.get_weights())
     return model

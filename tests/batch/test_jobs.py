@@ -1,5 +1,6 @@
 """Inputs to jobs, models by name, and files that are complete or not there."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -10,10 +11,18 @@ import pytest
 from batchfer import files
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.emotions.card import find_model
-from batchfer.errors import ModelError, NothingToDoError, OutputError, Reason, UsageError
+from batchfer.errors import (
+    ModelError,
+    NothingToDoError,
+    OutputError,
+    PlaceError,
+    Reason,
+    UsageError,
+)
 from batchfer.files import (
     atomic_write,
     display_name,
+    fold_name,
     hash_file,
     locate_parts,
     lock_output,
@@ -32,6 +41,10 @@ def touch(*names: str) -> None:
     for name in names:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(name.encode(errors="surrogateescape"))
+
+
+def list_names(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
 
 
 def plan(*paths: str, kind: Kind = "video", output: str = "out") -> dict[str, str]:
@@ -117,6 +130,61 @@ def test_names_that_the_output_needs_are_avoided(home: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["summary.csv", "index.html", "Report.HTML", "faces.csv"])
+def test_folders_named_like_our_own_files_are_told_from_them(name: str, home: Path) -> None:
+    touch(f"in/{name}/a.mp4")
+    assert plan("in") == {f"in/{name}/a.mp4": f"in/{name}/a.mp4"}
+
+
+def test_a_name_that_nothing_can_tell_from_our_own_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch("run.json/a.mp4")
+    absolute = os.path.abspath
+    # As for a folder below the root.
+    monkeypatch.setattr(os.path, "abspath", lambda p: str(absolute(p)).replace(str(home), ""))
+    with pytest.raises(OutputError, match="rename it"):
+        plan(".")
+
+
+def test_names_that_a_disk_may_take_for_the_same_are_told_apart(home: Path) -> None:
+    composed, decomposed = "é.mp4", "e\u0301.mp4"
+    touch("in/Talk.mp4", "in/talk.mp4", "in/TALK.MP4~2", f"in/{composed}", f"in/{decomposed}")
+    touch("x/a/clip.mp4", "x/A/Clip.mp4", "y/Day/a.mp4", "y/day/b.mp4")
+    every = ("in/Talk.mp4", "in/talk.mp4", "in/TALK.MP4~2", f"in/{composed}", f"in/{decomposed}")
+    expected = {
+        "in/Talk.mp4": "Talk.mp4",
+        "in/talk.mp4": "talk.mp4~3",
+        "in/TALK.MP4~2": "TALK.MP4~2",
+        f"in/{decomposed}": decomposed,
+        f"in/{composed}": f"{composed}~2",
+    }
+    assert plan(*every) == expected
+    assert plan(*reversed(every)) == expected, "whatever their order"
+    jobs, _ = plan_jobs([Path("in")], Path("out"), "video")
+    assert [job.name for job in jobs] == ["Talk.mp4", decomposed, "talk.mp4~2", f"{composed}~2"]
+    assert plan("x/a/clip.mp4", "in/Talk.mp4", "x/A/Clip.mp4") == {
+        "x/A/Clip.mp4": "Clip.mp4",
+        "x/a/clip.mp4": "clip.mp4~2",
+        "in/Talk.mp4": "Talk.mp4",
+    }, "their parents would not tell them apart"
+    assert plan("y") == {"y/Day/a.mp4": "Day/a.mp4", "y/day/b.mp4": "day/b.mp4"}
+    touch("p/one.mp4", "q/ONE.mp4", "r/v.mp4", "r/V.MP4/w.mp4")
+    assert plan("p", "q") == {"p/one.mp4": "p/one.mp4", "q/ONE.mp4": "q/ONE.mp4"}
+    names = list(plan("r").values())
+    assert not names[0].casefold().startswith(names[1].casefold() + "/")
+    assert not names[1].casefold().startswith(names[0].casefold() + "/")
+
+
+def test_copies_that_a_disk_may_take_for_the_same_are_told_apart(home: Path) -> None:
+    long = "n" * 251
+    touch("in/a.jpg", "in/A.JPG", "in/b.gif", "in/B.gif.JPG", f"in/{long}.jpg", f"in/{long}.JPG")
+    copies = list(plan("in", kind="image").values())
+    assert len({copy.casefold() for copy in copies}) == 6
+    assert all(len(Path(copy).name) <= 255 for copy in copies)
+    assert all(Path(copy).suffix.lower() == ".jpg" for copy in copies)
+
+
 def test_a_file_met_twice_is_a_duplicate(home: Path) -> None:
     touch("in/a.mp4", "in/b.mp4")
     Path("in/c.mp4").symlink_to("a.mp4")
@@ -143,16 +211,6 @@ def test_links_are_followed_but_never_in_circles(home: Path) -> None:
         "in/linked/b.mp4",
         "in/linked/deep/c.mp4",
     ]
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_named(home: Path) -> None:
-    touch("in/a.mp4", "in/closed/b.mp4")
-    Path("in/closed").chmod(0)
-    jobs, skipped = plan_jobs([Path("in")], Path("out"), "video")
-    Path("in/closed").chmod(0o700)
-    assert [job.name for job in jobs] == ["a.mp4"]
-    assert [(r.status, r.reason) for r in skipped] == [("failed", Reason.UNREADABLE)]
 
 
 def test_own_results_are_no_inputs(home: Path) -> None:
@@ -225,6 +283,24 @@ def test_any_name_is_shown_on_one_line_as_utf8() -> None:
     assert display_name("a\nb\x1b[31m\x07.mp4") == "a\\nb\\x1b[31m\\x07.mp4"
     assert display_name(Path("=1+1.mp4")) == "=1+1.mp4"
     display_name(os.fsdecode(bytes(range(1, 256)))).encode()
+
+
+def test_printable_unicode_is_shown_as_it_is() -> None:
+    blanks = "\u00a0\u1680\u2003\u2009\u202f\u205f\u3000"
+    family = "\U0001f468\u200d\U0001f469\u200d\U0001f467\ufe0f"
+    for text in (blanks, family, "e\u0301", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"):
+        assert display_name(f"{text}.mp4") == f"{text}.mp4"
+    turns = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"
+    others = "\u2028\u2029\x85\x00\x7f\x9b\u00ad\ufeff\u200b\ue000\U000e0041\uffff"
+    for char in turns + others:
+        assert display_name(f"a{char}b") == f"a{char.encode('unicode_escape').decode()}b"
+    assert display_name(os.fsdecode(b"a\xed\xa0\x80")) == "a\\xed\\xa0\\x80", "a lone surrogate"
+
+
+def test_names_that_look_the_same_are_folded_to_one() -> None:
+    names = ("Café a\u202fb", "Cafe\u0301 a\u00a0b", "\u200eCafé a b", "Caf\u00e9\u2003a\u3000b")
+    assert {fold_name(name) for name in names} == {"Café a b"}
+    assert len({fold_name(name) for name in ("a b", "ab", "A b", "a  b")}) == 4
 
 
 def test_odd_names_become_jobs(home: Path) -> None:
@@ -303,6 +379,52 @@ def test_an_output_that_cannot_be_written_is_refused() -> None:
         prepare_output(Path("/proc/batchfer"))
 
 
+def test_no_link_among_the_parts_is_followed(home: Path) -> None:
+    """A shared output folder in which somebody else has put links that lead to our files."""
+    touch("victim", "elsewhere/result/a", "elsewhere/part-0.npz")
+    parts = Path("out/.batchfer")
+    parts.mkdir(parents=True)
+    for name in ("trial", "lock", "pictures"):
+        (parts / name).symlink_to(Path("victim").absolute())
+    locate_parts(Path("out"), "a.mp4").symlink_to(Path("elsewhere").absolute())
+    prepare_output(Path("out"))
+    with lock_output(Path("out")):
+        with files.work_folder(Path("out"), "a.mp4") as folder:
+            assert not folder.is_symlink()
+            (folder / "part").touch()
+        locate_parts(Path("out"), "b.mp4").symlink_to(Path("elsewhere").absolute())
+        with files.work_folder(Path("out"), "b.mp4") as folder:
+            (folder / "part").touch()
+    assert Path("victim").read_bytes() == b"victim"
+    assert sorted(p.name for p in Path("elsewhere").iterdir()) == ["part-0.npz", "result"]
+    assert Path("elsewhere/result/a").exists()
+
+
+def test_a_folder_of_parts_that_is_a_link_is_refused(home: Path) -> None:
+    touch("elsewhere/lock")
+    Path("out").mkdir()
+    Path("out/.batchfer").symlink_to(Path("elsewhere").absolute())
+    with pytest.raises(OutputError, match=r"\.batchfer is a link"):
+        prepare_output(Path("out"))
+    assert list_names("elsewhere") == ["lock"]
+    with atomic_write(Path("out/a.csv")) as path:
+        assert path.parent == Path("out")
+        path.touch()
+    Path("real").mkdir()
+    Path("linked").symlink_to("real")
+    prepare_output(Path("linked"))
+    assert list_names("real") == [".batchfer"]
+
+
+def test_nobody_can_guess_where_a_file_is_written(home: Path) -> None:
+    names = set()
+    for _ in range(2):
+        with atomic_write(Path("a.csv")) as path:
+            path.touch()
+            names.add(path.name)
+    assert len(names) == 2
+
+
 def test_two_runs_do_not_share_an_output(home: Path) -> None:
     prepare_output(Path("out"))
     code = (
@@ -378,3 +500,41 @@ def test_a_folder_that_is_no_result_is_not_replaced(home: Path) -> None:
             publish_folder(make_result("out/.batchfer/1", "new"), Path("out") / name)
     assert Path("out/a.mp4/precious.txt").exists()
     assert Path("out/b.mp4").is_file()
+
+
+def test_a_result_that_cannot_have_its_name_leaves_the_older_one(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = Path("out/12:30.mp4")
+    publish_folder(make_result("out/.batchfer/1", "first"), final)
+    replace = Path.replace
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "1":
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return replace(self, target)
+
+    new = make_result("out/.batchfer/1", "second")
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PlaceError, match="Invalid argument"):
+        publish_folder(new, final)
+    assert (new / "timeline.csv").read_text() == "second"
+    assert (final / "timeline.csv").read_text() == "first"
+
+
+def test_a_link_at_the_place_of_a_result_is_not_followed(home: Path) -> None:
+    make_result("elsewhere", "theirs")
+    Path("out").mkdir()
+    Path("out/a.mp4").symlink_to(Path("elsewhere").absolute())
+    with pytest.raises(PlaceError):
+        publish_folder(make_result("out/.batchfer/1", "new"), Path("out/a.mp4"))
+    assert Path("elsewhere/timeline.csv").read_text() == "theirs"
+
+
+@pytest.mark.timeout(20)
+def test_what_others_keep_in_a_result_is_not_opened(home: Path) -> None:
+    folder = make_result("out/.batchfer/1", "new")
+    os.mkfifo(folder / "pipe")
+    (folder / "gone").symlink_to("nowhere")
+    publish_folder(folder, Path("out/a.mp4"))
+    assert list_names("out/a.mp4") == ["deep", "gone", "pipe", "run.json", "timeline.csv"]

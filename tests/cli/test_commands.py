@@ -57,6 +57,9 @@ def test_times_that_are_none(text: str) -> None:
         (["video", "CLIP", "--start", "soon"], 2, "no time"),
         (["video", "CLIP", "--smooth", "-1"], 2, "no time"),
         (["images", "CLIP", "--rescale", "1/0"], 2, "positive factor"),
+        (["images", "CLIP", "--rescale", "1e400"], 2, "positive factor"),
+        (["video", "CLIP", "-o", "OUT", "--model", "TOY", "--bin", "1e-9"], 2, "more than 1,000,0"),
+        (["video", "CLIP", "-o", "OUT", "--model", "TOY", "--bin", "1e-320"], 2, "more than 1,0"),
         (["video", "EMPTY"], 4, "found no video"),
         (["images", "EMPTY"], 4, "found no image"),
         (["video", "CLIP", "--model", "nothing_like_it"], 5, "searched"),
@@ -88,6 +91,18 @@ def test_what_cannot_start_is_one_line_and_a_code(
     assert told in errors
     assert errors.startswith("batchfer: ")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "option", [("--fps", "inf"), ("--fps", "nan"), ("--timeout", "inf"), ("--timeout", "nan")]
+)
+def test_numbers_without_end_are_wrong_usage(
+    option: tuple[str, str], toy_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = SAMPLES / "clips" / "rotated.mp4"
+    assert run("video", clip, "-o", tmp_path / "out", "--model", toy_model, *option) == 2
+    assert option[0] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_bad_file_among_good_ones_is_exit_code_3(

@@ -1,4 +1,6 @@
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,6 +8,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from hostile_models import OLD_CONFIGS
 
 from batchfer.emotions.architectures import (
     ARCHITECTURES,
@@ -17,7 +20,7 @@ from batchfer.emotions.architectures import (
 )
 from batchfer.emotions.card import ModelCard, format_card, locate_card, read_card
 from batchfer.emotions.classifier import load_classifier
-from batchfer.emotions.legacy import load_legacy_h5
+from batchfer.emotions.legacy import find_size, load_legacy_h5
 from batchfer.errors import ModelError
 from batchfer.schema import EMOTIONS
 from batchfer.training.networks import split_network
@@ -163,7 +166,7 @@ def test_broken_cards_are_refused(tmp_path: Path, change: dict) -> None:
         read_card(tmp_path / "toy.keras")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "7", "{}", "{", "[" * 100_000, "\x00"])
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", "{", "[" * 100_000, "\x00", " " * 5_000_000])
 def test_files_that_are_no_cards_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "toy.json").write_text(text, encoding="utf-8")
     with pytest.raises(ModelError):
@@ -241,6 +244,87 @@ def test_other_h5_files_are_refused(old_file: Path, tmp_path: Path) -> None:
     keras.Sequential([keras.Input((3,)), keras.layers.Dense(7)]).save(other)
     with pytest.raises(ModelError, match="VGG19 recipe"):
         load_legacy_h5(other, 7)
+
+
+@pytest.mark.parametrize("text", OLD_CONFIGS)
+def test_crooked_descriptions_say_nothing_of_the_size(text: str) -> None:
+    assert find_size(text) is None
+
+
+def test_the_description_says_the_size() -> None:
+    inner = {
+        "class_name": "Functional",
+        "config": {"layers": [{"config": {"batch_shape": [None, 50]}}]},
+    }
+    assert find_size(json.dumps({"config": {"layers": [inner]}})) == 50
+    assert (
+        find_size('{"config": {"layers": [{"config": {"batch_input_shape": [0, 64, 64]}}]}}') == 64
+    )
+
+
+@pytest.mark.parametrize("text", ["[]", "7", '{"config": {"layers": [null]}}', OLD_CONFIGS[-1]])
+def test_an_old_h5_with_a_crooked_description_is_loaded_by_its_arrays(
+    text: str, old_file: Path, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(old_file, tmp_path / "crooked.h5"))
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = text
+    assert load_legacy_h5(path, 7).input_shape == (None, 32, 32, 3)
+
+
+def link_outside(file: h5py.File) -> None:
+    del file["model_weights"]
+    file["model_weights"] = h5py.ExternalLink("other.h5", "/model_weights")
+
+
+def one_array_often(file: h5py.File) -> None:
+    for index in range(400):
+        file[f"model_weights/{index}/kernel"] = file["model_weights/dense/dense/kernel"]
+
+
+def one_text_often(file: h5py.File) -> None:
+    file["model_weights"].attrs["layer_names"] = ["x" * 10**6] * 400
+
+
+def zero_units(file: h5py.File) -> None:
+    for name, shape in (("a", (512, 0)), ("b", (0, 7))):
+        file[f"model_weights/{name}/kernel"] = np.zeros(shape, np.float32)
+
+
+@pytest.mark.parametrize("spoil", [link_outside, one_array_often, one_text_often, zero_units])
+def test_hostile_old_files_are_refused(spoil: Callable[[h5py.File], None], tmp_path: Path) -> None:
+    path, other = tmp_path / "a.h5", tmp_path / "other.h5"
+    for one in (path, other):
+        with h5py.File(one, "w") as file:
+            file["model_weights/dense/dense/kernel"] = np.zeros((3, 7), np.float32)
+    with h5py.File(path, "r+") as file:
+        spoil(file)
+    with pytest.raises(ModelError) as error:
+        load_legacy_h5(path, 7)
+    assert "\n" not in str(error.value) and error.value.exit_code == 5
+
+
+def test_base_weights_may_be_an_old_file(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    release = build_mobilenetv2(32, width=0.35).get_layer("base")
+    release.save(tmp_path / "base.h5")
+    model = build_mobilenetv2(32, width=0.35)
+    load_base_weights(model, tmp_path / "base.h5")
+    for own, other in zip(
+        model.get_layer("base").get_weights(), release.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_base_weights_with_a_link_are_refused(tmp_path: Path) -> None:
+    model = build_mobilenetv2(32, width=0.35)
+    path = tmp_path / "base.weights.h5"
+    model.get_layer("base").save_weights(path)
+    load_base_weights(model, path)
+    with h5py.File(path, "r+") as file:
+        file["layers/more"] = h5py.SoftLink("/layers/conv2d")
+    with pytest.raises(ModelError, match=r"do not fit mobilenetv2.*link"):
+        load_base_weights(model, path)
 
 
 def test_an_h5_that_links_to_another_file_is_refused(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["batchfer"]):
-    from batchfer.batch.journal import Journal
     from batchfer.emotions.card import locate_card, read_card
     from batchfer.errors import BatchferError
+    from batchfer.results.journal import Journal
     from batchfer.timeline.files import read_timeline
     from batchfer.timeline.user_tables import read_events, read_participants, read_people
     from batchfer.training.layouts import list_faces, read_votes

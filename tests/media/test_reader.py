@@ -16,6 +16,7 @@ from clips import draw, make_clip, read_index
 from PIL import Image
 
 from batchfer.errors import InputError, OutputError, Reason
+from batchfer.media.clock import MENDS
 from batchfer.media.images import read_image, write_image
 from batchfer.media.reader import VideoReader, probe, read_frames
 from batchfer.media.sampling import FrameSelector
@@ -334,6 +335,11 @@ def test_frames_beyond_the_limit_are_refused(name: str, codec: str, tmp_path: Pa
     assert refuse(path, max_pixels=96 * 64 - 1).reason is Reason.TOO_LARGE
 
 
+def test_a_limit_beyond_all_frames_is_one(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", n_frames=3)
+    assert probe(path, max_pixels=2**40).width == 96
+
+
 def test_frames_longer_than_can_be_written_are_refused(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mkv", codec="ffv1", n_frames=1, size=(16_400, 16))
     assert refuse(path).reason is Reason.TOO_LARGE
@@ -562,6 +568,91 @@ def test_frames_hours_apart_keep_their_times(tmp_path: Path) -> None:
     assert read_all(tmp_path / "copy.mp4")[3] == [0, 1, 13_000]
 
 
+LAPSES = {
+    "a.mp4": {},
+    "a.mov": {"codec": "mpeg4"},
+    "a.mkv": {},
+    "a.webm": {"codec": "libvpx"},
+    "a.flv": {"codec": "flv"},
+    "a.wmv": {"codec": "wmv2"},
+    "a.nut": {"codec": "mpeg4"},
+}
+
+
+@pytest.mark.parametrize("name", LAPSES)
+def test_times_that_the_whole_container_agrees_on_are_kept(name: str, tmp_path: Path) -> None:
+    ticks, tick = [0, 18_000_000, 36_000_000, 36_040_000], Fraction(1, 1000)
+    path = make_clip(tmp_path / name, ticks=ticks, time_base=tick, **LAPSES[name])  # type: ignore[arg-type]
+    reader, images, _, times = read_all(path)
+    assert times == [0, 18_000, 36_000, 36_040]
+    assert (reader.loss(), reader.mends) == (None, {})
+    copy(path, tmp_path / "copy.mp4")
+    _, copied_images, _, copied_times = read_all(tmp_path / "copy.mp4")
+    assert copied_times == times
+    assert [read_index(i) for i in copied_images] == [read_index(i) for i in images]
+
+
+def test_an_index_of_frames_alone_is_believed(tmp_path: Path) -> None:
+    path = make_clip(
+        tmp_path / "a.avi", 3, codec="mpeg4", ticks=[0, 1, 2], time_base=Fraction(1, 24)
+    )
+    content = bytearray(path.read_bytes())
+    at = content.index(b"vids") + 20  # scale and rate of the stream: a frame in five hours
+    content[at : at + 8] = (18_000).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    reader, _, _, times = read_all(write(path, content))
+    assert (times, reader.loss()) == ([0, 18_000, 36_000], None)
+
+
+def test_a_frame_that_lasts_longer_than_mp4_lets_it_is_shown_again(tmp_path: Path) -> None:
+    info = MediaInfo(tmp_path, 96, 64, time_base=Fraction(1, 90_000))
+    with VideoWriter(tmp_path / "a.mp4", info) as writer:
+        for index, time_s in enumerate((0.0, 70_000.0, 70_001.0)):
+            writer.write(draw(index), time_s)
+        writer.end(70_002)
+    reader, images, _, times = read_all(tmp_path / "a.mp4")
+    assert [read_index(image) for image in images] == [0, 0, 0, 0, 1, 2]
+    assert times[-2:] == [70_000, 70_001]
+    assert reader.end_s == pytest.approx(70_002, abs=0.001)
+
+
+def test_a_leap_that_the_index_knows_nothing_of_is_mended_and_told(tmp_path: Path) -> None:
+    # All frames are key frames, each in a cluster and with a cue of its own, ten minutes apart.
+    path = make_clip(
+        tmp_path / "a.mkv", ticks=range(0, 36_000_000, 600_000), time_base=Fraction(1, 1000),
+        options=FAST | {"g": "1"},
+    )  # fmt: skip
+    assert read_all(path)[0].loss() is None
+    content = path.read_bytes()
+    time_of_third = b"\xe7\x83" + (1_800_000).to_bytes(3, "big")
+    assert content.count(time_of_third) == 1
+    leap = b"\xe7\x83" + (16_700_000).to_bytes(3, "big")
+    path.write_bytes(content.replace(time_of_third, leap))
+    reader, _, _, times = read_all(path)
+    assert [t for i, t in enumerate(times) if i != 3] == [600 * i for i in range(60) if i != 3]
+    assert 1200 < times[3] < 2400
+    assert reader.mends == {"astray": 1}
+
+
+@pytest.mark.parametrize("gap", [18_000, -3])
+def test_mended_times_are_told(gap: int, tmp_path: Path) -> None:
+    ticks = [*range(10, 22), *range(22 + 24 * gap, 34 + 24 * gap)]
+    if gap < 0:  # a recording that starts anew
+        first = make_clip(tmp_path / "a.ts", 48, options=FAST).read_bytes()
+        path = write(tmp_path / "joined.ts", 2 * first)
+    else:
+        path = make_clip(tmp_path / "a.ts", ticks=ticks, options=FAST)
+    reader, _, _, times = read_all(path)
+    assert np.all(np.diff(times) > 0)
+    assert max(np.diff(times)) < 2
+    assert reader.mends["anew"] == 1
+    assert set(reader.mends) <= set(MENDS)
+    loss = reader.loss()
+    assert loss is not None
+    assert loss[0] is Reason.CORRUPT
+    assert f"times mended: {sum(reader.mends.values())}" in loss[1]
+    assert reader.first_mended_s in times
+
+
 def test_odd_sizes_get_one_more_row_and_column(tmp_path: Path) -> None:
     info = MediaInfo(tmp_path, 97, 63, fps=Fraction(24))
     with VideoWriter(tmp_path / "a.mp4", info) as writer:
@@ -603,6 +694,12 @@ def test_writing_is_the_same_in_every_run(tmp_path: Path) -> None:
 def test_a_video_that_cannot_be_created_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         VideoWriter(tmp_path / "missing" / "a.mp4", MediaInfo(tmp_path, 96, 64))
+
+
+def test_what_the_encoder_refuses_is_the_fault_of_the_video(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        VideoWriter(tmp_path / "a.mp4", MediaInfo(tmp_path, 40_000, 40))
+    assert caught.value.reason is Reason.OUTPUT_ERROR
 
 
 def test_a_full_disk_is_an_output_error(tmp_path: Path) -> None:
@@ -848,3 +945,38 @@ def test_pictures_are_written_in_the_format_of_their_name(
 def test_a_picture_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_image(tmp_path / "missing" / "a.jpg", upright())
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "most"),
+    [(".jpg", 65_500), (".gif", 65_500), (".webp", 16_383), (".png", None), (".tif", None),
+     (".bmp", None), (".dib", None)],
+)  # fmt: skip
+def test_a_picture_longer_than_its_format_holds_is_its_own_fault(
+    suffix: str, most: int | None, is_tall: bool, tmp_path: Path
+) -> None:
+    def make(length: int) -> Images:
+        return np.zeros((length, 2, 3) if is_tall else (2, length, 3), np.uint8)
+
+    path = tmp_path / f"a{suffix}"
+    image = make(most or 200_000)
+    write_image(path, image)
+    assert read_image(path)[1].shape == image.shape
+    if most is not None:
+        with pytest.raises(InputError, match=f"{most} on a side") as caught:
+            write_image(path, make(most + 1))
+        assert caught.value.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("error", [OSError("encoder error -2"), ValueError("no"), KeyError(1)])
+def test_what_an_encoder_raises_is_the_pictures_fault(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(InputError) as caught:
+        write_image(tmp_path / "a.jpg", upright())
+    assert caught.value.reason is Reason.OUTPUT_ERROR

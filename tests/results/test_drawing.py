@@ -12,7 +12,7 @@ import pytest
 from drawn import make_faces
 
 from batchfer import processes
-from batchfer.errors import OutputError
+from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.results import drawing_process
@@ -158,6 +158,13 @@ def test_what_goes_wrong_in_the_process_is_raised_here(tmp_path: Path) -> None:
         with pool.lend() as process:
             draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
         assert len(read_frames(tmp_path / "out.mp4")) == 3
+
+
+def test_what_the_encoder_refuses_there_is_the_fault_of_the_video(tmp_path: Path) -> None:
+    info = MediaInfo(tmp_path, 40_000, 40)
+    with DrawingPool() as pool, pytest.raises(InputError) as caught, pool.lend() as process:
+        process.begin(tmp_path / "out.mp4", info, tmp_path)
+    assert caught.value.reason is Reason.OUTPUT_ERROR
 
 
 def test_memory_that_is_refused_there_is_no_fault_of_the_video(

@@ -174,6 +174,25 @@ def test_events_behind_the_end_are_pointed_out(
     assert told in caplog.text, "another process warns through the log of this one"
 
 
+def test_too_many_bins_are_left_out_and_cost_nothing_else(
+    result: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    timeline, facts = load_result(result)
+    (tmp_path / "new").mkdir()
+    with caplog.at_level("WARNING", "batchfer"):
+        write_results(tmp_path / "new", timeline, facts, None, OutputOptions(bin_s=1e-9))
+    assert set(read_files(tmp_path / "new")) == {"report.html", "summary.csv", "segments.csv"}
+    (line,) = caplog.messages
+    assert "rotated.mp4: no bins.csv" in line
+    before = read_files(result)
+    assert run("report", result, "--bin", "1e-9") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert read_files(result) == before
+
+
 def test_bins_and_events_are_redone_with_the_rest(result: Path) -> None:
     before = {name: pd.read_csv(result / name) for name in ("bins.csv", "events.csv")}
     (result / "people.csv").write_text("face_id,name\n0,Eileen\n")

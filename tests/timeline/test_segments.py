@@ -261,6 +261,20 @@ def test_no_bin_is_left_over_at_the_end(fps: float) -> None:
         assert bins["seconds_on_screen"].sum() == pytest.approx(600 / fps, abs=1e-5)
 
 
+@pytest.mark.parametrize("seconds", [1e-6, 1e-9, 1e-300])
+def test_bins_that_nobody_can_look_at_are_refused(seconds: float) -> None:
+    table = make_table(steady([HAPPY] * 100))
+    with pytest.raises(UsageError, match="more than 1,000,000"):
+        bin_timeline(table, seconds)
+    assert len(bin_timeline(table, 1e-4)) == 40_000
+
+
+def test_bins_of_many_people_are_as_many_rows() -> None:
+    rows = [(n, n / 25, face, HAPPY) for n in range(50) for face in range(30)]
+    with pytest.raises(UsageError, match=r"1.5e.06 rows"):
+        bin_timeline(make_table(rows), 2 / 50_000)
+
+
 def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:
     table = make_table(steady([HAPPY] * 50 + [SAD] * 50))
     events = pd.DataFrame({"name": ["a", "b", "c"], "start": [0, 1.99, 8], "end": [2, 3, 9.0]})
@@ -305,6 +319,29 @@ def test_files_are_matched_by_the_end_of_their_path() -> None:
         match_files(["a.mp4"], names)
 
 
+def test_files_are_matched_whatever_their_blanks_and_composition() -> None:
+    screen = "Screen Recording 2026-11-29 at 9.41.00\u202fAM.mov"
+    names = [f"s1/{screen}", "Cafe\u0301.mp4", "\u200eWhatsApp\u00a0Video.mp4", "odd\\xff.mp4"]
+    for wanted, name in (
+        ("Screen Recording 2026-11-29 at 9.41.00 AM.mov", names[0]),
+        ("s1\\Screen Recording 2026-11-29 at 9.41.00\u00a0AM", names[0]),
+        ("Caf\u00e9", names[1]),
+        ("WhatsApp Video.mp4", names[2]),
+        ("odd\\xff.mp4", names[3]),
+    ):
+        assert match_files([wanted], names) == [name]
+    twins = ["a b.mp4", "a\u00a0b.mp4"]
+    assert match_files(twins, twins) == twins, "what is written exactly so is meant"
+    with pytest.raises(UsageError, match="give more of its path"):
+        match_files(["a\u2003b.mp4"], twins)
+
+
+def test_names_of_people_may_hold_any_blank(tmp_path: Path) -> None:
+    rows = "0,Ann\u202fLee\n1,Ann Lee\n2,Zoe\u0308\n3,Zo\u00eb\n"
+    people = read_people(write(tmp_path / "people.csv", f"face_id,name\n{rows}"))
+    assert people == {0: "Ann\u202fLee", 1: "Ann\u202fLee", 2: "Zoe\u0308", 3: "Zoe\u0308"}
+
+
 def test_events_are_read_and_split(tmp_path: Path) -> None:
     path = write(
         tmp_path / "events.csv",
@@ -326,6 +363,7 @@ def test_events_are_read_and_split(tmp_path: Path) -> None:
         ("face_id,name\nzero,Ann\n", "line 2: 'zero'"),
         ("face_id,name\n0,\n", "no name"),
         ("face_id,name\n0,Ann\x01\n", "unprintable"),
+        ("face_id,name\n0,Ann\u202e\n", "unprintable"),
         ("face_id,name\n0,Ann\n0,Bob\n", "second name"),
         ("face_id,name\n0,Ann,Bob\n", "3 cells"),
         ("face_id,name,name\n0,Ann,Bob\n", "twice"),

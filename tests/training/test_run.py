@@ -574,6 +574,16 @@ def test_an_interrupted_run_resumes_to_the_same_result(options: TrainOptions) ->
         assert np.allclose(weight, same, atol=2e-3)
 
 
+def test_a_checkpoint_that_links_elsewhere_is_not_read(options: TrainOptions) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(options, Watcher(kill_at=2), FROZEN)
+    (path,) = options.output.glob(".batchfer/checkpoint-*/state.weights.h5")
+    with h5py.File(path, "r+") as file:
+        file["layers/more"] = h5py.ExternalLink("elsewhere.h5", "/")
+    with pytest.raises(UsageError, match="is damaged"):
+        train(replace(options, resume=True), None, FROZEN)
+
+
 def test_no_run_replaces_the_model_of_another(options: TrainOptions) -> None:
     model = options.output / "mobilenetv2.keras"
     train(options, None, FROZEN)

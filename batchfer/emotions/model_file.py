@@ -1,0 +1,382 @@
+"""A ``.keras`` file that anybody may have written: a Keras network out, or one clear line.
+
+A model file is untrusted input. Keras' own loader would build whatever the file describes. Here its
+description is parsed against a closed schema (`batchfer.model_config`), the network is built by our
+own calls, and the arrays are read by our own reader (`batchfer.weights_file`). No option turns any
+of it off.
+"""
+
+import json
+import math
+import stat
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchfer.emotions.model_config import Call, Part, Reference, parse_model, show
+from batchfer.emotions.weights_file import (
+    Array,
+    compare_shapes,
+    name_groups,
+    read_arrays,
+    take_arrays,
+)
+from batchfer.errors import ModelError
+from batchfer.files import display_name
+
+Shape = tuple[int | None, ...]
+
+MAX_MODEL_BYTES = 2 * 1024**3
+MAX_CONFIG_BYTES = 16 * 1024**2
+LIMITS = {
+    "config.json": (MAX_CONFIG_BYTES, 100),
+    "metadata.json": (MAX_CONFIG_BYTES, 100),
+    "model.weights.h5": (MAX_MODEL_BYTES, 20),
+}
+"""The members of an archive, the bytes that each may have, and how far it may have been packed.
+
+Keras packs none; whoever packs a model again comes nowhere near.
+"""
+DIRECTORY_BYTES = 4096
+"""More than the directory of an archive of three members takes."""
+MAX_FEATURES = 2**25
+"""Numbers that one layer may make of one picture; VGG19 on 512 px makes half as many."""
+MAX_ALL_FEATURES = 2**27
+SLOW = 16
+"""How much longer than in a matrix product a multiplication, or comparison, takes elsewhere."""
+MAX_PRODUCTS = 2**37
+"""Multiplications for one picture; VGG19 on 512 px takes three quarters of it."""
+
+
+def load_network_file(path: Path) -> Any:
+    """Return the Keras model that a ``.keras`` file holds, ready to predict, not compiled.
+
+    Raises:
+        ModelError: The file is not regular, too large, not an archive of exactly the three members
+            that Keras writes; describes anything but known layers with plain settings; or its
+            arrays are not those of the network.
+    """
+    name = display_name(path)
+    check_size(path)
+    config, weights = _read_archive(path, name)
+    try:
+        model = parse_model(config)
+    except ValueError as error:
+        raise ModelError(f"{name}: {error}") from error
+    arrays = read_arrays(weights, name)
+    del weights
+    builder = _Builder(arrays)
+    try:
+        network = builder.build(model, "", [])
+        if arrays:
+            raise ValueError(f"{show(min(arrays))} belongs to no layer")
+    except ValueError as error:
+        raise ModelError(f"{name}: {error}") from error
+    return network
+
+
+def check_size(path: Path) -> None:
+    """Refuse what is not a regular file of a size that a model may have.
+
+    Raises:
+        ModelError: It is not.
+    """
+    name = display_name(path)
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode) or path.suffix not in (".keras", ".h5"):
+        raise ModelError(f"{name}: a model is a regular file that ends in .keras or .h5")
+    if status.st_size > MAX_MODEL_BYTES:
+        raise ModelError(f"{name}: larger than 2 GiB")
+
+
+def _read_archive(path: Path, name: str) -> tuple[Any, bytes]:
+    """Return the description of the network, and the file of its weights."""
+    try:
+        with path.open("rb") as file:
+            n_bytes = _check_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                _check_members(name, archive, n_bytes)
+                return json.loads(archive.read("config.json")), archive.read("model.weights.h5")
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except (
+        zipfile.BadZipFile, zlib.error, ValueError, RecursionError, EOFError, RuntimeError,
+        OverflowError,
+    ) as error:  # fmt: skip
+        raise ModelError(f"{name}: not a Keras archive ({type(error).__name__})") from error
+
+
+def _check_directory(file: Any) -> int:
+    """Return the size of an archive; refuse many members before they are read into memory.
+
+    The end record is the last 22 bytes: Keras writes neither a comment behind it nor the form for
+    large archives before it.
+    """
+    file.seek(0, 2)
+    n_bytes = file.tell()
+    file.seek(max(n_bytes - 42, 0))
+    end = file.read()
+    large = end[:4] == b"PK\6\7"
+    if len(end) < 42 or end[20:24] != b"PK\5\6" or large:
+        raise zipfile.BadZipFile("no end record")
+    if int.from_bytes(end[32:36], "little") > DIRECTORY_BYTES:
+        raise zipfile.BadZipFile("many members")
+    return int(n_bytes)
+
+
+def _check_members(name: str, archive: zipfile.ZipFile, n_bytes: int) -> None:
+    members = archive.infolist()
+    names = sorted(member.filename for member in members)
+    if names != sorted(LIMITS):
+        raise ModelError(f"{name}: not a Keras archive (its members are {names[:5]})")
+    for member in members:
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise ModelError(f"{name}: its member {member.filename} is a link")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ModelError(f"{name}: its member {member.filename} is packed in an unknown way")
+        limit, ratio = LIMITS[member.filename]
+        fine = member.file_size <= min(limit, max(64 * 1024, ratio * member.compress_size))
+        if not fine or member.compress_size > n_bytes:
+            raise ModelError(f"{name}: its member {member.filename} declares too many bytes")
+
+
+def _biased(layer: Any, kernels: list[Shape], n_outputs: int) -> list[Shape]:
+    return [*kernels, (n_outputs,)] if layer.use_bias else kernels
+
+
+def _shape_conv(layer: Any, shape: Shape) -> list[Any]:
+    kernel = (*layer.kernel_size, (shape[-1] or 0) // layer.groups, layer.filters)
+    return _biased(layer, [kernel], layer.filters)
+
+
+def _shape_depthwise(layer: Any, shape: Shape) -> list[Any]:
+    n_channels, times = shape[-1] or 0, layer.depth_multiplier
+    return _biased(layer, [(*layer.kernel_size, n_channels, times)], n_channels * times)
+
+
+def _shape_separable(layer: Any, shape: Shape) -> list[Any]:
+    n_channels, times = shape[-1] or 0, layer.depth_multiplier
+    depthwise = (*layer.kernel_size, n_channels, times)
+    return _biased(layer, [depthwise, (1, 1, n_channels * times, layer.filters)], layer.filters)
+
+
+def _shape_dense(layer: Any, shape: Shape) -> list[Any]:
+    return _biased(layer, [(shape[-1], layer.units)], layer.units)
+
+
+def _kept(axis: Any, shape: Shape) -> Shape:
+    axes = [axis] if isinstance(axis, int) else axis
+    return tuple(shape[one] for one in axes)
+
+
+def _shape_scaled(layer: Any, shape: Shape) -> list[Any]:
+    """Return the shapes of gamma and beta."""
+    return [_kept(layer.axis, shape)] * (bool(layer.scale) + bool(layer.center))
+
+
+def _shape_batch(layer: Any, shape: Shape) -> list[Any]:
+    return [*_shape_scaled(layer, shape), *[_kept(layer.axis, shape)] * 2]
+
+
+def _shape_fixed(layer: Any, shape: Shape) -> list[Any]:
+    """Return the shapes of the mean, variance and count of a Normalization that learnt them."""
+    if layer.input_mean is not None:
+        return []
+    axes = sorted(axis % len(shape) for axis in layer.axis)
+    return [_kept(axes, shape), _kept(axes, shape), ()]
+
+
+def _shape_prelu(layer: Any, shape: Shape) -> list[Any]:
+    shared = layer.shared_axes or ()
+    return [tuple(1 if axis in shared else shape[axis] for axis in range(1, len(shape)))]
+
+
+ARRAYS: Mapping[str, Callable[[Any, Shape], list[Any]]] = {
+    "BatchNormalization": _shape_batch,
+    "Conv2D": _shape_conv,
+    "Dense": _shape_dense,
+    "DepthwiseConv2D": _shape_depthwise,
+    "GroupNormalization": _shape_scaled,
+    "LayerNormalization": _shape_scaled,
+    "Normalization": _shape_fixed,
+    "PReLU": _shape_prelu,
+    "SeparableConv2D": _shape_separable,
+}
+"""The shapes of a layer's arrays on an input: so that Keras makes none that the file does not hold.
+"""
+
+
+class _Builder:
+    """Calls Keras' layers as a parsed description says, and fills them from arrays.
+
+    ``arrays`` are taken out as their layers are built.
+    """
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        self._arrays = arrays
+        self._n_features = 0.0
+        self._n_products = 0.0
+
+    def build(self, model: Part, above: str, given: Sequence[Any]) -> Any:
+        """Return a network whose arrays lie below the group ``above``.
+
+        ``given`` are the tensors that it is first called on, none for the outermost.
+        """
+        import keras
+
+        starts = [self._make_input(*one) for one in _pair_inputs(model, given)]
+        outputs = {one.layer: [[start]] for one, start in zip(model.inputs, starts, strict=True)}
+        names = name_groups(part.class_name for part in model.parts)
+        groups = [f"{above}layers/{name}" for name in names]
+        layers: dict[str, Any] = {}
+        waiting = [
+            (part, group, number)
+            for part, group in zip(model.parts, groups, strict=True)
+            for number in range(len(part.calls))
+        ]
+        while waiting:
+            later = []
+            for part, group, number in waiting:
+                call, done = part.calls[number], outputs.setdefault(part.name, [])
+                inputs = _find(outputs, call.inputs)
+                if inputs is None or len(done) < number:
+                    later.append((part, group, number))
+                    continue
+                done.append(self._call(part, call, inputs, layers, group))
+            if len(later) == len(waiting):
+                raise ValueError(f"{later[0][0].path}: its inputs are made nowhere")
+            waiting = later
+        ends = _find(outputs, model.outputs)
+        if ends is None:
+            raise ValueError(f"{model.path}: its outputs are made nowhere")
+        return _run(
+            model.path,
+            keras.Model,
+            _single(starts),
+            _single(ends),
+            name=model.name,
+            trainable=model.settings.get("trainable"),
+        )
+
+    def _make_input(self, part: Part, given: Any) -> Any:
+        import keras
+
+        settings = dict(part.settings)
+        shape = settings.get("batch_shape", ())
+        if given is not None:
+            # Inside another network sizes are those that it meets there, so that all are known.
+            fits = len(given.shape) == len(shape) and all(
+                own in (None, other) for own, other in zip(shape, given.shape, strict=True)
+            )
+            if not fits:
+                raise ValueError(f"{part.path}: {given.shape} does not fit {shape}")
+            shape = given.shape
+        if not shape or shape[0] is not None or None in shape[1:]:
+            raise ValueError(f"{part.path}: its shape is {shape}, not (null, and known sizes)")
+        tensor = _run(part.path, keras.Input, **{**settings, "batch_shape": shape})
+        self._count(part, [tensor])
+        return tensor
+
+    def _call(
+        self, part: Part, call: Call, inputs: list[Any], layers: dict[str, Any], group: str
+    ) -> list[Any]:
+        """Return the outputs of one call of a layer, which is made at its first."""
+        import keras
+
+        arrays: list[Array] = []
+        made = part.name in layers
+        if not made and part.parts:
+            layers[part.name] = self.build(part, f"{group}/", inputs)
+        elif not made:
+            layer = _run(part.path, getattr(keras.layers, part.class_name), **part.settings)
+            arrays = take_arrays(self._arrays, group)
+            wanted = ARRAYS.get(part.class_name, lambda _layer, _shape: [])
+            shapes = _run(part.path, wanted, layer, tuple(inputs[0].shape))
+            compare_shapes(group, arrays, shapes)
+            _run(part.path, _check_factors, part, tuple(inputs[0].shape))
+            layers[part.name] = layer
+        layer = layers[part.name]
+        settings = {} if call.training is None else {"training": call.training}
+        listed = call.listed and not part.parts
+        given = inputs if listed else _single(inputs)
+        outputs = _run(part.path, layer, given, **settings)
+        if arrays:
+            _run(part.path, layer.set_weights, arrays)
+        if not made and part.class_name == "Normalization":
+            layer.finalize_state()
+        outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
+        self._count(part, outputs, _count_products(layer, tuple(inputs[0].shape)))
+        return outputs
+
+    def _count(self, part: Part, outputs: Sequence[Any], n_each: int = 1) -> None:
+        """Refuse a network that makes more numbers of a picture than memory and time allow."""
+        for output in outputs:
+            n_features = math.inf if None in output.shape[1:] else math.prod(output.shape[1:])
+            self._n_features += n_features
+            self._n_products += n_features * n_each
+            if (
+                n_features > MAX_FEATURES
+                or self._n_features > MAX_ALL_FEATURES
+                or self._n_products > MAX_PRODUCTS
+            ):
+                raise ValueError(f"{part.path}: makes too much of a picture, {output.shape}")
+
+
+def _count_products(layer: Any, shape: Shape) -> int:
+    """Return how many multiplications, or comparisons, each output of a layer takes."""
+    window: int = math.prod(getattr(layer, "kernel_size", getattr(layer, "pool_size", ())))
+    if hasattr(layer, "filters") or hasattr(layer, "units"):
+        return window * max((shape[-1] or 1) // getattr(layer, "groups", 1), 1)
+    return window * SLOW if window > 1 else 1
+
+
+def _check_factors(part: Part, shape: Shape) -> None:
+    """Refuse a Rescaling by lists that would make a picture larger, which Keras does not tell."""
+    picture = tuple(side or 0 for side in shape[1:])
+    for key in ("scale", "offset") if part.class_name == "Rescaling" else ():
+        factors = np.shape(part.settings.get(key, 0))
+        if np.broadcast_shapes(factors, picture) != picture:
+            raise ValueError(f"{key} is not of the shape of a picture")
+
+
+def _pair_inputs(model: Part, given: Sequence[Any]) -> Iterator[tuple[Part, Any]]:
+    """Yield the input layers of a network with the tensors that it is called on, None for none."""
+    layers = {part.name: part for part in model.parts}
+    if given and len(given) != len(model.inputs):
+        raise ValueError(f"{model.path}: takes {len(model.inputs)} tensors, not {len(given)}")
+    for index, one in enumerate(model.inputs):
+        yield layers[one.layer], given[index] if given else None
+
+
+def _find(
+    outputs: Mapping[str, list[list[Any]]], references: Sequence[Reference]
+) -> list[Any] | None:
+    """Return the tensors that are meant, None where one is not there yet."""
+    found = []
+    for one in references:
+        calls = outputs.get(one.layer, [])
+        if one.call >= len(calls) or one.tensor >= len(calls[one.call]):
+            return None
+        found.append(calls[one.call][one.tensor])
+    return found
+
+
+def _single(tensors: list[Any]) -> Any:
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _run(path: str, function: Callable[..., Any], *values: Any, **settings: Any) -> Any:
+    """Return what Keras makes, which raises whatever its layers raise."""
+    try:
+        return function(*values, **settings)
+    except Exception as error:
+        detail = str(error).strip().splitlines()
+        reason = detail[0][:200] if detail else type(error).__name__
+        raise ValueError(f"{path}: Keras does not build it ({reason})") from error
