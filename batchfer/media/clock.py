@@ -11,9 +11,11 @@ import av
 import numpy as np
 
 from batchfer.media.containers import find_video_stream, open_container
-from batchfer.media.reader import TIME_TOLERANCE_S
 
 logger = logging.getLogger(__name__)
+
+TIME_TOLERANCE_S = 1e-4
+"""Two times of one frame differ by no more than what storing them may cost."""
 
 MAX_GAP_S = 4 * 3600.0
 """A frame that comes later than this after its predecessor has a broken timestamp, unless the rest

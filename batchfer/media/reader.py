@@ -19,7 +19,7 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from batchfer.errors import InputError, Reason
-from batchfer.media.clock import Clock, read_claimed_end, read_index
+from batchfer.media.clock import TIME_TOLERANCE_S, Clock, read_claimed_end, read_index
 from batchfer.media.containers import (
     MAX_FRAME_PIXELS,
     check_file,
@@ -41,9 +41,6 @@ MAX_BATCH_BYTES = 128 * 1024 * 1024
 
 SEEK_BEYOND_S = 10.0
 """Frames that lie further ahead than this are jumped to, nearer ones are decoded up to."""
-
-TIME_TOLERANCE_S = 1e-4
-"""Two times of one frame differ by no more than what storing them may cost."""
 
 MAX_GAPS = 1000
 """Gaps between frames that are noted; a file with more of them is beyond counting."""

@@ -29,16 +29,6 @@ from batchfer.training.layouts import FaceList
 logger = logging.getLogger(__name__)
 
 
-def refuse_closed(error: OSError) -> None:
-    """Refuse a folder that cannot be read: pictures that are left out change every figure."""
-    raise explain_closed(error) from error
-
-
-def explain_closed(error: OSError) -> DataError:
-    """Return the error of a folder that cannot be read."""
-    return DataError(f"{display_name(error.filename)}: cannot be read, {error.strerror}")
-
-
 @dataclass(frozen=True)
 class FaceSet:
     """Decoded faces: rows of an array on disk, with what is known of each.

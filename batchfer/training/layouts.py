@@ -15,7 +15,6 @@ from batchfer.emotions.card import CLASS_NAMES
 from batchfer.errors import DataError, UsageError
 from batchfer.files import IMAGE_SUFFIXES, display_name
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
-from batchfer.training.face_sets import explain_closed, refuse_closed
 
 PART_FOLDERS: Mapping[str, str] = {
     "train": "train",
@@ -51,6 +50,16 @@ HOLD_OUT_EVERY = 10
 """RAF-DB training pictures whose number this divides are held out: never trained on."""
 
 CSV_SIDE_PX = 48
+
+
+def refuse_closed(error: OSError) -> None:
+    """Refuse a folder that cannot be read: pictures that are left out change every figure."""
+    raise explain_closed(error) from error
+
+
+def explain_closed(error: OSError) -> DataError:
+    """Return the error of a folder that cannot be read."""
+    return DataError(f"{display_name(error.filename)}: cannot be read, {error.strerror}")
 
 
 @dataclass(frozen=True)
