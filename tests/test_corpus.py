@@ -25,8 +25,8 @@ import av
 import numpy as np
 import pytest
 from clips import draw, make_clip
+from hostile_models import REFUSED
 from PIL import Image
-from test_classifier import REFUSED
 from toy_faces import fer_row, write_class_folders, write_fer_csv
 
 from batchfer.cli.commands import app
