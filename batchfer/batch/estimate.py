@@ -118,15 +118,7 @@ def make_plan(
         return Plan([], 0, 0.0, 0.0, 0.0, n_done=n_done, closed=closed)
     videos = [probe_video(job, options) for job in clips]
     analyzer = Analyzer(options, machine.device, machine.batch_size, machine.workers)
-    sizes = Counter[tuple[int, int]]()
-    for video in videos:
-        if video.info is not None:
-            sizes[video.info.width, video.info.height] += max(int(video.n_frames), 1)
-    rates: dict[tuple[int, int], float] = {}
-    bytes_a_pixel = 0.0
-    for size, _ in sizes.most_common(TIMED_SIZES):
-        timed = [video.info for video in videos if video.info and _size(video.info) == size]
-        rates[size], bytes_a_pixel = time_video(timed[0], analyzer, outputs.annotate)
+    rates, bytes_a_pixel = _time_sizes(videos, analyzer, outputs.annotate)
     seconds = 0.0
     disk_bytes = 0.0
     for video in videos:
@@ -146,6 +138,22 @@ def make_plan(
     unit = 1 if sys.platform == "darwin" else 1024
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return Plan(videos, len(pictures), seconds, disk_bytes, memory, rates, n_done, closed)
+
+
+def _time_sizes(
+    videos: Sequence[PlannedVideo], analyzer: Analyzer, encode: bool
+) -> tuple[dict[tuple[int, int], float], float]:
+    """Return the frames/s of the sizes that most frames have, and bytes a pixel of the last."""
+    infos = {_size(video.info): video.info for video in reversed(videos) if video.info}
+    sizes = Counter[tuple[int, int]]()
+    for video in videos:
+        if video.info is not None:
+            sizes[_size(video.info)] += max(int(video.n_frames), 1)
+    rates: dict[tuple[int, int], float] = {}
+    bytes_a_pixel = 0.0
+    for size, _ in sizes.most_common(TIMED_SIZES):
+        rates[size], bytes_a_pixel = time_video(infos[size], analyzer, encode)
+    return rates, bytes_a_pixel
 
 
 def _list_jobs(inputs: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job], list[str]]:

@@ -15,8 +15,47 @@ def fold_layers(model: Any) -> Any:
     """
     import keras
 
+    everything = _flatten(model)
+    folds, padded = _find_folds(everything, _list_ends(model))
+    folded = {*(layer.name for layer in folds.values()), *padded.values()}
+    if len({layer.name for layer in everything}) < len(everything) or not folded:
+        return model
+
+    def rebuild(layer: Any) -> Any:
+        if layer.name in folded:
+            return keras.layers.Activation("linear", name=layer.name)
+        config = layer.get_config()
+        if layer.name in folds:
+            config["use_bias"] = True
+        if layer.name in padded:
+            config["padding"] = "same"
+        return type(layer).from_config(config)
+
+    def call(layer: Any, *inputs: Any, **_: Any) -> Any:
+        return layer(*inputs)  # without the mask that a normalization was called with
+
+    clone = keras.models.clone_model(
+        model, clone_function=rebuild, call_function=call, recursive=True
+    )
+    twins = {layer.name: layer for layer in _flatten(clone)}
+    for layer in everything:
+        if layer.name in folds:
+            twins[layer.name].set_weights(_fold_weights(layer, folds[layer.name]))
+        elif layer.weights and layer.name not in folded:
+            twins[layer.name].set_weights(layer.get_weights())
+    return clone
+
+
+def _find_folds(everything: list[Any], ends: set[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what folds into convolutions, by their names: normalizations, and names of paddings.
+
+    Args:
+        everything: All layers.
+        ends: Names of the layers whose outputs are used by more than their neighbours.
+    """
+    import keras
+
     layers = keras.layers
-    everything, ends = _flatten(model), _list_ends(model)
     convolutions = (layers.Conv2D, layers.DepthwiseConv2D)
     folds: dict[str, Any] = {}
     for layer in everything:
@@ -40,33 +79,7 @@ def fold_layers(model: Any) -> Any:
         and len(after._inbound_nodes) == 1
         and _pads_same(layer, after)
     }
-    folded = {*(layer.name for layer in folds.values()), *padded.values()}
-    if len({layer.name for layer in everything}) < len(everything) or not folded:
-        return model
-
-    def rebuild(layer: Any) -> Any:
-        if layer.name in folded:
-            return layers.Activation("linear", name=layer.name)
-        config = layer.get_config()
-        if layer.name in folds:
-            config["use_bias"] = True
-        if layer.name in padded:
-            config["padding"] = "same"
-        return type(layer).from_config(config)
-
-    def call(layer: Any, *inputs: Any, **_: Any) -> Any:
-        return layer(*inputs)  # without the mask that a normalization was called with
-
-    clone = keras.models.clone_model(
-        model, clone_function=rebuild, call_function=call, recursive=True
-    )
-    twins = {layer.name: layer for layer in _flatten(clone)}
-    for layer in everything:
-        if layer.name in folds:
-            twins[layer.name].set_weights(_fold_weights(layer, folds[layer.name]))
-        elif layer.weights and layer.name not in folded:
-            twins[layer.name].set_weights(layer.get_weights())
-    return clone
+    return folds, padded
 
 
 def _pads_same(padding: Any, convolution: Any) -> bool:

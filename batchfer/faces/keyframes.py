@@ -21,6 +21,9 @@ from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
 if TYPE_CHECKING:
     from batchfer.faces.detector import Detector
 
+Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
+"""Rows of two frames' faces that belong together."""
+
 LONGEST_SPAN_S = 0.4
 """Key frames further apart have others between them, so that nobody on screen for longer is missed.
 """
@@ -106,6 +109,36 @@ def detect_between(
     if neighbours.first is not None:
         faces[0] = neighbours.first.result()
 
+    calm = _search_until_calm(detector, images, times_s, signatures, keys, faces)
+    guesses = {
+        index: _blend(faces[start].select(one), faces[stop].select(other), share)
+        for (start, stop), (one, other) in calm
+        for index in range(start + 1, stop)
+        for share in [(times_s[index] - times_s[start]) / (times_s[stop] - times_s[start])]
+    }
+    faces.update(_relocate(detector, tensor, guesses))
+    faces.update(_detect(detector, images, [index for index in guesses if index not in faces]))
+    return FaceDetections.join(
+        [
+            replace(found, image_index=np.full(len(found), index, np.int64))
+            for index, found in sorted(faces.items())
+            if index < len(frames)
+        ]
+    )
+
+
+def _search_until_calm(
+    detector: "Detector",
+    images: Sequence[Images],
+    times_s: Sequence[float],
+    signatures: Floats,
+    keys: Sequence[int],
+    faces: dict[int, FaceDetections],
+) -> list[tuple[tuple[int, int], Pairs]]:
+    """Search frames between key frames until the faces on both sides of each span are the same.
+
+    Return these spans, each with its pairs of faces; what was found goes into ``faces``.
+    """
     cuts = find_cuts(times_s, signatures)
     spans, calm = list(pairwise(keys)), []
     while spans:
@@ -125,22 +158,7 @@ def detect_between(
             for (start, stop), middle in zip(busy, middles, strict=True)
             for half in ((start, middle), (middle, stop))
         ]
-
-    guesses = {
-        index: _blend(faces[start].select(one), faces[stop].select(other), share)
-        for (start, stop), (one, other) in calm
-        for index in range(start + 1, stop)
-        for share in [(times_s[index] - times_s[start]) / (times_s[stop] - times_s[start])]
-    }
-    faces.update(_relocate(detector, tensor, guesses))
-    faces.update(_detect(detector, images, [index for index in guesses if index not in faces]))
-    return FaceDetections.join(
-        [
-            replace(found, image_index=np.full(len(found), index, np.int64))
-            for index, found in sorted(faces.items())
-            if index < len(frames)
-        ]
-    )
+    return calm
 
 
 def find_cuts(times_s: Sequence[float], signatures: Floats) -> npt.NDArray[np.bool_]:
@@ -153,9 +171,7 @@ def find_cuts(times_s: Sequence[float], signatures: Floats) -> npt.NDArray[np.bo
     return np.asarray(measure_differences(signatures[:-1], signatures[1:]) > limits, np.bool_)
 
 
-def match_faces(
-    faces: FaceDetections, others: FaceDetections
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]] | None:
+def match_faces(faces: FaceDetections, others: FaceDetections) -> Pairs | None:
     """Return which faces of two frames belong together, None if any has no partner near by."""
     if len(faces) != len(others):
         return None

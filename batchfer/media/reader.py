@@ -119,14 +119,12 @@ class VideoReader:
         end_s: When the last frame decoded so far ends, in seconds.
     """
 
-    def __init__(self, path: Path, max_pixels: int | None = None, threads: int = 1) -> None:
+    def __init__(self, path: Path, max_pixels: int | None = None) -> None:
         """Open a video.
 
         Args:
             path: The file.
             max_pixels: Largest frame that is decoded, None for `MAX_FRAME_PIXELS`.
-            threads: Threads of the decoder, 0 for one a core. With more than one, damaged frames
-                look different in every run, since each is patched from whatever is there already.
 
         Raises:
             InputError: The file cannot be decoded, with the reason.
@@ -150,8 +148,9 @@ class VideoReader:
         try:
             self._stream = find_video_stream(self._container)
             context = self._stream.codec_context
-            context.thread_type = "AUTO" if threads != 1 else "NONE"
-            context.thread_count = threads
+            # With more threads damaged frames would look different in every run, since each is
+            # patched from whatever is there already.
+            context.thread_type, context.thread_count = "NONE", 1
             context.options = {"max_pixels": str(decoder_limit(max_pixels))}
             info = read_info(path, self._container, self._stream, max_pixels)
             self._clock = Clock(
@@ -172,11 +171,15 @@ class VideoReader:
         self._first = first
         self._stored_size = self._last_size = (first.width, first.height)
         self._orientation = _Orientation.of_frame(first)
+        self.info = self._turn_upright(info)
+
+    def _turn_upright(self, info: MediaInfo) -> MediaInfo:
+        """Return what a container claims, with the size and shape of its upright frames."""
         aspect = info.pixel_aspect
         width, height = self._stored_size
         if self._orientation.transpose:
             width, height, aspect = height, width, 1 / aspect
-        self.info = dataclasses.replace(
+        return dataclasses.replace(
             info,
             width=width,
             height=height,
