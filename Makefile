@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo test test-slow test-newest fuzz lint format lock wheel bench bench-stages bench-kernels clean
+.PHONY: help demo test test-all test-newest fuzz lint format lock wheel bench bench-stages bench-kernels clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,11 +26,15 @@ demo: $(VENV)/.installed ## analyze the sample clips and say where the results a
 	@echo "  annotated video  xdg-open $(DEMO)/video/portrait.mp4/annotated.mp4"
 	@echo "  table            column -s, -t < $(DEMO)/video/portrait.mp4/timeline.csv | less -S"
 
-test: lint ## lint, type check and every quick test
-	$(BIN)/python -m pytest -m "not slow"
+# One process a core, each with the tests of whole files; more than four need much memory.
+CORES  ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+PYTEST  = $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --durations 20
 
-test-slow: $(VENV)/.installed-dev ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+test: lint ## lint, type check and every quick test
+	$(PYTEST) -m "not slow"
+
+test-all: lint ## the same and the tests that take long
+	$(PYTEST)
 
 test-newest: ## `make test` with the newest releases of everything, in an environment of its own
 	$(MAKE) test VENV=.venv-newest LOCKED=no
