@@ -82,8 +82,9 @@ class Program:
         Its networks are loaded then. ``settings`` are variables of its environment.
         """
         self.name = name
-        command = [str(python), str(HERE / "programs.py"), name, str(model)]
-        environment = {**os.environ, **settings, "PYTHONPATH": str(root or HERE.parent)}
+        root = root or HERE.parent
+        command = [str(python), str(root / HERE.name / "programs.py"), name, str(model)]
+        environment = {**os.environ, **settings, "PYTHONPATH": str(root)}
         self._log = (CLIPS / f"{log_name or name}.log").open("w")
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,

@@ -108,6 +108,11 @@ def shake(model: Any, rng: np.random.Generator) -> None:
 @pytest.fixture(scope="session")
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A narrow MobileNetV2 for 32 px with random weights, and its card beside it."""
+    return make_toy_model(tmp_path_factory.mktemp("models"))
+
+
+def make_toy_model(folder: Path) -> Path:
+    """Write a toy model and its card, and return where."""
     import keras
 
     from batchfer.emotions.architectures import build_mobilenetv2
@@ -118,7 +123,7 @@ def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logits = model.get_layer("logits")  # zeros, which would say the same of every face
     logits.kernel.assign(keras.initializers.GlorotUniform()(logits.kernel.shape))
     shake(model, np.random.default_rng(0))
-    path = tmp_path_factory.mktemp("models") / "toy.keras"
+    path = folder / "toy.keras"
     model.save(path)
     locate_card(path).write_text(format_card(ModelCard("toy", EMOTIONS, 32)))
     return path

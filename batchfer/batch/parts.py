@@ -213,7 +213,9 @@ class PictureRows:
     def recall_run(self) -> dict[str, Any] | None:
         """Return what `describe_run` said of the last run, None if that is gone."""
         facts = self._read_facts()
-        told = {name: facts.get(name) for name in ("options", "model", "device", "versions")}
+        told = {
+            name: facts.get(name) for name in ("options", "model", "device", "machine", "versions")
+        }
         return None if None in told.values() else told
 
     def add(self, finished: Sequence[TableRows]) -> None:

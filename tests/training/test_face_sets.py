@@ -459,10 +459,10 @@ def test_python_feeds_the_same_batches_without_tensorflow() -> None:
     pytest.importorskip("jax")
     code = """
 import sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/training"]
 from toy_faces import hide_tensorflow; hide_tensorflow()
 import numpy as np
-from test_datasets import EVERYTHING, make_faces
+from test_face_sets import EVERYTHING, make_faces
 from toy_faces import draw_face
 from batchfer.training.batches import TrainingBatches
 images = np.stack([draw_face(label % 7, label, 24) for label in range(20)])

@@ -15,7 +15,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import shake
+from conftest import make_toy_model, shake
 from PIL import Image
 from toy_faces import draw_face, write_class_folders
 
@@ -105,6 +105,12 @@ def small_bases() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data") / "toy", {"train": 12, "test": 6})
+
+
+@pytest.fixture(scope="module")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model with the small base."""
+    return make_toy_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
