@@ -41,6 +41,13 @@ class Reason(StrEnum):
     DUPLICATE = "duplicate"
 
 
+def one_line(error: object, most: int = 200) -> str:
+    """Return what an error says, without the control characters that foreign texts bring along."""
+    text = getattr(error, "strerror", None) or str(error)
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())[:most] or type(error).__name__
+
+
 class BatchferError(Exception):
     """Base of every error that batchfer raises on purpose.
 

@@ -2,17 +2,21 @@
 
 import io
 import json
+import re
 import shutil
 import struct
 import tempfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+
+from batchfer.emotions.weights_file import name_groups
 
 Change = Callable[[Path], None]
 
@@ -99,6 +103,21 @@ def lie_about_packing(path: Path) -> None:
     at = content.rindex(b"PK\1\2")
     assert content[at + 46 :].startswith(b"model.weights.h5")
     content[at + 20 : at + 24] = struct.pack("<L", 6_000_000)
+    path.write_bytes(content)
+
+
+def unpack_more(path: Path) -> None:
+    """A description that declares 60 kB and unpacks to 400 MB."""
+    much = b" " * 400_000_000
+    rewrite(path, lambda members: members.update({"config.json": much}), packed=True)
+    content = bytearray(path.read_bytes())
+    at = next(
+        at.start()
+        for at in re.finditer(rb"PK\x01\x02", content)
+        if content[at.start() + 46 :].startswith(b"config.json")
+    )
+    content[at + 16 : at + 20] = struct.pack("<L", zlib.crc32(much[:60_000]))
+    content[at + 24 : at + 28] = struct.pack("<L", 60_000)
     path.write_bytes(content)
 
 
@@ -315,6 +334,90 @@ def wider(model: Any) -> None:
     logits["inbound_nodes"] = [call("f")]
 
 
+def nested(one: dict[str, Any], times: int) -> dict[str, Any]:
+    """Return a network of one layer, called so many times in a network that holds it alone."""
+    start_config = {"batch_shape": [None, None, None, 3], "dtype": "float32"}
+    for below in ("inner", "outer"):
+        start = layer("InputLayer")
+        start.update(name="i", config={**start_config, "name": "i"})
+        one["inbound_nodes"] = [call("i"), *(again(one["name"], n) for n in range(times - 1))]
+        last = times - (one["class_name"] != "Functional")
+        one = {
+            "module": "keras", "class_name": "Functional", "registered_name": "Functional",
+            "name": below,
+            "config": {
+                "name": below, "trainable": True, "layers": [start, one],
+                "input_layers": ["i", 0, 0], "output_layers": [one["name"], last, 0],
+            },
+        }  # fmt: skip
+    return one
+
+
+def often(model: Any, times: int, class_name: str = "ReLU") -> None:
+    """Put networks in networks between the pixels and the network."""
+    pool = {"pool_size": [30, 30], "strides": [1, 1], "padding": "same"}
+    one = layer(class_name, **(pool if class_name == "MaxPooling2D" else {}))
+    whole = nested(one, times)
+    whole["inbound_nodes"] = [call("large")]
+    large = layer("Resizing", height=256, width=256)
+    large.update(name="large", inbound_nodes=[call("faces")])
+    large["config"]["name"] = "large"
+    layers = model["config"]["layers"]
+    layers[1]["inbound_nodes"] = [again("outer", 1)]
+    layers[1:1] = [large, whole]
+
+
+def again(name: str, number: int) -> dict[str, Any]:
+    """Return a call of a layer on what its call of that number made."""
+    one = call(name)
+    one["args"][0]["config"]["keras_history"][1] = number
+    return one
+
+
+def called_twice(class_name: str, **config: Any) -> Change:
+    """A layer is called on a large picture, and then on one that it would make as large."""
+
+    def change(model: Any) -> None:
+        layers = model["config"]["layers"]
+        sizes = {"large": {"height": 1000, "width": 1000}, "small": {"height": 1, "width": 1}}
+        found = [layer("Resizing", **size) for size in sizes.values()]
+        found.append(layer(class_name, **config))
+        for name, one in zip((*sizes, "twice"), found, strict=True):
+            one["name"] = one["config"]["name"] = name
+            one["inbound_nodes"] = [call("faces")]
+        found[-1]["inbound_nodes"] = [call("large"), call("small")]
+        layers[1]["inbound_nodes"] = [again("twice", 1)]
+        layers[1:1] = found
+
+    return edit_config(change)
+
+
+def widen(
+    class_name: str, channels: int, n_made: int, kernel: int, side: int = 32, **config: Any
+) -> Change:
+    """A layer of zeros, all of whose arrays are there, of which Keras makes more than it says."""
+
+    def change(path: Path) -> None:
+        times = config.get("depth_multiplier", 1)
+        arrays = [np.zeros((kernel, kernel, channels, n_made or times), np.float32)]
+        if class_name == "SeparableConv2D":
+            arrays = [np.zeros((kernel, kernel, channels, times), np.float32)]
+            arrays.append(np.zeros((1, 1, channels * times, n_made), np.float32))
+        filters = {"filters": n_made} if n_made else {}
+        one = layer(class_name, kernel_size=kernel, use_bias=False, **filters, **config)
+        sizes = (layer("Resizing", height=px, width=px) for px in (side, 32))
+        on_input(next(sizes), one, next(sizes))(path)
+
+        def add(weights: h5py.File) -> None:
+            group = name_groups([class_name])[0]
+            for index, array in enumerate(arrays):
+                weights[f"layers/{group}/vars/{index}"] = array
+
+        edit_weights(add)(path)
+
+    return change
+
+
 # --- arrays -------------------------------------------------------------------------------------
 
 
@@ -398,6 +501,11 @@ def missing(weights: h5py.File) -> None:
     del weights["layers/dense/vars/0"]
 
 
+def small_numbers(weights: h5py.File) -> None:
+    """Bytes, of each of which a network makes four."""
+    weights.create_dataset("layers/dense/vars/2", data=np.zeros(2_000_000, np.uint8))
+
+
 def another_shape(weights: h5py.File) -> None:
     values = weights["layers/dense/vars/0"][()]
     del weights["layers/dense/vars/0"]
@@ -426,6 +534,7 @@ REFUSED: dict[str, Change] = {
     "packed_otherwise": pack_otherwise,
     "encrypted": encrypt,
     "lies_about_packing": lie_about_packing,
+    "unpacks_more": unpack_more,
     "many_members": many_members,
     "hidden_directory": hide_directory,
     "deep_config": set_member("config.json", b"[" * 100_000),
@@ -545,6 +654,24 @@ REFUSED: dict[str, Change] = {
         layer("Rescaling", scale=[[[1.0]]] * 4000),
         layer("Rescaling", scale=[[[1.0]] * 4000]),
     ),
+    "networks_called_often": edit_config(lambda model: often(model, 50)),
+    "slow_network_called_often": edit_config(lambda model: often(model, 16, "MaxPooling2D")),
+    "two_scales": called_twice("Rescaling", scale=[[[1.0]]] * 1000),
+    "two_normalizations": called_twice("Normalization", axis=[1, 2], mean=1.0, variance=2.0),
+    "pictures_doubled": on_input(layer("Concatenate", axis=0)),
+    "axis_of_pictures": on_input(layer("Softmax", axis=-4)),
+    "no_pictures": on_input(
+        layer("Reshape", target_shape=[32 * 32, 3]), layer("Resizing", height=4096, width=4096)
+    ),
+    "padded_to_a_ratio": on_input(
+        layer("Resizing", height=1, width=4096),
+        layer("Resizing", height=4096, width=1, pad_to_aspect_ratio=True),
+    ),
+    "separable_inside": widen("SeparableConv2D", 3, 3, 1, 1000, depth_multiplier=1024),
+    "dilated": widen("DepthwiseConv2D", 3, 0, 64, dilation_rate=[1024, 1024], padding="same"),
+    "dilated_convolution": widen("Conv2D", 3, 3, 64, dilation_rate=[1024, 1024], padding="same"),
+    "endless_halves": widen("DepthwiseConv2D", 3, 0, 32, 200, padding="same", dtype="float16"),
+    "slow_groups": widen("Conv2D", 1, 3, 64, 1000, groups=3, padding="same"),
     "fixed_batch": set_key("batch_shape", [10**4, 32, 32, 3], 0),
     "open_sizes": set_key("batch_shape", [None, None, None, 3], 0),
     "many_calls": set_key("inbound_nodes", [call("faces")] * 2000, config=False),
@@ -565,6 +692,7 @@ REFUSED: dict[str, Change] = {
     "declares_much": edit_weights(declare_much),
     "packed_much": edit_weights(packed_much),
     "large_chunk": edit_weights(large_chunk),
+    "small_numbers": edit_weights(small_numbers),
     "other_filter": edit_weights(store(data=np.zeros((64, 64)), compression="lzf")),
     "texts": edit_weights(store(data=["a", "b"], dtype=h5py.string_dtype())),
     "compound": edit_weights(store(shape=(2,), dtype=[("a", "f4"), ("b", "f8")])),

@@ -283,7 +283,8 @@ def evaluate(
 def models() -> None:
     """List the models at hand with their figures, and check their files."""
     from batchfer.emotions.card import list_model_folders, read_card
-    from batchfer.files import hash_file
+    from batchfer.errors import one_line
+    from batchfer.files import display_name, hash_file
 
     damaged = False
     seen: set[str] = set()
@@ -296,7 +297,7 @@ def models() -> None:
                 card = read_card(path)
             except BatchferError as error:
                 damaged = True
-                typer.echo(f"{path.stem}  {error}")
+                typer.echo(f"{display_name(path.stem)}  {error}")
                 continue
             try:
                 whole = card.sha256 == hash_file(path)
@@ -306,12 +307,13 @@ def models() -> None:
                 continue
             damaged = damaged or not whole
             figures = ", ".join(
-                f"{name} {100 * values['accuracy']:.1f} %"
+                f"{one_line(name)} {100 * values['accuracy']:.1f} %"
                 for name, values in card.figures.items()
-                if isinstance(values, dict) and "accuracy" in values
+                if isinstance(values, dict) and isinstance(values.get("accuracy"), float)
             )
             state = "whole" if whole else "DAMAGED: its SHA-256 is not the one in its card"
-            typer.echo(f"{path.stem}  {card.input_size} px  {state}  {figures}  [{path}]")
+            name = display_name(path.stem)
+            typer.echo(f"{name}  {card.input_size} px  {state}  {figures}  [{display_name(path)}]")
     if not seen:
         typer.echo("no models; searched: " + ", ".join(map(str, list_model_folders())), err=True)
     if damaged or not seen:

@@ -1,14 +1,15 @@
 """The card of a model: what its file does not say about itself; and where models lie."""
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
-from batchfer.errors import ModelError
+from batchfer.emotions.model_layers import show
+from batchfer.errors import ModelError, one_line
 from batchfer.files import display_name, is_hidden
 from batchfer.schema import EMOTIONS
 
@@ -76,6 +77,32 @@ CLASS_NAMES: Mapping[str, str] = {
 MAX_CARD_BYTES = 4 * 1024**2
 
 
+def check_kinds(one: Any) -> None:
+    """Refuse a dataclass from a file that holds other than it declares: kinds, finite numbers.
+
+    Raises:
+        TypeError: It does.
+    """
+    for part in fields(one):
+        value, kind = getattr(one, part.name), part.type
+        origin = get_origin(kind)
+        if origin is Literal:
+            fine = value in get_args(kind)
+        elif kind is float:
+            # A whole number may be larger than any float, NaN is within no bounds.
+            fine = type(value) in (int, float) and -1e9 <= value <= 1e9
+        else:
+            plain: Any = kind if origin in (None, UnionType) else origin
+            fine = isinstance(value, plain) and (kind is bool or not isinstance(value, bool))
+        if not fine:
+            raise TypeError(f"{part.name} is not as it should be")
+
+
+def _is_within(value: Any, least: float, most: float) -> bool:
+    """Return whether a value of a card is a number within bounds; NaN is within none."""
+    return type(value) in (int, float) and least <= value <= most
+
+
 def _full_face() -> dict[str, float]:
     return {"margin": 1.0, "shift_x": 0.0, "shift_y": 0.0}
 
@@ -118,38 +145,53 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         """Refuse a card that cannot be applied."""
-        if not isinstance(self.name, str) or not self.name:
-            raise ModelError("a card needs a name")
+        if not isinstance(self.name, str) or not self.name or not self.name.isprintable():
+            raise ModelError("a card needs a name that can be printed")
         known = [CLASS_NAMES.get(str(label).lower()) for label in self.labels]
         if sorted(map(str, known)) != sorted(EMOTIONS):
+            shown = ", ".join(show(str(label)) for label in self.labels[:8])
             raise ModelError(
-                f"{self.name}: labels {', '.join(map(str, self.labels))} are not the seven "
-                f"emotions {', '.join(EMOTIONS)}, each one once"
+                f"{self.name}: labels {shown} are not the seven emotions {', '.join(EMOTIONS)}, "
+                "each one once"
             )
         object.__setattr__(self, "labels", tuple(known))
         object.__setattr__(self, "training_data", tuple(self.training_data))
         object.__setattr__(self, "runs", tuple(self.runs))
         if not isinstance(self.input_size, int) or not 8 <= self.input_size <= 4096:
-            raise ModelError(f"{self.name}: input size {self.input_size} is not 8 to 4096 px")
+            raise ModelError(
+                f"{self.name}: input size {show(str(self.input_size))} is not 8 to 4096 px"
+            )
         if self.channels not in (1, 3):
-            raise ModelError(f"{self.name}: {self.channels} channels are neither 1 nor 3")
+            raise ModelError(
+                f"{self.name}: {show(str(self.channels))} channels are neither 1 nor 3"
+            )
         if not isinstance(self.crop, Mapping) or not set(self.crop) <= set(_full_face()):
             raise ModelError(f"{self.name}: a crop has margin, shift_x and shift_y only")
         object.__setattr__(self, "crop", {**_full_face(), **self.crop})
-        numbers = [*self.crop.values(), self.temperature, self.uncertain_below]
-        if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-            raise ModelError(f"{self.name}: crop, temperature and uncertain_below are numbers")
-        try:
-            points = tuple((float(x), float(y)) for x, y in self.landmarks)
-        except (TypeError, ValueError):
-            points = ((math.nan, math.nan),)
-        if len(points) not in (0, 5) or not all(
-            math.isfinite(n) for point in points for n in point
+        points = self.landmarks
+        plain = isinstance(points, list | tuple) and all(
+            isinstance(p, list | tuple) for p in points
+        )
+        numbers = [number for point in points for number in point] if plain else [None]
+        if [len(point) for point in points if plain] not in ([], [2] * 5) or not all(
+            _is_within(number, -10, 10) for number in numbers
         ):
             raise ModelError(f"{self.name}: landmarks are five pairs of numbers")
-        object.__setattr__(self, "landmarks", points)
-        if self.crop["margin"] <= 0 or self.temperature <= 0:
-            raise ModelError(f"{self.name}: crop margin and temperature are above 0")
+        object.__setattr__(self, "landmarks", tuple((float(x), float(y)) for x, y in points))
+        bounds = {
+            "crop margin": (self.crop["margin"], 0.01, 10),
+            "crop shift_x": (self.crop["shift_x"], -10, 10),
+            "crop shift_y": (self.crop["shift_y"], -10, 10),
+            "temperature": (self.temperature, 0.01, 100),
+            "uncertain_below": (self.uncertain_below, 0, 1),
+        }
+        for name, (value, least, most) in bounds.items():
+            if not _is_within(value, least, most):
+                raise ModelError(f"{self.name}: {name} is a number from {least} to {most}")
+        try:
+            check_kinds(self)
+        except TypeError as error:
+            raise ModelError(f"{self.name}: {error}") from error
 
     def with_input(self, size: int, channels: int) -> "ModelCard":
         """Return the card with the input of the model itself.
@@ -182,8 +224,8 @@ def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
     if model.suffix == ".h5" or not path.is_file():
         if labels is None:
             raise ModelError(
-                f"{model} has no card ({path.name} beside it); name its outputs in order with "
-                "--labels a,b,..."
+                f"{one_line(model)} has no card ({one_line(path.name)} beside it); name its "
+                "outputs in order with --labels a,b,..."
             )
         return ModelCard(model.stem, tuple(labels), input_size=48)
     try:
@@ -193,7 +235,9 @@ def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
         known = {one.name for one in fields(ModelCard)}
         card = ModelCard(**{key: value for key, value in content.items() if key in known})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path} is not the card of a model: {error}") from error
+        raise ModelError(
+            f"{one_line(path)} is not the card of a model: {one_line(error)}"
+        ) from error
     return card if labels is None else replace(card, labels=tuple(labels))
 
 

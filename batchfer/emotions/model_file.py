@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from batchfer.emotions.model_config import Call, Part, Reference, parse_model, show
+from batchfer.emotions.model_config import Call, Part, Reference, parse_model
+from batchfer.emotions.model_layers import show
 from batchfer.emotions.weights_file import (
     Array,
     compare_shapes,
@@ -35,7 +37,7 @@ MAX_CONFIG_BYTES = 16 * 1024**2
 LIMITS = {
     "config.json": (MAX_CONFIG_BYTES, 100),
     "metadata.json": (MAX_CONFIG_BYTES, 100),
-    "model.weights.h5": (MAX_MODEL_BYTES, 20),
+    "model.weights.h5": (MAX_MODEL_BYTES, 4),
 }
 """The members of an archive, the bytes that each may have, and how far it may have been packed.
 
@@ -47,7 +49,12 @@ MAX_FEATURES = 2**25
 """Numbers that one layer may make of one picture; VGG19 on 512 px makes half as many."""
 MAX_ALL_FEATURES = 2**27
 SLOW = 16
-"""How much longer than in a matrix product a multiplication, or comparison, takes elsewhere."""
+"""How much longer than in a matrix product a multiplication, or comparison, takes elsewhere.
+
+As much again in another than single precision.
+"""
+MAX_KERNEL = 11
+"""Side of the kernel of single channels in half precision: oneDNN comes to no end with more."""
 MAX_PRODUCTS = 2**37
 """Multiplications for one picture; VGG19 on 512 px takes three quarters of it."""
 
@@ -103,7 +110,8 @@ def _read_archive(path: Path, name: str) -> tuple[Any, bytes]:
             n_bytes = _check_directory(file)
             with zipfile.ZipFile(file) as archive:
                 _check_members(name, archive, n_bytes)
-                return json.loads(archive.read("config.json")), archive.read("model.weights.h5")
+                config = json.loads(_read_member(archive, "config.json"))
+                return config, _read_member(archive, "model.weights.h5")
     except OSError as error:
         raise ModelError(f"{name}: cannot be read ({error.strerror or error})") from error
     except (
@@ -145,6 +153,12 @@ def _check_members(name: str, archive: zipfile.ZipFile, n_bytes: int) -> None:
         fine = member.file_size <= min(limit, max(64 * 1024, ratio * member.compress_size))
         if not fine or member.compress_size > n_bytes:
             raise ModelError(f"{name}: its member {member.filename} declares too many bytes")
+
+
+def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Return the content of a member, of which no more is unpacked than it declares."""
+    with archive.open(name) as member:
+        return member.read(archive.getinfo(name).file_size)
 
 
 def _biased(layer: Any, kernels: list[Shape], n_outputs: int) -> list[Shape]:
@@ -221,8 +235,9 @@ class _Builder:
 
     def __init__(self, arrays: dict[str, Array]) -> None:
         self._arrays = arrays
-        self._n_features = 0.0
-        self._n_products = 0.0
+        self._costs = np.zeros(2)  # features and products of a picture
+        self._costs_of: dict[str, npt.NDArray[np.float64]] = {}
+        self._shapes: dict[str, Shape] = {}
 
     def build(self, model: Part, above: str, given: Sequence[Any]) -> Any:
         """Return a network whose arrays lie below the group ``above``.
@@ -292,15 +307,19 @@ class _Builder:
 
         arrays: list[Array] = []
         made = part.name in layers
+        shape = tuple(inputs[0].shape)
+        self._check_shape(part, shape)
         if not made and part.parts:
+            before = self._costs
             layers[part.name] = self.build(part, f"{group}/", inputs)
+            self._costs_of[part.path] = self._costs - before
+        elif part.parts:
+            self._add(part, self._costs_of[part.path])
         elif not made:
             layer = _run(part.path, getattr(keras.layers, part.class_name), **part.settings)
             arrays = take_arrays(self._arrays, group)
             wanted = ARRAYS.get(part.class_name, lambda _layer, _shape: [])
-            shapes = _run(part.path, wanted, layer, tuple(inputs[0].shape))
-            compare_shapes(group, arrays, shapes)
-            _run(part.path, _check_factors, part, tuple(inputs[0].shape))
+            compare_shapes(group, arrays, _run(part.path, wanted, layer, shape))
             layers[part.name] = layer
         layer = layers[part.name]
         settings = {} if call.training is None else {"training": call.training}
@@ -312,38 +331,71 @@ class _Builder:
         if not made and part.class_name == "Normalization":
             layer.finalize_state()
         outputs = list(outputs) if isinstance(outputs, list | tuple) else [outputs]
-        self._count(part, outputs, _count_products(layer, tuple(inputs[0].shape)))
+        self._count(part, outputs, layer, shape)
         return outputs
 
-    def _count(self, part: Part, outputs: Sequence[Any], n_each: int = 1) -> None:
+    def _check_shape(self, part: Part, shape: Shape) -> None:
+        """Refuse what would mix pictures or make one larger, which Keras does not tell."""
+        axes = part.settings.get("axis")
+        for axis in axes if isinstance(axes, tuple) else [-1 if axes is None else axes]:
+            if not 0 < abs(axis) < len(shape):
+                raise ValueError(f"{part.path}.axis: {axis} is no axis of a picture {shape}")
+        if part.class_name not in ("Normalization", "Rescaling"):
+            return
+        if self._shapes.setdefault(part.path, shape) != shape:
+            raise ValueError(f"{part.path}: is called on two shapes")
+        for key in ("scale", "offset"):
+            factors = np.shape(part.settings.get(key, 0))
+            if _run(part.path, np.broadcast_shapes, factors, shape[1:]) != shape[1:]:
+                raise ValueError(f"{part.path}: {key} is not of the shape of a picture")
+
+    def _count(
+        self, part: Part, outputs: Sequence[Any], layer: Any = None, shape: Shape = ()
+    ) -> None:
         """Refuse a network that makes more numbers of a picture than memory and time allow."""
         for output in outputs:
-            n_features = math.inf if None in output.shape[1:] else math.prod(output.shape[1:])
-            self._n_features += n_features
-            self._n_products += n_features * n_each
-            if (
-                n_features > MAX_FEATURES
-                or self._n_features > MAX_ALL_FEATURES
-                or self._n_products > MAX_PRODUCTS
-            ):
+            # A picture of known size, and one for each that came in.
+            known = output.shape[0] is None and None not in output.shape[1:]
+            n_features = math.prod(output.shape[1:]) if known else math.inf
+            n_inside, n_products = _measure(layer, shape, n_features)
+            if max(n_inside, n_features) > MAX_FEATURES:
                 raise ValueError(f"{part.path}: makes too much of a picture, {output.shape}")
+            self._add(part, np.array([n_features, n_products]))
+
+    def _add(self, part: Part, costs: npt.NDArray[np.float64]) -> None:
+        self._costs = self._costs + costs
+        if (self._costs > (MAX_ALL_FEATURES, MAX_PRODUCTS)).any():
+            raise ValueError(f"{part.path}: makes too much of a picture")
 
 
-def _count_products(layer: Any, shape: Shape) -> int:
-    """Return how many multiplications, or comparisons, each output of a layer takes."""
-    window: int = math.prod(getattr(layer, "kernel_size", getattr(layer, "pool_size", ())))
+def _measure(layer: Any, shape: Shape, n_made: float) -> tuple[float, float]:
+    """Return how many numbers a layer makes on its way to others, and by how many products.
+
+    Comparisons are products, too. Convolutions put zeros around the picture; one of each channel by
+    itself that takes strides in a wide window takes them at the end.
+    """
+    sides, n_channels = shape[1:-1], shape[-1] or 1 if shape else 1
+    kernel, times = getattr(layer, "kernel_size", ()), getattr(layer, "depth_multiplier", 0)
+    window: int = math.prod(kernel or getattr(layer, "pool_size", ()))
+    single = getattr(layer, "compute_dtype", "") == "float32"
+    slow = SLOW if single else SLOW**2
+    n_inside = 0
+    if times and max(kernel) > MAX_KERNEL and not single:
+        return math.inf, math.inf
+    if kernel:
+        margins = (
+            (size - 1) * rate for size, rate in zip(kernel, layer.dilation_rate, strict=True)
+        )
+        wide = [side + margin for side, margin in zip(sides, margins, strict=True)]
+        n_inside = math.prod(wide) * n_channels * max(times, 1)
+    if times:
+        n_mixed = n_made * n_channels * times if hasattr(layer, "filters") else 0
+        return n_inside, n_inside * window * slow + n_mixed
     if hasattr(layer, "filters") or hasattr(layer, "units"):
-        return window * max((shape[-1] or 1) // getattr(layer, "groups", 1), 1)
-    return window * SLOW if window > 1 else 1
-
-
-def _check_factors(part: Part, shape: Shape) -> None:
-    """Refuse a Rescaling by lists that would make a picture larger, which Keras does not tell."""
-    picture = tuple(side or 0 for side in shape[1:])
-    for key in ("scale", "offset") if part.class_name == "Rescaling" else ():
-        factors = np.shape(part.settings.get(key, 0))
-        if np.broadcast_shapes(factors, picture) != picture:
-            raise ValueError(f"{key} is not of the shape of a picture")
+        groups = getattr(layer, "groups", 1)
+        n_each = window * max(n_channels // groups, 1)
+        return n_inside, n_made * n_each * (slow if groups > 1 else 1)
+    return n_inside, n_made * (window * slow if window > 1 else 1)
 
 
 def _pair_inputs(model: Part, given: Sequence[Any]) -> Iterator[tuple[Part, Any]]:

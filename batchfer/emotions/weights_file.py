@@ -2,17 +2,18 @@
 
 import io
 import math
+import mmap
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.errors import ModelError
+from batchfer.errors import ModelError, one_line
 
 Array = npt.NDArray[Any]
 
@@ -21,6 +22,8 @@ MAX_DEPTH = 8
 MAX_OBJECTS = 10_000
 PLAIN_FILTERS = {1, 2}
 """gzip and shuffle. Others are plug-ins, which HDF5 would look for on disk."""
+FIRST_FORM = b"\x89HDF\r\n\x1a\n\0"
+FRACTAL_HEAP = b"FRHP\0"
 UNREAD_GROUPS = ("optimizer/", "optimizer_weights/", "metrics/")
 """What a trained network keeps beside its weights; nothing here needs it."""
 
@@ -44,6 +47,7 @@ def open_weights(source: Path | bytes, name: str) -> Iterator[tuple[Any, dict[st
     import h5py
 
     try:
+        _check_format(source)
         n_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
         stream = io.BytesIO(source) if isinstance(source, bytes) else source
         with h5py.File(stream, "r") as file:
@@ -51,9 +55,24 @@ def open_weights(source: Path | bytes, name: str) -> Iterator[tuple[Any, dict[st
     except ModelError:
         raise
     except Exception as error:  # HDF5 answers broken files in many ways
-        text = "".join(char if char.isprintable() else " " for char in str(error))
-        detail = " ".join(text.split())[:200] or type(error).__name__
-        raise ModelError(f"{name}: its weights cannot be read ({detail})") from error
+        raise ModelError(f"{name}: its weights cannot be read ({one_line(error)})") from error
+
+
+def _check_format(source: Path | bytes) -> None:
+    """Refuse the newer form of HDF5, and its way to keep groups of many members in an older file.
+
+    There a hostile file makes HDF5 1.14.6 free memory at an address of its choice. Keras writes the
+    first form.
+    """
+    with ExitStack() as stack:
+        content: bytes | mmap.mmap
+        if isinstance(source, bytes):
+            content = source
+        else:
+            file = stack.enter_context(source.open("rb"))
+            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        if content[:9] != FIRST_FORM or content.find(FRACTAL_HEAP) >= 0:
+            raise ValueError("it is not HDF5 in the form that Keras writes")
 
 
 def read_arrays(source: Path | bytes, name: str) -> dict[str, Array]:
@@ -161,9 +180,10 @@ def _measure(path: str, dataset: Any) -> int:
     filters = {settings.get_filter(index)[0] for index in range(settings.get_nfilters())}
     if not filters <= PLAIN_FILTERS:
         raise ValueError(f"{path!r} is packed by a filter other than gzip")
-    # A chunk is unpacked as a whole, and may be larger than the array.
+    # A chunk is unpacked as a whole, and may be larger than the array; a network makes at least
+    # single precision of all.
     n_values: int = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
-    return n_values * int(dtype.itemsize)
+    return n_values * max(int(dtype.itemsize), 4)
 
 
 def name_groups(class_names: Iterable[str]) -> list[str]:

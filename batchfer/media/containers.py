@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import av
 
-from batchfer.errors import InputError, Reason
+from batchfer.errors import InputError, Reason, one_line
 from batchfer.schema import MediaInfo
 
 MAX_FRAME_PIXELS = 8192 * 8192
@@ -54,12 +54,6 @@ def read_head(path: Path) -> bytes:
             return file.read(16)
     except OSError as error:
         raise InputError(Reason.UNREADABLE, f"cannot be read: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, in one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(text.split())
 
 
 def claimed_bytes(path: Path) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from batchfer.errors import InputError, OutputError, Reason
+from batchfer.errors import InputError, OutputError, Reason, one_line
 from batchfer.media.containers import (
     IMAGE_BRANDS,
     IMAGE_MAGIC,
@@ -18,7 +18,6 @@ from batchfer.media.containers import (
     VIDEO_MAGIC,
     check_file,
     check_size,
-    one_line,
     read_head,
 )
 from batchfer.schema import Images, MediaInfo

@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 import av
 
-from batchfer.errors import InputError, Reason
+from batchfer.errors import InputError, Reason, one_line
 from batchfer.media.clock import MAX_GAP_S
 from batchfer.media.containers import (
     MAX_FRAME_PIXELS,
     find_origin,
     find_video_stream,
-    one_line,
     open_container,
 )
 

@@ -13,8 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
-from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError
-from batchfer.media.containers import one_line
+from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError, one_line
 from batchfer.media.sound import MAX_STEP_TICKS, Sound
 from batchfer.schema import Images, MediaInfo
 

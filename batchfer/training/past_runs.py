@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from batchfer.emotions.architectures import ARCHITECTURES
-from batchfer.emotions.card import ModelCard, find_model, read_card
-from batchfer.errors import ModelError
+from batchfer.emotions.card import ModelCard, check_kinds, find_model, read_card
+from batchfer.errors import ModelError, one_line
 from batchfer.files import hash_file
 from batchfer.training.batches import Augmentation
 from batchfer.training.networks import goes_on
 from batchfer.training.options import Precision, TrainOptions
-from batchfer.training.recipes import RECIPES, Recipe
+from batchfer.training.recipes import RECIPES, SETTINGS, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +69,15 @@ def read_runs(card: ModelCard) -> tuple[PastRun, ...]:
         try:
             run = _parse_run(content)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ModelError(f"{card.name}: its card tells no runs to repeat: {error}") from error
+            raise ModelError(
+                f"{card.name}: its card tells no runs to repeat: {one_line(error)}"
+            ) from error
         bases = (run.base_weights,) if _is_sha256(run.base_weights) else ()
         missing = {*run.teachers, *bases} - made
         if missing:
-            raise ModelError(f"{card.name}: its card lacks the run that made {min(missing)[:12]}")
+            raise ModelError(
+                f"{card.name}: its card lacks the run that made {one_line(min(missing))[:12]}"
+            )
         made.add(run.sha256)
         runs.append(run)
     return tuple(runs)
@@ -91,19 +95,30 @@ def _is_sha256(text: str) -> bool:
 
 def _parse_run(content: Mapping[str, Any]) -> PastRun:
     """Return a run of a card, which may come from anywhere."""
-    recipe = dict(content["recipe"])
+    told = dict(content["recipe"])
     for name in ("augmentation", "calm"):
-        recipe[name] = Augmentation(**recipe[name])
+        told[name] = Augmentation(**told[name])
     lists = {name: tuple(content.get(name, ())) for name in ("data", "teachers")}
-    run = PastRun(**{**content, **lists, "recipe": Recipe(**recipe)})
-    texts = (run.sha256, run.base_weights, run.votes, run.command, *run.data, *run.teachers)
-    if isinstance(content.get("data"), str) or not all(isinstance(text, str) for text in texts):
+    run = PastRun(**{**content, **lists, "recipe": Recipe(**told)})
+    for part in (run, run.recipe, run.recipe.augmentation, run.recipe.calm):
+        check_kinds(part)
+    if isinstance(content.get("data"), str) or not all(
+        isinstance(text, str) for text in (*run.data, *run.teachers)
+    ):
         raise TypeError("names are texts")
+    if Path(run.base_weights).name != run.base_weights:
+        raise ValueError("base weights are named without their folder")
     if (run.model, "finetune") not in RECIPES or run.recipe.architecture not in ARCHITECTURES:
         raise ValueError(f"no network {run.model} or {run.recipe.architecture}")
-    numbers = (run.recipe.epochs, run.recipe.batch_size, run.seed)
-    if not all(isinstance(number, int) and number >= 0 for number in numbers):
-        raise TypeError("epochs, batch size and seed are whole numbers")
+    recipe = run.recipe
+    small = recipe.size_px <= 1024 and recipe.batch_size <= 4096 and recipe.epochs <= 10_000
+    if not small or min(recipe.size_px, recipe.epochs, recipe.batch_size, run.seed) < 0:
+        raise ValueError("size, epochs, batch size or seed are out of bounds")
+    settings = recipe.settings
+    if not set(settings) <= SETTINGS or not all(
+        type(value) in (int, float) and 0 <= value <= 2 for value in settings.values()
+    ):
+        raise ValueError("its network has unknown settings")
     if not 0 < run.validation < 1:
         raise ValueError("the validation share lies between 0 and 1")
     return run

@@ -175,6 +175,10 @@ def format_recipe(recipe: Recipe) -> str:
     return "\n".join(f"{name} = {value}" for name, value in asdict(recipe).items())
 
 
+SETTINGS = {"dropout", "momentum", "width"}
+"""What a recipe may say of its network."""
+
+
 def cosine_rate(recipe: Recipe, progress: float) -> float:
     """Return the learning rate at a share of the run: a linear rise, then half a cosine."""
     if progress < recipe.warmup:

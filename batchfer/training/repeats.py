@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from batchfer.emotions.card import find_model, locate_card, read_card
-from batchfer.errors import ModelError, UsageError
+from batchfer.errors import ModelError, UsageError, one_line
 from batchfer.files import PARTS_FOLDER, display_name
 from batchfer.training.evaluate import Progress
 from batchfer.training.options import TrainOptions
@@ -55,7 +55,8 @@ def describe_repeat(model: str, options: TrainOptions) -> Iterator[str]:
     """
     plan = _plan_repeat(model, options)
     for number, (run, _) in enumerate(plan, start=1):
-        yield f"run {number} of {len(plan)}, {run.recipe.epochs} epochs: {run.command}"
+        command = one_line(run.command, 10_000)
+        yield f"run {number} of {len(plan)}, {run.recipe.epochs} epochs: {command}"
 
 
 def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, TrainOptions]]:
@@ -104,7 +105,8 @@ def _match_data(model: str, runs: Sequence[PastRun], given: Sequence[Path]) -> d
     names = list_data(runs)
     if len(names) != len(given):
         raise UsageError(
-            f"{display_name(model)} was trained on {', '.join(names)}: give these, in this order"
+            f"{display_name(model)} was trained on {one_line(', '.join(names))}: give these, in "
+            "this order"
         )
     own_names = [path.resolve().name for path in given]
     same = sorted(own_names) == sorted(names)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.emotions.card import check_kinds
 from batchfer.emotions.weights_file import open_weights
 from batchfer.errors import MachineError, ModelError, OutputError, UsageError
 from batchfer.files import PARTS_FOLDER, atomic_write, display_name, hash_file
@@ -59,9 +61,13 @@ class RunState:
 def read_state(path: Path) -> RunState | None:
     """Return what a state file says; None if it is damaged."""
     try:
-        return RunState(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        state = RunState(**json.loads(path.read_text(encoding="utf-8")))
+        check_kinds(state)
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    plain = Path(state.checkpoint).name == state.checkpoint
+    rows = all(isinstance(row, dict) and "epoch" in row for row in state.history)
+    return state if plain and rows and state.batches_done >= 0 else None
 
 
 class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
@@ -370,15 +376,26 @@ class TrainingRun:
             with open_weights(weights, display_name(weights)):
                 pass  # its structure is as it should be
             self.trained.load_weights(weights)
-            with np.load(checkpoint / "average.npz") as arrays:
-                self.average = [arrays[name] for name in arrays.files]
-        except (OSError, ValueError, KeyError, ModelError) as error:
+            self.average = self._read_average(checkpoint / "average.npz")
+        except Exception as error:  # Keras, NumPy and zipfile answer broken files in many ways
             raise UsageError(f"{display_name(checkpoint)} is damaged") from error
         n_validated = len(self.history)
         n_trained, rest = divmod(state.batches_done, len(self.batches))
         if rest == 0 and n_validated < n_trained:
             # Killed between the checkpoint and its validation.
             self.validate_epoch()
+
+    def _read_average(self, path: Path) -> list[npt.NDArray[Any]]:
+        """Return the averaged weights of a checkpoint: none, or one for each of the network."""
+        with zipfile.ZipFile(path) as archive:
+            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                raise ValueError("NumPy does not pack them")
+        with np.load(path) as arrays:
+            average = [arrays[name] for name in arrays.files]
+        shapes = [tuple(weight.shape) for weight in self.trained.weights]
+        if average and [one.shape for one in average] != shapes:
+            raise ValueError("they are not those of the network")
+        return average
 
 
 def _open_tensorboard(folder: Path) -> Any:

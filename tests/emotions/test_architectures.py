@@ -3,6 +3,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -337,3 +338,44 @@ def test_an_h5_that_links_to_another_file_is_refused(tmp_path: Path) -> None:
         layer["kernel"] = h5py.ExternalLink("elsewhere.h5", "/kernel")
     with pytest.raises(ModelError, match="link"):
         load_legacy_h5(path, 7)
+
+
+# --- cards that others wrote ----------------------------------------------------------------------
+
+ESCAPE = "\x1b]0;evil\x07\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"name": ESCAPE}, "a name that can be printed"),
+        ({"name": 7}, "a name that can be printed"),
+        ({"labels": [ESCAPE * 7] * 9999}, "are not the seven emotions"),
+        ({"crop": {"margin": 10**400}}, "crop margin is a number from 0.01 to 10"),
+        ({"crop": {"margin": 50}}, "crop margin is a number from 0.01 to 10"),
+        ({"crop": {"shift_x": -1e308}}, "crop shift_x is a number from -10 to 10"),
+        ({"landmarks": [[10**400, 0]] * 5}, "landmarks are five pairs"),
+        ({"landmarks": [[1e308, 0]] * 5}, "landmarks are five pairs"),
+        ({"landmarks": {"ab": 1}}, "landmarks are five pairs"),
+        ({"temperature": 1e-308}, "temperature is a number from 0.01 to 100"),
+        ({"temperature": 10**400}, "temperature is a number"),
+        ({"temperature": True}, "temperature is a number"),
+        ({"uncertain_below": float("nan")}, "uncertain_below is a number from 0 to 1"),
+        ({"input_size": 10**400}, "is not 8 to 4096 px"),
+        ({"channels": True}, "channels is not as it should be"),
+        ({"flip_average": {"a": 1}}, "flip_average is not as it should be"),
+        ({"figures": [1]}, "figures is not as it should be"),
+        ({"sha256": 5}, "sha256 is not as it should be"),
+        ({"licence": [ESCAPE]}, "licence is not as it should be"),
+        ({"training_data": 5}, "not the card of a model"),
+    ],
+)
+def test_a_strange_card_is_refused_in_one_line(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    content = json.loads(format_card(CARD)) | changes
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match=reason) as error:
+        read_card(tmp_path / "a.keras")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 700

@@ -14,8 +14,9 @@ import pytest
 from hostile_models import FOREIGN, HARMLESS, REFUSED
 
 from batchfer.emotions.card import ModelCard, format_card, locate_card
-from batchfer.emotions.model_config import LAYERS, activation, parse_model
+from batchfer.emotions.model_config import parse_model
 from batchfer.emotions.model_file import load_network_file
+from batchfer.emotions.model_layers import LAYERS, activation
 from batchfer.errors import ModelError
 from batchfer.schema import EMOTIONS
 

@@ -45,7 +45,7 @@ def test_arrays_are_read_by_path_from_bytes_and_files(tmp_path: Path) -> None:
 def test_groups_are_named_as_keras_names_them() -> None:
     from keras.src.utils.naming import to_snake_case
 
-    from batchfer.emotions.model_config import LAYERS
+    from batchfer.emotions.model_layers import LAYERS
 
     assert name_groups(LAYERS) == [to_snake_case(name) for name in LAYERS]
     assert name_groups(["Conv2D", "ReLU", "Conv2D", "Conv2D"]) == [
@@ -107,6 +107,27 @@ def test_a_structure_that_costs_more_than_its_file_is_refused_at_once(
         read_arrays(content, "a.keras")
     assert time.monotonic() - start < 5
     assert "\n" not in str(error.value)
+
+
+def many(file: h5py.File) -> None:
+    for index in range(20):
+        file.require_group("many").create_dataset(f"{index}", data=VALUES)
+
+
+def test_the_newer_form_is_not_read(tmp_path: Path) -> None:
+    """In it one changed byte of a group has ended the process, deep inside of HDF5."""
+    assert len(read_arrays(read_bytes(many), "a")) == 20
+    newer = tmp_path / "newer.h5"
+    with h5py.File(newer, "w", libver="latest") as file:
+        many(file)
+    mixed = tmp_path / "mixed.h5"
+    with h5py.File(mixed, "w") as file:
+        file.create_group("many", track_order=True)
+        many(file)
+    for path in (newer, mixed):
+        for source in (path, path.read_bytes()):
+            with pytest.raises(ModelError, match="not HDF5 in the form that Keras writes"):
+                read_arrays(source, "a")
 
 
 def test_eight_levels_are_deep_enough() -> None:

@@ -513,11 +513,31 @@ def test_broken_runs_in_a_card_are_refused(chain: tuple[Path, Path], tmp_path: P
             {"recipe": {**runs[0]["recipe"], "epochs": "many"}},
             {"validation": "x"},
             {"unheard_of": 1},
+            {"\x1b[31m\n": 1},
+            {"base_weights": "/etc/hostname"},
+            {"base_weights": "../weights.h5"},
+            {"precision": "\x1b[31m"},
+            {"seed": True},
+            *(
+                {"recipe": {**runs[0]["recipe"], name: value}}
+                for name, value in (
+                    ("size_px", 10**9),
+                    ("epochs", 10**30),
+                    ("learning_rate", "x"),
+                    ("learning_rate", 10**400),
+                    ("schedule", "none"),
+                    ("per_class", "x"),
+                    ("settings", {"weights": "/etc/hostname"}),
+                    ("settings", {"width": {"class_name": "x"}}),
+                    ("calm", {"rotation": float("nan")}),
+                )
+            ),
         )
     ):
         broken = copy_model(chain[1], tmp_path / str(number), runs=[{**runs[0], **change}])
-        with pytest.raises(ModelError, match="no runs to repeat"):
+        with pytest.raises(ModelError, match="no runs to repeat") as error:
             read_runs(read_card(broken))
+        assert str(error.value).isprintable()
     for number, broken_runs in enumerate((["text"], [5])):
         broken = copy_model(chain[1], tmp_path / f"runs{number}", runs=broken_runs)
         with pytest.raises(ModelError, match="no runs to repeat"):
@@ -586,6 +606,28 @@ def test_a_checkpoint_that_links_elsewhere_is_not_read(options: TrainOptions) ->
     (path,) = options.output.glob(".batchfer/checkpoint-*/state.weights.h5")
     with h5py.File(path, "r+") as file:
         file["layers/more"] = h5py.ExternalLink("elsewhere.h5", "/")
+    with pytest.raises(UsageError, match="is damaged"):
+        train(replace(options, resume=True), None, FROZEN)
+
+
+@pytest.mark.parametrize("how", ["packed", "cut", "of_another", "elsewhere"])
+def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
+    how: str, options: TrainOptions
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(options, Watcher(kill_at=2), FROZEN)
+    (path,) = options.output.glob(".batchfer/checkpoint-*/average.npz")
+    if how == "packed":
+        np.savez_compressed(path, np.zeros(50_000_000))
+    elif how == "cut":
+        path.write_bytes(path.read_bytes()[:9])
+    elif how == "of_another":
+        np.savez(path, np.zeros(3))
+    else:
+        state = options.output / ".batchfer/state.json"
+        content = json.loads(state.read_text())
+        shutil.copytree(path.parent, options.output / "elsewhere")
+        state.write_text(json.dumps({**content, "checkpoint": "../elsewhere"}))
     with pytest.raises(UsageError, match="is damaged"):
         train(replace(options, resume=True), None, FROZEN)
 
