@@ -22,6 +22,7 @@ from batchfer.files import (
     link_or_copy,
     mark_input,
     publish_folder,
+    read_object,
     work_folder,
 )
 from batchfer.media.reader import VideoReader
@@ -99,12 +100,9 @@ def locate_timeline(folder: Path) -> Path | None:
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return read_object(folder / "run.json")
     except (OSError, ValueError) as error:
         raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
-    if not isinstance(facts, dict):
-        raise UsageError(f"{display_name(folder)}: its run.json cannot be read")
-    return facts
 
 
 def list_own(folder: Path) -> set[str]:

@@ -694,6 +694,62 @@ def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     assert Journal(tmp_path).is_foreign
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("content", [None, "[" * 100_000, '{"copies": [[]]}', "[null]"])
+def test_a_note_of_copies_that_was_spoilt_counts_for_nothing(
+    content: str | None, run: Run, tmp_path: Path
+) -> None:
+    folder, note = put_pictures(tmp_path / "in", "a.png"), tmp_path / "out/.batchfer/copies.json"
+    note.parent.mkdir(parents=True)
+    if content is None:
+        os.mkfifo(note)
+    else:
+        note.write_text(content)
+    assert run("image", [folder], tmp_path / "out", report=False)["a.png"].status == "ok"
+    assert not note.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fatal"),
+    [
+        ("pictures", True),
+        ("pictures/part-000000.parquet/x", False),
+        ("pictures/part-x.parquet", False),
+    ],
+)
+def test_what_others_put_among_the_parts_is_no_crash(
+    name: str, is_fatal: bool, run: Run, tmp_path: Path
+) -> None:
+    folder, output = put_pictures(tmp_path / "in", "a.png"), tmp_path / "out"
+    path = output / ".batchfer" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    if is_fatal:
+        with pytest.raises(OutputError, match="cannot write"):
+            run("image", [folder], output, **FEW)
+    else:
+        assert run("image", [folder], output, **FEW)["a.png"].status == "ok"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["pipe", "nested"])
+def test_a_run_json_that_is_none_is_not_waited_for(what: str, run: Run, tmp_path: Path) -> None:
+    clips, output = put_clips(tmp_path / "in", "a.mp4"), tmp_path / "out"
+    run("video", [clips], output, **FEW)
+    path = output / "a.mp4/run.json"
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 100_000)
+    result = run("video", [clips], output, **FEW)["a.mp4"]
+    assert (result.status, result.reason) == {
+        "pipe": ("failed", Reason.OUTPUT_ERROR),
+        "nested": ("ok", None),
+    }[what]
+    assert call("report", output, "-q") == (2 if what == "pipe" else 0)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
