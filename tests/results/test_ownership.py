@@ -493,6 +493,17 @@ def test_two_folders_of_pictures_are_two_studies(
     assert {result.reason for result in results.values()} == {Reason.UP_TO_DATE}
 
 
+def test_pictures_leave_the_table_with_a_word(
+    run: Run, tmp_path: Path, no_networks: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, output = put_pictures(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+    run("image", [folder], output, **FEW)
+    no_networks()
+    assert run("image", [folder / "a.png"], output, **FEW)["a.png"].reason is Reason.UP_TO_DATE
+    assert set(read_timeline(output / "faces.csv")["input"]) == {"a.png"}
+    assert "1 pictures that this command does not name leave the table" in caplog.text
+
+
 def test_another_study_with_overwrite_is_the_one_that_counts(run: Run, tmp_path: Path) -> None:
     first = put_pictures(tmp_path / "day1", "a.png")
     second = put_pictures(tmp_path / "day2", "a.png", sample="two_people.webp")
