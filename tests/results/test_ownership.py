@@ -385,6 +385,23 @@ def test_later_commands_replace_only_what_batchfer_wrote(
     assert victim.read_text() == "precious"
 
 
+def test_an_export_replaces_neither_results_nor_what_is_called_like_one(
+    again: Callable[..., JobResult], tmp_path: Path
+) -> None:
+    again(tmp_path / "out")
+    result = tmp_path / "out" / "rotated.mp4"
+    before = read_tree(result)
+    for name in ("timeline.csv", "summary.csv"):
+        mine = tmp_path / name
+        mine.write_text("mine")
+        assert call("export", result, "--to", "fer", "-o", mine, "-q") == 6
+        assert mine.read_text() == "mine"
+        assert call("export", result, "--to", "fer", "-o", result / name, "--overwrite") == 2
+    assert read_tree(result) == before
+    assert call("export", result, "--to", "fer", "-o", mine, "-q", "--overwrite") == 0
+    assert mine.read_text() != "mine"
+
+
 def test_something_else_in_the_place_of_a_result_ends_that_input(run: Run, tmp_path: Path) -> None:
     clips, output = put_clips(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4", "d.mp4"), tmp_path / "out"
     put_clips(clips / "s", "e.mp4")
