@@ -13,7 +13,7 @@ from batchfer.errors import NothingToDoError, OutputError, UsageError
 from batchfer.files import atomic_write, display_name, mark_input
 from batchfer.options import OutputOptions
 from batchfer.results.drawing import DRAWING_NAME
-from batchfer.results.export import FORMATS, export_timeline
+from batchfer.results.export import export_timeline, name_export
 from batchfer.results.folder import (
     REPORT_NAMES,
     RESULT_NAMES,
@@ -239,9 +239,7 @@ def export_results(
             located_all += [locate_timeline(folder) or folder for folder in find_results([path])]
     if (output is not None or people is not None) and len(located_all) > 1:
         raise UsageError("-o and --people go with one timeline")
-    suffix = FORMATS.get(to, "")
-    name = f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
-    targets = [output or located.parent / name for located in located_all]
+    targets = [output or located.parent / name_export(to) for located in located_all]
     for located, target in zip(located_all, targets, strict=True):
         if not located.is_file():
             raise UsageError(f"{display_name(located)}: no timeline there")

@@ -385,6 +385,21 @@ def test_later_commands_replace_only_what_batchfer_wrote(
     assert victim.read_text() == "precious"
 
 
+def test_an_export_of_a_version_that_named_no_files_is_ours(
+    again: Callable[..., JobResult], tmp_path: Path
+) -> None:
+    again(tmp_path / "out")
+    result = tmp_path / "out" / "rotated.mp4"
+    facts = json.loads((result / "run.json").read_text())
+    del facts["files"]
+    (result / "run.json").write_text(json.dumps(facts))
+    (result / "timeline.fer.csv").write_text("of an older version")
+    (result / "timeline.vtt").write_text("of an older version")
+    for name in ("fer", "vtt"):
+        assert call("export", result, "--to", name, "-q") == 0
+    assert "older" not in (result / "timeline.vtt").read_text()
+
+
 def test_an_export_replaces_neither_results_nor_what_is_called_like_one(
     again: Callable[..., JobResult], tmp_path: Path
 ) -> None:
