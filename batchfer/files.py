@@ -156,7 +156,8 @@ def prepare_output(output: Path) -> None:
             os.close(handle)
             os.unlink(trial)  # noqa: PTH108
     except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"{display_name(output)}: a file is in the way of the folder") from error
+        taken = display_name(parts if output.is_dir() else output)
+        raise OutputError(f"{taken}: a file is in the way of the folder") from error
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
 

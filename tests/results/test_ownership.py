@@ -752,6 +752,14 @@ def test_a_note_of_copies_that_was_spoilt_counts_for_nothing(
     assert not note.exists()
 
 
+def test_a_file_in_the_place_of_our_folder_is_named(run: Run, tmp_path: Path) -> None:
+    folder, output = put_pictures(tmp_path / "in", "a.png"), tmp_path / "out"
+    output.mkdir()
+    (output / ".batchfer").write_text("mine")
+    with pytest.raises(OutputError, match=r"/out/\.batchfer: a file is in the way"):
+        run("image", [folder], output, **FEW)
+
+
 @pytest.mark.parametrize(
     ("name", "is_fatal"),
     [
