@@ -5,6 +5,7 @@ Names are bytes to the system; paths are kept as they are and made readable by `
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -15,6 +16,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -44,6 +46,8 @@ PLACE_ERRORS = frozenset(
     }
 )
 """What a system says where one name is to blame, not the whole disk."""
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
 
 LEFTOVER_AGE_S = 3600.0
 """Unfinished single files that nobody has written to for so long are removed by the next run."""
@@ -98,6 +102,25 @@ def fold_name(text: str) -> str:
     return unicodedata.normalize("NFC", "".join(plain))
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds; what is no file is not waited for.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else.
+    """
+    with open(os.open(path, os.O_RDONLY | _NO_WAIT), encoding="utf-8") as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no file")
+        try:
+            content = json.load(file)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no object")
+    return content
+
+
 def is_hidden(path: Path) -> bool:
     """Return whether the folder around a path does not let anybody see what is there."""
     try:
@@ -133,7 +156,8 @@ def prepare_output(output: Path) -> None:
             os.close(handle)
             os.unlink(trial)  # noqa: PTH108
     except (FileExistsError, NotADirectoryError) as error:
-        raise OutputError(f"{display_name(output)}: a file is in the way of the folder") from error
+        taken = display_name(parts if output.is_dir() else output)
+        raise OutputError(f"{taken}: a file is in the way of the folder") from error
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
 

@@ -14,7 +14,15 @@ import pandas as pd
 
 from batchfer.analysis.linker import FaceLinker
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.files import PARTS_FOLDER, atomic_write, display_name, hash_file, mark_input
+from batchfer.files import (
+    PARTS_FOLDER,
+    atomic_write,
+    display_name,
+    explain_refusal,
+    hash_file,
+    mark_input,
+    read_object,
+)
 from batchfer.options import OutputOptions
 from batchfer.results.ownership import ADVICE
 from batchfer.schema import QUALITY_COLUMNS, FrameBatch, Integers, Job
@@ -26,6 +34,9 @@ logger = logging.getLogger(__name__)
 FRAMES_A_PART = 2000
 SECONDS_A_VIDEO_PART = 60.0
 """Analyzed frames, or time, after which what is known of a video is written down."""
+
+RUN_FACTS = ("options", "model", "device", "machine", "versions")
+"""What ``run.json`` tells of a run, whatever its inputs; see `describe_run`."""
 
 
 class VideoParts:
@@ -146,13 +157,14 @@ class PictureRows:
         """The pictures that were done before this run."""
         for path in _locate_faces(output):
             self._take_table(path, overwrite)
-        parts = sorted(self._folder.glob("part-*.parquet"))
+        parts = sorted(self._folder.glob("part-" + 6 * "[0-9]" + ".parquet"))
         for path in parts:
             try:
                 self._take(path)
             except InputError as error:
                 logger.warning("%s: pictures are analyzed again (%s)", path.name, error)
-                path.unlink()
+                if path.is_file():
+                    path.unlink()
         self._n_parts = 1 + int(parts[-1].stem.removeprefix("part-")) if parts else 0
 
     def _take_table(self, path: Path, overwrite: bool) -> None:
@@ -189,10 +201,9 @@ class PictureRows:
 
     def _read_facts(self) -> dict[str, Any]:
         try:
-            facts = json.loads((self._output / "run.json").read_text(encoding="utf-8"))
+            return read_object(self._output / "run.json")
         except (OSError, ValueError):
             return {}
-        return facts if isinstance(facts, dict) else {}
 
     def _written(self) -> dict[str, dict[str, Any]]:
         """Return size and SHA-256 of the files that the last run has written, if it told."""
@@ -213,10 +224,14 @@ class PictureRows:
     def recall_run(self) -> dict[str, Any] | None:
         """Return what `describe_run` said of the last run, None if that is gone."""
         facts = self._read_facts()
-        told = {
-            name: facts.get(name) for name in ("options", "model", "device", "machine", "versions")
-        }
+        told = {name: facts.get(name) for name in RUN_FACTS}
         return None if None in told.values() else told
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise explain_refusal(self._folder, error) from error
 
     def add(self, finished: Sequence[TableRows]) -> None:
         """Keep the rows of finished pictures on disk."""
@@ -228,7 +243,7 @@ class PictureRows:
             places[id(table)].append(np.arange(where.start, where.stop))
         parts = [table.iloc[np.concatenate(places[key])] for key, table in tables.items()]
         table = pd.concat(parts, ignore_index=True)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._make_folder()
         path = self._folder / f"part-{self._n_parts:06d}.parquet"
         with atomic_write(path) as temporary:
             write_parquet(table, temporary)
@@ -251,7 +266,7 @@ class PictureRows:
             formats: Of the table.
             describe: Returns the content of ``run.json``, but for what tells its files.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)  # until all is in its place
+        self._make_folder()  # it stays until all is in its place
         places = {job.name: place for place, job in enumerate(jobs)}
         tables = [build_empty_pictures_table()]
         for age, table in enumerate(self._read()):

@@ -173,8 +173,6 @@ def run_images(
                     with suppress(OSError):
                         result.job.destination.unlink()
             yield result
-    if others := len(rows.names - {job.name for job in everything}):
-        logger.warning("%d pictures that this command does not name leave the table", others)
     kept = [job for job in everything if job.name not in without_result]
     run = describe_run(batch)
     publish_pictures(kept, everything, rows, run, batch.output, batch.outputs)
@@ -215,6 +213,8 @@ def publish_pictures(
             **run,
         }
 
+    if others := len(rows.names - {job.name for job in everything}):
+        logger.warning("%d pictures that this command does not name leave the table", others)
     rows.publish(kept, outputs.formats, describe)
     forget_copies(output)
 

@@ -1,6 +1,5 @@
 """What is on record of inputs, and what stands in the way of their results."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import pandas as pd
 from batchfer.batch.jobs import Kind
 from batchfer.batch.parts import PictureRows
 from batchfer.errors import InputError, PlaceError, Reason
-from batchfer.files import describe_source, display_name
+from batchfer.files import describe_source, display_name, read_object
 from batchfer.media.reader import probe
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.folder import find_foreign, is_drawn_again, list_wanted
@@ -127,9 +126,8 @@ def find_other(job: Job, journal: Journal) -> str:
     if journal.knows(job.name, job.source):
         return ""
     try:
-        facts = json.loads((job.destination / "run.json").read_text(encoding="utf-8"))
-        source = str(facts["source"])
-    except (OSError, ValueError, KeyError, TypeError):
+        source = str(read_object(job.destination / "run.json")["source"])
+    except (OSError, ValueError, KeyError):
         return ""
     paths = {os.path.realpath(path) for path in (source, job.source)}
     is_same = source == describe_source(job) or len(paths) == 1

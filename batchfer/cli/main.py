@@ -87,11 +87,10 @@ def main() -> NoReturn:
     _open_closed_streams()
     _catch_signals()
     code = run_command(app)
-    if code == ExitCode.INTERRUPTED:
-        # Python leaves by the signal, whatever code it is given, if the interruption went through
-        # an `exec`, as loading libraries has many.
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
+    # Python leaves by the signal, whatever code it is given, if an interruption went through an
+    # `exec`, as loading libraries has many; and threads of libraries that it meets while it cleans
+    # up abort it now and then.
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)

@@ -13,6 +13,8 @@ from batchfer.errors import ModelError, one_line
 from batchfer.files import display_name, is_hidden
 from batchfer.schema import EMOTIONS
 
+MAX_MODEL_BYTES = 2 * 1024**3
+
 
 def list_model_folders() -> list[Path]:
     """Return the folders that models are looked up in, in order, existing or not.
@@ -52,9 +54,12 @@ def find_model(name_or_path: str | Path) -> Path:
 
 
 def _see_readable(model: Path) -> Path:
+    """Refuse a model that cannot be read, or that is too large to be read for its hash."""
     try:
         with model.open("rb") as file:
             file.read(1)
+            if os.fstat(file.fileno()).st_size > MAX_MODEL_BYTES:
+                raise ModelError(f"{display_name(model)}: larger than 2 GiB")
     except OSError as error:
         raise ModelError(f"model {display_name(model)}: unreadable, {error.strerror}") from error
     return model

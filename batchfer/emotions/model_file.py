@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.emotions.card import MAX_MODEL_BYTES
 from batchfer.emotions.model_config import Call, Part, Reference, parse_model
 from batchfer.emotions.model_layers import show
 from batchfer.emotions.weights_file import (
@@ -32,7 +33,6 @@ from batchfer.files import display_name
 
 Shape = tuple[int | None, ...]
 
-MAX_MODEL_BYTES = 2 * 1024**3
 MAX_CONFIG_BYTES = 16 * 1024**2
 LIMITS = {
     "config.json": (MAX_CONFIG_BYTES, 100),
@@ -392,9 +392,7 @@ def _measure(layer: Any, shape: Shape, n_made: float) -> tuple[float, float]:
         n_mixed = n_made * n_channels * times if hasattr(layer, "filters") else 0
         return n_inside, n_inside * window * slow + n_mixed
     if hasattr(layer, "filters") or hasattr(layer, "units"):
-        groups = getattr(layer, "groups", 1)
-        n_each = window * max(n_channels // groups, 1)
-        return n_inside, n_made * n_each * (slow if groups > 1 else 1)
+        return n_inside, n_made * window * n_channels
     return n_inside, n_made * (window * slow if window > 1 else 1)
 
 

@@ -306,7 +306,8 @@ LAYERS: Mapping[str, Mapping[str, Check]] = {
         "height": integer(1, 4096), "width": integer(1, 4096), "data_format": channels_last,
     },
     "Concatenate": {"axis": axis},
-    "Conv2D": {**CONVOLUTION, **_weight("kernel"), "filters": size, "groups": size},
+    # Of more groups Keras makes code in the temporary folder, and runs it.
+    "Conv2D": {**CONVOLUTION, **_weight("kernel"), "filters": size, "groups": one_of(1)},
     "Cropping2D": {"cropping": margins, "data_format": channels_last},
     "Dense": {
         "units": size, "activation": activation, "use_bias": boolean, **_weight("kernel"),

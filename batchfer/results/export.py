@@ -33,6 +33,13 @@ FORMATS: Mapping[str, str] = {
 }
 """Every format by its name on the command line, with the suffix of its files."""
 
+
+def name_export(to: str) -> str:
+    """Return the name of a file in a format, beside the timeline."""
+    suffix = FORMATS.get(to, "")
+    return f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
+
+
 FER_MOST_PERSONS = 100
 """fer's table has eight columns a person; beyond this nobody can read it."""
 

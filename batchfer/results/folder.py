@@ -22,12 +22,14 @@ from batchfer.files import (
     link_or_copy,
     mark_input,
     publish_folder,
+    read_object,
     work_folder,
 )
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.options import OutputOptions
 from batchfer.results.drawing import DRAWING_NAME, annotate_clip
+from batchfer.results.export import FORMATS, name_export
 from batchfer.results.writing import write_results, write_tables
 from batchfer.schema import Job, MediaInfo, Timeline
 from batchfer.timeline.files import check_faces, read_timeline
@@ -99,22 +101,22 @@ def locate_timeline(folder: Path) -> Path | None:
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return read_object(folder / "run.json")
     except (OSError, ValueError) as error:
         raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
-    if not isinstance(facts, dict):
-        raise UsageError(f"{display_name(folder)}: its run.json cannot be read")
-    return facts
 
 
 def list_own(folder: Path) -> set[str]:
     """Return the names of what batchfer has written into a result folder, by its ``run.json``."""
     try:
-        names = _read_facts(folder).get("files")
+        facts = _read_facts(folder)
     except UsageError:
-        names = None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return set(names if is_list and names is not None else RESULT_NAMES)
+        return set(RESULT_NAMES)
+    if "files" not in facts:  # an older version did not tell
+        return {*RESULT_NAMES, *map(name_export, FORMATS)}
+    names = facts["files"]
+    is_sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return set(names if is_sound else RESULT_NAMES)
 
 
 def list_wanted(outputs: OutputOptions, events: pd.DataFrame | None) -> list[str]:

@@ -19,6 +19,7 @@ from batchfer.files import (
     display_name,
     explain_refusal,
     mark_input,
+    read_object,
 )
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.schema import Job
@@ -64,7 +65,7 @@ def note_copies(output: Path, names: Sequence[str]) -> None:
     """Keep the names of files that are about to be written, until the journal knows of them."""
     kept = sorted({*_read_copies(output), *names})
     with atomic_write(_locate_copies(output)) as path:
-        path.write_text(json.dumps(kept), encoding="utf-8")
+        path.write_text(json.dumps({"copies": kept}), encoding="utf-8")
 
 
 def forget_copies(output: Path) -> None:
@@ -78,8 +79,8 @@ def _locate_copies(output: Path) -> Path:
 
 def _read_copies(output: Path) -> set[str]:
     try:
-        return set(json.loads(_locate_copies(output).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return set(read_object(_locate_copies(output))["copies"])
+    except (OSError, ValueError, KeyError, TypeError):
         return set()
 
 
@@ -114,8 +115,11 @@ def find_obstacle(job: Job, output: Path, journal: Journal | None) -> str:
 
 def is_result(folder: Path) -> bool:
     """Return whether a folder holds the result of a video, by the beginning of its ``run.json``."""
+    path = folder / "run.json"
     try:
-        with (folder / "run.json").open("rb") as file:
+        if not path.is_file():  # a pipe would be waited for
+            return False
+        with path.open("rb") as file:
             return b'"batchfer": ' in file.read(_HEAD_BYTES)
     except OSError:
         return False

@@ -13,9 +13,10 @@ from batchfer.errors import NothingToDoError, OutputError, UsageError
 from batchfer.files import atomic_write, display_name, mark_input
 from batchfer.options import OutputOptions
 from batchfer.results.drawing import DRAWING_NAME
-from batchfer.results.export import FORMATS, export_timeline
+from batchfer.results.export import export_timeline, name_export
 from batchfer.results.folder import (
     REPORT_NAMES,
+    RESULT_NAMES,
     _read_facts,
     draw_video,
     find_foreign,
@@ -74,6 +75,22 @@ def refuse_foreign_results(folder: Path, names: Sequence[str], overwrite: bool) 
     if foreign is not None:
         where = f"{display_name(foreign)} was not written by batchfer"
         raise OutputError(f"{where} and would be replaced; move it away, or --overwrite")
+
+
+def _refuse_target(target: Path, overwrite: bool) -> None:
+    """Refuse to export to where somebody's file is, or to the name of one of a video's results.
+
+    Raises:
+        UsageError: It is such a name.
+        OutputError: There is such a file.
+    """
+    if not (target.parent / "run.json").is_file():
+        if not overwrite and os.path.lexists(target):
+            raise OutputError(f"{display_name(target)} exists; move it away, or --overwrite")
+        return
+    if target.name in RESULT_NAMES:
+        raise UsageError(f"{display_name(target)} is a result itself; choose another name")
+    refuse_foreign_results(target.parent, [target.name], overwrite)
 
 
 def redo_reports(
@@ -222,13 +239,11 @@ def export_results(
             located_all += [locate_timeline(folder) or folder for folder in find_results([path])]
     if (output is not None or people is not None) and len(located_all) > 1:
         raise UsageError("-o and --people go with one timeline")
-    suffix = FORMATS.get(to, "")
-    name = f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
-    targets = [output or located.parent / name for located in located_all]
+    targets = [output or located.parent / name_export(to) for located in located_all]
     for located, target in zip(located_all, targets, strict=True):
         if not located.is_file():
             raise UsageError(f"{display_name(located)}: no timeline there")
-        refuse_foreign_results(target.parent, [target.name], overwrite)
+        _refuse_target(target, overwrite)
     for located, target in zip(located_all, targets, strict=True):
         folder, facts = located.parent, None
         media = MediaInfo(located, 0, 0)

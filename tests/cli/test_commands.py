@@ -192,3 +192,12 @@ def test_missing_system_libraries_are_named(toy_model: Path, tmp_path: Path) -> 
     assert done.returncode == ExitCode.ENVIRONMENT
     assert "apt-get install -y libgl1 libglib2.0-0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_libraries_do_at_the_exit_is_no_matter() -> None:
+    program = "import atexit, os; atexit.register(os.abort); "
+    program += "import sys; sys.argv = ['batchfer', 'export', 'nowhere', '--to', 'srt']; "
+    program += "from batchfer.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("batchfer: nowhere")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -34,7 +35,7 @@ ARGUMENTS: dict[str, list[dict[str, Any]]] = {
     "Concatenate": [{}, {"axis": 1}],
     "Conv2D": [
         {"filters": 4, "kernel_size": 3},
-        {"filters": 6, "kernel_size": (3, 2), "groups": 3, "strides": 2, "use_bias": False},
+        {"filters": 6, "kernel_size": (3, 2), "strides": 2, "use_bias": False},
         {"filters": 2, "kernel_size": 2, "dilation_rate": 2, "activation": "gelu",
          "padding": "same", "kernel_regularizer": "l2", "bias_constraint": "non_neg",
          "activity_regularizer": keras.regularizers.L1L2(0.1, 0.2),
@@ -174,7 +175,20 @@ def mixed_precision() -> keras.Model:
 
 
 @pytest.mark.parametrize(
-    "make", [mixed_graph, chain_of_models, trained, half_frozen, mixed_precision]
+    "make",
+    [
+        mixed_graph,
+        chain_of_models,
+        trained,
+        half_frozen,
+        pytest.param(
+            mixed_precision,
+            marks=pytest.mark.skipif(
+                "ONEDNN_MAX_CPU_ISA" in os.environ,
+                reason="TensorFlow asks the processor for half precision, not what holds it back",
+            ),
+        ),
+    ],
 )
 def test_each_graph_is_as_keras_saved_it(make: Any, tmp_path: Path) -> None:
     make().save(tmp_path / "a.keras")

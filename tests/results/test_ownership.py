@@ -385,6 +385,38 @@ def test_later_commands_replace_only_what_batchfer_wrote(
     assert victim.read_text() == "precious"
 
 
+def test_an_export_of_a_version_that_named_no_files_is_ours(
+    again: Callable[..., JobResult], tmp_path: Path
+) -> None:
+    again(tmp_path / "out")
+    result = tmp_path / "out" / "rotated.mp4"
+    facts = json.loads((result / "run.json").read_text())
+    del facts["files"]
+    (result / "run.json").write_text(json.dumps(facts))
+    (result / "timeline.fer.csv").write_text("of an older version")
+    (result / "timeline.vtt").write_text("of an older version")
+    for name in ("fer", "vtt"):
+        assert call("export", result, "--to", name, "-q") == 0
+    assert "older" not in (result / "timeline.vtt").read_text()
+
+
+def test_an_export_replaces_neither_results_nor_what_is_called_like_one(
+    again: Callable[..., JobResult], tmp_path: Path
+) -> None:
+    again(tmp_path / "out")
+    result = tmp_path / "out" / "rotated.mp4"
+    before = read_tree(result)
+    for name in ("timeline.csv", "summary.csv"):
+        mine = tmp_path / name
+        mine.write_text("mine")
+        assert call("export", result, "--to", "fer", "-o", mine, "-q") == 6
+        assert mine.read_text() == "mine"
+        assert call("export", result, "--to", "fer", "-o", result / name, "--overwrite") == 2
+    assert read_tree(result) == before
+    assert call("export", result, "--to", "fer", "-o", mine, "-q", "--overwrite") == 0
+    assert mine.read_text() != "mine"
+
+
 def test_something_else_in_the_place_of_a_result_ends_that_input(run: Run, tmp_path: Path) -> None:
     clips, output = put_clips(tmp_path / "in", "a.mp4", "b.mp4", "c.mp4", "d.mp4"), tmp_path / "out"
     put_clips(clips / "s", "e.mp4")
@@ -491,6 +523,17 @@ def test_two_folders_of_pictures_are_two_studies(
     no_networks()
     results = run("image", [tmp_path / "moved"], output, report=False)
     assert {result.reason for result in results.values()} == {Reason.UP_TO_DATE}
+
+
+def test_pictures_leave_the_table_with_a_word(
+    run: Run, tmp_path: Path, no_networks: Callable[[], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, output = put_pictures(tmp_path / "in", "a.png", "b.png"), tmp_path / "out"
+    run("image", [folder], output, **FEW)
+    no_networks()
+    assert run("image", [folder / "a.png"], output, **FEW)["a.png"].reason is Reason.UP_TO_DATE
+    assert set(read_timeline(output / "faces.csv")["input"]) == {"a.png"}
+    assert "1 pictures that this command does not name leave the table" in caplog.text
 
 
 def test_another_study_with_overwrite_is_the_one_that_counts(run: Run, tmp_path: Path) -> None:
@@ -692,6 +735,70 @@ def test_an_error_of_an_input_reaches_the_process_that_supervises() -> None:
 def test_a_journal_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "run.jsonl")
     assert Journal(tmp_path).is_foreign
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("content", [None, "[" * 100_000, '{"copies": [[]]}', "[null]"])
+def test_a_note_of_copies_that_was_spoilt_counts_for_nothing(
+    content: str | None, run: Run, tmp_path: Path
+) -> None:
+    folder, note = put_pictures(tmp_path / "in", "a.png"), tmp_path / "out/.batchfer/copies.json"
+    note.parent.mkdir(parents=True)
+    if content is None:
+        os.mkfifo(note)
+    else:
+        note.write_text(content)
+    assert run("image", [folder], tmp_path / "out", report=False)["a.png"].status == "ok"
+    assert not note.exists()
+
+
+def test_a_file_in_the_place_of_our_folder_is_named(run: Run, tmp_path: Path) -> None:
+    folder, output = put_pictures(tmp_path / "in", "a.png"), tmp_path / "out"
+    output.mkdir()
+    (output / ".batchfer").write_text("mine")
+    with pytest.raises(OutputError, match=r"/out/\.batchfer: a file is in the way"):
+        run("image", [folder], output, **FEW)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_fatal"),
+    [
+        ("pictures", True),
+        ("pictures/part-000000.parquet/x", False),
+        ("pictures/part-x.parquet", False),
+    ],
+)
+def test_what_others_put_among_the_parts_is_no_crash(
+    name: str, is_fatal: bool, run: Run, tmp_path: Path
+) -> None:
+    folder, output = put_pictures(tmp_path / "in", "a.png"), tmp_path / "out"
+    path = output / ".batchfer" / name
+    path.parent.mkdir(parents=True)
+    path.write_text("mine")
+    if is_fatal:
+        with pytest.raises(OutputError, match="cannot write"):
+            run("image", [folder], output, **FEW)
+    else:
+        assert run("image", [folder], output, **FEW)["a.png"].status == "ok"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("what", ["pipe", "nested"])
+def test_a_run_json_that_is_none_is_not_waited_for(what: str, run: Run, tmp_path: Path) -> None:
+    clips, output = put_clips(tmp_path / "in", "a.mp4"), tmp_path / "out"
+    run("video", [clips], output, **FEW)
+    path = output / "a.mp4/run.json"
+    path.unlink()
+    if what == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 100_000)
+    result = run("video", [clips], output, **FEW)["a.mp4"]
+    assert (result.status, result.reason) == {
+        "pipe": ("failed", Reason.OUTPUT_ERROR),
+        "nested": ("ok", None),
+    }[what]
+    assert call("report", output, "-q") == (2 if what == "pipe" else 0)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The index page of a batch of videos."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from batchfer.files import display_name
+from batchfer.files import display_name, read_object
 from batchfer.results.report.page import link_to, render_page, tell_result, weigh_shares, write_page
 from batchfer.schema import JobResult
 
@@ -38,11 +37,10 @@ def write_index(path: Path, results: Sequence[JobResult]) -> None:
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         logger.warning("%s: %s", display_name(path), error)
         return {}
-    return facts if isinstance(facts, dict) else {}
 
 
 def _read_shares(path: Path) -> dict[str, float]:
