@@ -105,7 +105,7 @@ def build_vgg19(
     The release expects blue, green, red; `load_base_weights` turns its first kernels around
     instead, so that the network takes RGB like every other. A batch normalization follows each
     convolution, which the release has none of: it changes nothing at first, `fit_normalization`
-    sets it to the data, and `classifier.fold_layers` takes it away again.
+    sets it to the data, and `folding.fold_layers` takes it away again.
     """
     import keras
 
