@@ -557,6 +557,7 @@ def test_runs_are_traced_as_they_went(chain: tuple[Path, Path], options: TrainOp
     assert trace_runs(replace(options, data=options.data * 2), AUGMENTED) == ()
 
 
+@pytest.mark.slow
 def test_vgg19_is_trained_with_normalizations(options: TrainOptions) -> None:
     recipe = replace(
         RECIPES["vgg19", "finetune"],
@@ -729,6 +730,7 @@ def run_script(before: str, after: str, data: Path, out: Path, **environment: st
     )
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_batches(data: Path, tmp_path: Path) -> None:
     before = """
 import tensorflow as tf
@@ -744,6 +746,7 @@ with spread_over_gpus():
     assert (tmp_path / "out/mobilenetv2.keras").is_file()
 
 
+@pytest.mark.slow
 def test_training_without_tensorflow(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     before = "from toy_faces import hide_tensorflow; hide_tensorflow()"
