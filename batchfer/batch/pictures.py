@@ -1,6 +1,5 @@
 """Pictures from files to rows of one table, drawn copies beside."""
 
-import json
 import logging
 import queue
 import time
@@ -23,7 +22,7 @@ from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_jso
 from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
 from batchfer.errors import InputError
-from batchfer.files import atomic_write, describe_source, display_name, mark_input
+from batchfer.files import atomic_write, describe_source, display_name, mark_input, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import OutputOptions
 from batchfer.results.journal import DONE
@@ -229,7 +228,7 @@ def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[
     if not outputs.report:
         return
     table = read_timeline(output / f"faces.{outputs.formats[-1]}")
-    facts = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    facts = read_object(output / "run.json")
     page = output / "report.html"
     shows_faces = outputs.thumbnails and not outputs.blur_faces
     write_images_report(page, table, facts, results, thumbnails=shows_faces)

@@ -11,7 +11,7 @@ import typer
 from batchfer import __version__
 from batchfer.cli.flags import Inputs, Only, Output, People, Results, Without, takes
 from batchfer.cli.output import BatchSummary, ProgressBars, Stdout, format_plan, set_up_logging
-from batchfer.errors import BatchferError, ExitCode, UsageError
+from batchfer.errors import BatchferError, ExitCode, UsageError, one_line
 from batchfer.options import (
     OF_TIME,
     OF_VIDEOS,
@@ -283,7 +283,6 @@ def evaluate(
 def models() -> None:
     """List the models at hand with their figures, and check their files."""
     from batchfer.emotions.card import list_model_folders, read_card
-    from batchfer.errors import one_line
     from batchfer.files import display_name, hash_file
 
     damaged = False

@@ -49,27 +49,28 @@ def takes(command: Callable[..., Any]) -> Callable[..., Any]:
     command's parameters of the same name. All others stay as they are.
     """
     signature = inspect.signature(command, eval_str=True)
-    classes: dict[str, tuple[type, list[Field[Any]]]] = {}
+    classes: dict[str, tuple[type, dict[str, Any], set[str]]] = {}
     parameters = []
     for parameter in signature.parameters.values():
         kind, offered = _read_class(parameter.annotation)
         if kind is None:
             parameters.append(parameter)
             continue
-        classes[parameter.name] = kind, offered
         hints = get_type_hints(kind, include_extras=True)
+        classes[parameter.name] = kind, hints, {field.name for field in offered}
         parameters += [_make_parameter(field, hints[field.name]) for field in offered]
 
     @wraps(command)
     def run(**given: Any) -> Any:
         made = {}
-        for name, (kind, offered) in classes.items():
-            hints = get_type_hints(kind, include_extras=True)
-            values = {field.name: given.pop(field.name) for field in offered}
-            values |= {
-                field.name: given[field.name] for field in fields(kind) if field.name in given
+        for name, (kind, hints, own) in classes.items():
+            # A field without a flag is the command's own parameter, and stays one.
+            values = {
+                field: _read(given.pop(field) if field in own else given[field], hint)
+                for field, hint in hints.items()
+                if field in given
             }
-            made[name] = kind(**{name: _read(value, hints[name]) for name, value in values.items()})
+            made[name] = kind(**values)
         return command(**given, **made)
 
     keywords = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
