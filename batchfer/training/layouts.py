@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,21 @@ class FaceList:
         return self.select([row for row, name in enumerate(self.parts) if name in wanted])
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A way in which data sets are laid out.
+
+    ``read`` returns the pictures below a path, None where it is laid out otherwise. ``name`` is
+    how pictures of such a data set are called, also where somebody has sorted them into class
+    folders; ``licence`` is theirs, and ``model_licence`` what it makes of a model.
+    """
+
+    read: Callable[[Path], FaceList | None]
+    name: re.Pattern[str]
+    licence: str
+    model_licence: str = ""
+
+
 def list_faces(root: Path) -> FaceList:
     """Return the labelled pictures of a data set, whichever of the known layouts it has.
 
@@ -118,12 +133,14 @@ def list_faces(root: Path) -> FaceList:
     """
     if not root.exists():
         raise UsageError(f"{display_name(root)}: no such file or folder")
-    if root.is_file():
-        return _list_csv(root)
-    for labels in (root / "list_patition_label.txt", root / "EmoLabel/list_patition_label.txt"):
-        if labels.is_file():
-            return _hold_out(_list_rafdb(root, labels))
-    return _hold_out(_list_tree(root))
+    read = (layout.read(root) for layout in LAYOUTS)
+    return _hold_out(next(faces for faces in read if faces is not None))
+
+
+def recognize(names: Iterable[str]) -> Layout:
+    """Return the layout that pictures of these names come from, wherever they lie by now."""
+    plain = [str(name).rpartition("/")[2] for name in names]
+    return next(one for one in LAYOUTS if any(map(one.name.match, plain)))
 
 
 def _hold_out(faces: FaceList) -> FaceList:
@@ -149,6 +166,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _list_tree(root: Path) -> FaceList:
+    """List class folders, below folders of parts if there are any: what is none of the others."""
     folders = [path for path in _visible(root) if path.is_dir()]
     parts = {folder: PART_FOLDERS[folder.name.lower()] for folder in folders
              if folder.name.lower() in PART_FOLDERS}  # fmt: skip
@@ -193,8 +211,13 @@ def _match_classes(folder: Path) -> list[tuple[Path, str]]:
     return matched
 
 
-def _list_rafdb(root: Path, label_file: Path) -> FaceList:
+def _list_rafdb(root: Path) -> FaceList | None:
     """List RAF-DB as its authors hand it out; aligned pictures are taken before original ones."""
+    name = "list_patition_label.txt"
+    label_files = [path for path in (root / name, root / "EmoLabel" / name) if path.is_file()]
+    if not label_files:
+        return None
+    label_file = label_files[0]
     folders = [root / "Image/aligned", root / "aligned", root / "Image/original", root / "original"]
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
@@ -224,8 +247,10 @@ def _list_rafdb(root: Path, label_file: Path) -> FaceList:
     return FaceList(root, tuple(names), pictures, np.array(labels, np.int64), parts)
 
 
-def _list_csv(path: Path) -> FaceList:
+def _list_csv(path: Path) -> FaceList | None:
     """List ``fer2013.csv``; a row is named as FER+ names it, ``fer0000123.png``."""
+    if not path.is_file():
+        return None
     usages = {"Training": "train", "PublicTest": "PublicTest", "PrivateTest": "PrivateTest"}
     names, pictures, labels, parts = [], [], [], []
     try:
@@ -263,6 +288,25 @@ def _parse_pixels(text: str | None, where: str) -> Images:
     if values.min() < 0 or values.max() > 255:
         raise DataError(f"{where}: pixels lie outside 0 to 255")
     return values.astype(np.uint8).reshape(CSV_SIDE_PX, CSV_SIDE_PX)
+
+
+LAYOUTS = (
+    Layout(
+        _list_rafdb,
+        re.compile(r"train_[0-9]{5}"),
+        "RAF-DB (Li, Deng and Du 2017): non-commercial research only",
+        "weights trained on RAF-DB: for non-commercial research only",
+    ),
+    Layout(
+        _list_csv,
+        re.compile(r"fer[0-9]{7}"),
+        "FER2013 (Goodfellow et al. 2013): from the Kaggle challenge, for research",
+    ),
+    Layout(_list_tree, re.compile(""), "as its owner says"),
+)
+"""The known layouts, the stricter licence first; the last one takes what is left."""
+
+VOTES_LICENCE = "FER+ votes (Barsoum et al. 2016, Microsoft): MIT"
 
 
 def read_votes(path: Path) -> dict[str, Floats]:

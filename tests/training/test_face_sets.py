@@ -13,7 +13,7 @@ from batchfer.errors import DataError, UsageError
 from batchfer.schema import EMOTIONS
 from batchfer.training.batches import Augmentation, TrainingBatches, augment
 from batchfer.training.face_sets import FaceSet, check_classes, load_faces
-from batchfer.training.layouts import list_faces, read_votes
+from batchfer.training.layouts import list_faces, read_votes, recognize
 from batchfer.training.targets import (
     draw_per_class,
     find_near_duplicates,
@@ -209,6 +209,15 @@ def test_unaligned_pictures_of_rafdb_are_held_out_too(folder: str, tmp_path: Pat
     faces = list_faces(tmp_path)
     assert len(faces.select_part("test")) == len(faces.select_part("train")) == 2
     assert all(name.endswith("0.jpg") for name in faces.select_part("test").names)
+
+
+def test_pictures_are_known_by_their_names_wherever_they_lie() -> None:
+    assert "RAF-DB" in recognize(["1/train_00001_aligned.jpg"]).licence
+    assert "FER2013" in recognize(["train/angry/fer0000007.png"]).licence
+    # The stricter licence holds for all that lies together.
+    mixed = recognize(["angry/fer0000007.png", "angry/train_00001.jpg"])
+    assert "non-commercial" in mixed.model_licence
+    assert recognize(["angry/1.png"]).licence == "as its owner says"
 
 
 def test_votes(tmp_path: Path) -> None:
