@@ -22,7 +22,7 @@ from batchfer.training.checkpoints import hash_faces, read_state
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet, Splits, check_classes, load_faces, locate_cache
 from batchfer.training.figures import apply_temperature, fit_temperature, measure
-from batchfer.training.layouts import FaceList, list_faces, read_votes
+from batchfer.training.layouts import FaceList, list_faces, read_votes, tell_skipped
 from batchfer.training.networks import (
     build_network,
     choose_precision,
@@ -60,6 +60,7 @@ def describe_run(options: TrainOptions) -> Iterator[str]:
     recipe = find_recipe(options)
     yield format_recipe(recipe)
     lists = [list_faces(root) for root in options.data]
+    tell_skipped([pair for faces in lists for pair in faces.skipped], options.strict)
     for root, faces in zip(options.data, lists, strict=True):
         for part in dict.fromkeys(faces.parts):
             own = faces.select([row for row, name in enumerate(faces.parts) if name == part])
@@ -82,7 +83,7 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
         kept = draw_per_class(kept, recipe.per_class, options.seed)
     kept = [one for one in kept if len(one)]
     faces = load_faces(kept, recipe.size_px, cache, options.strict)
-    votes = read_votes(options.votes) if options.votes else {}
+    votes = read_votes(options.votes, options.strict) if options.votes else {}
     if options.hard_votes:
         faces = relabel_by_majority(faces, votes)
     check_classes(faces.labels, where)
