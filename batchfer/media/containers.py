@@ -29,6 +29,9 @@ VIDEO_FORMATS = (
 """Containers that may be opened. Playlists, scripts and picture sequences open other files and are
 left out; audio is in, so that a sound file is told apart from a file that is no media at all."""
 
+RAW_FORMATS = ("h264", "hevc", "mpegvideo", "m4v", "vc1", "obu", "mjpeg")
+"""Streams without a container: they have no times, FFmpeg counts 25 frames/s whatever they say."""
+
 ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
 VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"0&\xb2u")
 IMAGE_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
@@ -208,6 +211,8 @@ def read_info(
         width, height = _read_stored_size(path)
     check_frame_size(width, height, max_pixels)
     fps = stream.average_rate or stream.guessed_rate
+    if container.format.name in RAW_FORMATS:
+        fps = stream.guessed_rate  # what the codec says; the average is that of made-up times
     if fps is not None and not Fraction(1, 3600) <= fps <= 10_000:
         fps = None
     duration_s = None

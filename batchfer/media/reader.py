@@ -100,7 +100,8 @@ class VideoReader:
             self._claimed_frames, self._claimed_s = info.n_frames or 0, info.duration_s or 0.0
             self._clock = self._start_clock(info.fps, max_pixels)
             self._frames = self._decode()
-            first = next(self._frames, None)
+            self._ahead: list[av.VideoFrame | None] = []
+            first = self._advance()
             if first is None:
                 raise InputError(Reason.NO_FRAMES, "no frame could be decoded")
             check_frame_size(first.width, first.height, max_pixels)
@@ -195,7 +196,7 @@ class VideoReader:
         """Yield index, time and frame of every decoded frame, and keep the counts."""
         picture: av.VideoFrame | None = self._first
         while picture is not None:
-            time_s = self._clock.read(picture)
+            time_s = self._clock.read(picture, self._peek)
             if picture.is_corrupt:
                 self.losses.n_corrupt += 1
                 self.losses.mark(time_s)
@@ -208,21 +209,32 @@ class VideoReader:
             self.variable_rate = self._clock.varies
             self.end_s = self._clock.end_s
             yield self.n_decoded - 1, time_s, picture
-            picture = next(self._frames, None)
+            picture = self._advance()
+
+    def _advance(self) -> av.VideoFrame | None:
+        """Return the next decoded frame, None behind the last one."""
+        return self._ahead.pop() if self._ahead else next(self._frames, None)
+
+    def _peek(self) -> av.VideoFrame | None:
+        """Return the same without going on to it."""
+        if not self._ahead:
+            self._ahead.append(next(self._frames, None))
+        return self._ahead[0]
 
     def _decode(self) -> Iterator[av.VideoFrame]:
         """Yield decoded frames; what cannot be decoded is counted and skipped."""
         losses = self.losses
-        n_pending = n_failed = n_discarded = 0
+        n_decoded = n_pending = n_failed = n_discarded = 0
         for packet in self._demux():
+            self._clock.begin(packet)
             n_discarded += packet.is_discard
             if packet.is_corrupt:
-                losses.n_bad_packets += 1
-                losses.mark(self._clock.time_packet(packet))
+                losses.bad_packets_s.append(max(self._clock.time_packet(packet), 0.0))
             n_pending += packet.size > 0 and not packet.is_discard
             try:
                 for frame in self._stream.decode(packet):
                     n_pending -= 1
+                    n_decoded += 1
                     yield frame
             except av.FFmpegError as error:
                 logger.debug("packet at %s: %s", packet.pts, error)
@@ -235,11 +247,11 @@ class VideoReader:
         if claimed is not None and claimed > self._path.stat().st_size:
             losses.truncated_s = end_s
             losses.mark(end_s)
-            if self.n_decoded and self._claimed_s > end_s:
+            if n_decoded and self._claimed_s > end_s:
                 losses.add_gap(end_s, self._claimed_s)
-        if losses.first_bad_s is not None and self.n_decoded:
+        if losses.first_bad_s is not None and n_decoded:
             # Now that something is known to be missing, the declared count helps to say how much.
-            n_missing = self._claimed_frames - n_discarded - self.n_decoded
+            n_missing = self._claimed_frames - n_discarded - n_decoded
             losses.n_lost = max(losses.n_lost, n_missing)
 
     def _demux(self) -> "Iterator[Packet[Stream]]":
@@ -270,14 +282,18 @@ class VideoReader:
     def read_at(self, times_s: Iterable[float]) -> Iterator[tuple[float, Images]]:
         """Yield frames by their times, see `read_frames_at`; not to be mixed with `batches`."""
         picture: av.VideoFrame | None = self._first
-        here_s = self._clock.read(self._first)
-        can_seek = self._first.pts is not None
+        here_s = self._clock.read(self._first, self._peek)
+        # Behind a jump nothing tells how far the decoding times run ahead.
+        is_sorted = (
+            not self._clock.by_decoding_times or not self._stream.codec_context.reorder_depth
+        )
+        can_seek = self._first.pts is not None and is_sorted
         for time_s in sorted(set(times_s)):
             if can_seek and time_s - here_s > SEEK_BEYOND_S:
                 picture, here_s = self._seek(time_s)
             while picture is not None and here_s < time_s - TIME_TOLERANCE_S:
-                picture = next(self._frames, None)
-                here_s = math.inf if picture is None else self._clock.read(picture)
+                picture = self._advance()
+                here_s = math.inf if picture is None else self._clock.read(picture, self._peek)
             if picture is not None and here_s <= time_s + TIME_TOLERANCE_S:
                 image = np.empty((self.info.height, self.info.width, 3), np.uint8)
                 self._converter.convert(picture, image)
@@ -294,10 +310,10 @@ class VideoReader:
                 logger.debug("seek to %s: %s", ticks, error)
                 continue
             self._clock.restart()
-            self._frames = self._decode()
-            picture = next(self._frames, None)
+            self._frames, self._ahead = self._decode(), []
+            picture = self._advance()
             if picture is not None and picture.pts is not None:
-                here_s = self._clock.read(picture)
+                here_s = self._clock.read(picture, self._peek)
                 if here_s <= time_s + TIME_TOLERANCE_S or ticks == start:
                     return picture, here_s
         return None, math.inf
