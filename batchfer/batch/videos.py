@@ -391,6 +391,7 @@ def describe_video(
             "duration_s": info.duration_s,
             "end_s": reader.end_s,
             "rotation": info.rotation,
+            "scaled_from": info.scaled_from,
             "has_audio": info.has_audio,
             "codec": info.codec,
         },

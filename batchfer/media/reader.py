@@ -4,7 +4,6 @@ Frames come upright, as RGB ``uint8``, with the time at which a player shows the
 container claims about its length, rate or frame count is trusted.
 """
 
-import dataclasses
 import functools
 import logging
 import math
@@ -67,20 +66,20 @@ class VideoReader:
     Opening decodes the first frame, so that ``info`` holds the true size. A context manager.
 
     Attributes:
-        info: What the container claims, with the size and rotation that its first frame has.
+        info: What the container claims, with the size of the frames and how they were turned.
         losses: What was lost, damaged or mended among the frames decoded so far.
         n_decoded: Frames decoded so far, analyzed or not.
-        size_changes: How often the frame size changed; frames are scaled to the first size.
         variable_rate: True once two frames lie more than 2 ms nearer or farther than the first two.
         end_s: When the last frame decoded so far ends, in seconds.
     """
 
-    def __init__(self, path: Path, max_pixels: int | None = None) -> None:
+    def __init__(self, path: Path, max_pixels: int | None = None, rotate: int = 0) -> None:
         """Open a video.
 
         Args:
             path: The file.
             max_pixels: Largest frame that is decoded, None for `MAX_FRAME_PIXELS`.
+            rotate: By how many degrees frames are turned clockwise, besides what the file says.
 
         Raises:
             InputError: The file cannot be decoded, with the reason.
@@ -88,7 +87,6 @@ class VideoReader:
         check_file(path)
         self.losses = Losses()
         self.n_decoded = 0
-        self.size_changes = 0
         self.variable_rate = False
         self.end_s = 0.0
         self._path = path
@@ -109,9 +107,8 @@ class VideoReader:
             self._container.close()
             raise
         self._first = first
-        self._last_size = (first.width, first.height)
-        self._converter = FrameConverter(first)
-        self.info = self._turn_upright(info)
+        self._converter = FrameConverter(first, info.pixel_aspect, rotate, max_pixels)
+        self.info = self._converter.describe(info)
 
     def _open_stream(self, max_pixels: int) -> VideoStream:
         """Return the stream to analyze, its decoder set up."""
@@ -131,17 +128,6 @@ class VideoReader:
             self._stream,
             read_claimed_end(self._container, self._stream),
             functools.partial(read_index, self._path, max_pixels),
-        )
-
-    def _turn_upright(self, info: MediaInfo) -> MediaInfo:
-        """Return what a container claims, with the size and shape of its upright frames."""
-        converter, aspect = self._converter, info.pixel_aspect
-        return dataclasses.replace(
-            info,
-            width=converter.width,
-            height=converter.height,
-            rotation=converter.orientation.rotation,
-            pixel_aspect=1 / aspect if converter.orientation.transpose else aspect,
         )
 
     def __enter__(self) -> Self:
@@ -200,9 +186,6 @@ class VideoReader:
             if picture.is_corrupt:
                 self.losses.n_corrupt += 1
                 self.losses.mark(time_s)
-            size = (picture.width, picture.height)
-            self.size_changes += size != self._last_size
-            self._last_size = size
             if self.n_decoded and time_s > self.end_s + self._clock.step_s / 2:
                 self.losses.add_gap(self.end_s, time_s)
             self.n_decoded += 1
@@ -320,7 +303,7 @@ class VideoReader:
 
 
 def read_frames_at(
-    path: Path, times_s: Iterable[float], max_pixels: int | None = None
+    path: Path, times_s: Iterable[float], max_pixels: int | None = None, rotate: int = 0
 ) -> Iterator[tuple[float, Images]]:
     """Yield some frames of a video, each as its time and its ``(H,W,3)`` RGB, upright.
 
@@ -331,5 +314,5 @@ def read_frames_at(
     Raises:
         InputError: The file cannot be decoded, with the reason.
     """
-    with VideoReader(path, max_pixels) as reader:
+    with VideoReader(path, max_pixels, rotate) as reader:
         yield from reader.read_at(times_s)

@@ -49,7 +49,7 @@ class VideoWriter:
 
         Args:
             path: The file to write.
-            info: The size of the frames, their pixels' shape, and the tick of their times.
+            info: The size of the frames, their rate, and the tick of their times.
             audio_from: The video whose sound is added.
 
         Raises:
@@ -105,7 +105,7 @@ class VideoWriter:
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.time_base = self._time_base
-        context.sample_aspect_ratio = self._info.pixel_aspect
+        context.sample_aspect_ratio = Fraction(1)
         context.thread_count = ENCODER_THREADS
         # Without frames out of order the last packet is the last picture, and ends when it should.
         # Without adaptive quantization encoding takes up to a quarter less time, and most files are

@@ -152,9 +152,9 @@ def test_frames_that_change_size_are_scaled_to_the_first(tmp_path: Path) -> None
     large = make_clip(tmp_path / "b.h264", options=FAST, n_frames=10, size=(192, 128))
     both = tmp_path / "both.h264"
     both.write_bytes(small.read_bytes() + large.read_bytes() + small.read_bytes())
-    reader, images, _, _ = read_all(both)
+    _, images, _, _ = read_all(both)
     assert images.shape == (30, 64, 96, 3)
-    assert reader.size_changes == 2
+    assert not (images == 0).all(axis=(0, 2, 3)).any(), "no borders where the shape is the same"
     assert [read_index(image) for image in images] == 3 * list(range(10))
 
 
@@ -685,13 +685,6 @@ def test_colours_survive_writing_in_high_definition(tmp_path: Path) -> None:
     copied = read_all(tmp_path / "a.mp4")[1][0]
     for row, column in ((60, 60), (-60, 60), (360, 1200)):
         assert np.abs(copied[row, column].astype(int) - image[row, column]).max() <= 6
-
-
-def test_pixels_that_are_not_square_stay_so(tmp_path: Path) -> None:
-    info = MediaInfo(tmp_path, 96, 64, pixel_aspect=Fraction(4, 3))
-    with VideoWriter(tmp_path / "a.mp4", info) as writer:
-        writer.write(draw(0), 0.0)
-    assert probe(tmp_path / "a.mp4").pixel_aspect == Fraction(4, 3)
 
 
 def test_writing_is_the_same_in_every_run(tmp_path: Path) -> None:
