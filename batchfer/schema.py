@@ -83,8 +83,9 @@ class MediaInfo:
     ``width`` and ``height`` are those of the upright frame in pixels, ``rotation`` the clockwise
     degrees that were applied to make it upright. ``fps`` is the average rate, ``n_frames`` and
     ``duration_s`` are estimates. All three are None where the container does not say.
-    ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of an
-    upright pixel over its height.
+    ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of a stored
+    pixel over its height, before any turn. Frames are brought to square pixels: ``scaled_from`` is
+    the size that they had upright before, None if they were left as they are.
     """
 
     path: Path
@@ -98,6 +99,7 @@ class MediaInfo:
     codec: str = ""
     time_base: Fraction | None = None
     pixel_aspect: Fraction = Fraction(1)
+    scaled_from: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

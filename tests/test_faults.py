@@ -612,14 +612,15 @@ def test_a_reader_that_dies_ends_its_file(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_clips(tmp_path / "in")
-    convert = VideoReader._convert
+    count_frames = VideoReader._count_frames
 
-    def die(reader: VideoReader, picture: object, out: Images) -> None:
-        if reader.info.path.name == "0.mp4" and reader.n_decoded > 5:
-            raise RuntimeError("the decoder died")
-        convert(reader, picture, out)
+    def die(reader: VideoReader) -> Iterator[tuple[int, float, object]]:
+        for counted in count_frames(reader):
+            if reader.info.path.name == "0.mp4" and reader.n_decoded > 5:
+                raise RuntimeError("the decoder died")
+            yield counted
 
-    monkeypatch.setattr(VideoReader, "_convert", die)
+    monkeypatch.setattr(VideoReader, "_count_frames", die)
     first, second = run("video", [folder], tmp_path / "out", toy_model, Counter())
     assert (first.status, first.reason) == ("failed", "internal")
     assert "the decoder died" in first.detail

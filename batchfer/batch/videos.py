@@ -24,7 +24,7 @@ from batchfer.batch.records import recall_result
 from batchfer.batch.worker import Batch, Progress, Watch, describe_run
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.files import describe_source, publish_folder, work_folder
-from batchfer.media.clock import MENDS
+from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
@@ -355,7 +355,7 @@ class Clip:
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:
     """Return the outcome of a video that was analyzed to its end."""
-    loss = reader.loss()
+    loss = reader.losses.explain()
     reason, detail = loss or (None, "")
     return JobResult(
         job,
@@ -366,7 +366,7 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
         n_faces=int(table["face_id"].notna().sum()),
         n_people=int(table["person"].nunique()),
         emotion=find_emotion(table),
-        facts={"first_bad_s": reader.first_flaw_s} if loss else {},
+        facts={"first_bad_s": reader.losses.first_flaw_s} if loss else {},
     )
 
 
@@ -374,7 +374,7 @@ def describe_video(
     reader: VideoReader, table: pd.DataFrame, batch: Batch, result: JobResult
 ) -> dict[str, Any]:
     """Return the content of ``run.json``: what was read, with what, and what came out."""
-    info = reader.info
+    info, losses = reader.info, reader.losses
     faces = table["face_id"].notna()
     return {
         "batchfer": __version__,
@@ -391,6 +391,7 @@ def describe_video(
             "duration_s": info.duration_s,
             "end_s": reader.end_s,
             "rotation": info.rotation,
+            "scaled_from": info.scaled_from,
             "has_audio": info.has_audio,
             "codec": info.codec,
         },
@@ -399,13 +400,13 @@ def describe_video(
             "decoded": reader.n_decoded,
             "analyzed": result.n_frames,
             "with_face": int(table.loc[faces, "frame"].nunique()),
-            "corrupt": reader.n_corrupt,
-            "first_bad_s": reader.first_bad_s,
-            "missing_s": reader.gaps if reader.first_bad_s is not None else [],
+            "corrupt": losses.n_corrupt,
+            "first_bad_s": losses.first_bad_s,
+            "missing_s": losses.gaps if losses.first_bad_s is not None else [],
             "mended": {
-                "count": sum(reader.mends.values()),
-                "first_s": reader.first_mended_s,
-                "how": {MENDS[kind]: count for kind, count in reader.mends.items()},
+                "count": losses.n_mended,
+                "first_s": losses.first_mended_s,
+                "how": {MENDS[kind]: count for kind, count in losses.mends.items()},
             },
         },
         "blur_faces": batch.outputs.blur_faces,
