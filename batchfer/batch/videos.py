@@ -28,6 +28,7 @@ from batchfer.media.clock import MENDS
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
+from batchfer.processes import HelperDiedError
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.drawing_process import DrawingProcess
 from batchfer.results.folder import draw_video, keep_others, mark_files, renew_video, write_facts
@@ -282,7 +283,7 @@ class Clip:
         batch.progress.advance(self._done.n_frames)
         # What an earlier run has analyzed is drawn from its table, and so is all of that video.
         if batch.drawing is not None and not self._done.n_frames:
-            with suppress(ChildProcessError):  # then it is drawn afterwards
+            with suppress(HelperDiedError):  # then it is drawn afterwards
                 self._drawing = self._open.enter_context(batch.drawing.lend())
             self._draw("begin", self._path, info, self.job.source)
 
@@ -295,7 +296,7 @@ class Clip:
         if self._drawing is not None:
             try:
                 getattr(self._drawing, step)(*arguments)
-            except ChildProcessError as death:
+            except HelperDiedError as death:
                 logger.debug("%s: %s", self.job.name, death)
                 self._drawing = None
 
