@@ -106,13 +106,13 @@ class MediaInfo:
 class FrameBatch:
     """Consecutive analyzed frames: ``images (B,H,W,3)`` RGB, ``frames (B,)``, ``times_s (B,)``.
 
-    ``clip`` tells the clips of one stream apart.
+    Where they ``are_stills``, single pictures, they have no times, which are NaN.
     """
 
     images: Images
     frames: Integers
     times_s: Times
-    clip: int = 0
+    are_stills: bool = False
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together."""
@@ -123,11 +123,6 @@ class FrameBatch:
     def __len__(self) -> int:
         """Return the number of frames B."""
         return len(self.images)
-
-    @property
-    def are_stills(self) -> bool:
-        """Whether these are single pictures, which have no times, and not frames of a clip."""
-        return bool(np.isnan(self.times_s).all())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import platform
-import queue
 import resource
 import shlex
 import shutil
@@ -641,8 +640,8 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
     drawn_afterwards = []
 
     def die_first(process: DrawingProcess, *arguments: object) -> None:
-        process._process.popen.kill()
-        process._process.popen.wait()
+        process._helper.process.kill()
+        process._helper.process.wait()
         go_on(process, *arguments)
 
     def note(clip: videos.Clip, timeline: Timeline) -> None:
@@ -759,13 +758,19 @@ def test_a_changed_input_or_option_is_done_again(toy_model: Path, tmp_path: Path
 
 
 def test_an_input_that_is_put_off_is_not_late() -> None:
+    told = [("begin", "a.mp4"), ("leave", "a.mp4"), ("end", None)]
+    late: list[float | None] = []
+
+    class Toy:
+        def hear(self, timeout_s: float | None) -> object:
+            late.append(timeout_s)
+            return told[len(late) - 1]
+
     worker = object.__new__(Worker)
     worker._timeout_s, worker._begun, worker._is_second = 0.1, set(), False
-    worker._events = queue.SimpleQueue()
-    worker._events.put(("begin", "a.mp4"))
-    worker._events.put(("leave", "a.mp4"))
-    threading.Timer(0.5, worker._events.put, [("end", None)]).start()
+    worker._helper = Toy()  # type: ignore[assignment]
     assert list(worker.results(Counter())) == []
+    assert late[0] is None and late[1] is not None and late[2] is None
     assert not worker._begun, "nor is it to blame if the process dies while others are at work"
 
 
