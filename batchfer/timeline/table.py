@@ -113,6 +113,8 @@ def build_table(
         if measures.dtype == np.bool_:
             values = spread(measures[order], False, np.bool_)
             columns[name] = pd.arrays.BooleanArray(values, ~has_face)
+        elif measures.dtype == np.object_:
+            columns[name] = pd.array(spread(measures[order], None, object), "string")
         else:
             columns[name] = spread(measures[order], np.nan, np.float32)
     return pd.DataFrame(columns)
