@@ -25,6 +25,9 @@ demo: $(VENV)/.installed ## analyze the sample clips and say where the results a
 	@echo "  report           xdg-open $(DEMO)/video/index.html"
 	@echo "  annotated video  xdg-open $(DEMO)/video/portrait.mp4/annotated.mp4"
 	@echo "  table            column -s, -t < $(DEMO)/video/portrait.mp4/timeline.csv | less -S"
+	@echo
+	@echo "Now your own:      $(BIN)/batchfer video FILE.mp4"
+	@echo "or, for this shell: . $(BIN)/activate, then batchfer --help"
 
 # One process a core, each with the tests of whole files; more than four need much memory.
 CORES  ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))

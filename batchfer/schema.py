@@ -53,8 +53,13 @@ QUALITY_COLUMNS: Mapping[str, str] = {
     "yaw": "float32",
     "entropy": "float32",
     "uncertain": "boolean",
+    "flags": "string",
 }
 """Columns that may follow those of a timeline: `batchfer.faces.quality`."""
+
+FLAGS = ("low_score", "outside", "blurred", "turned", "covered")
+"""Why a face counts as uncertain, whatever the model says: names in the column ``flags``, several
+joined by ``|``, and a null where there is none."""
 
 PEOPLE_COLUMNS: Mapping[str, str] = {"person": "string", "person_confidence": "float32"}
 """Columns that may follow those of a timeline: `batchfer.timeline.table.assign_people`."""

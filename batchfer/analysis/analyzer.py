@@ -175,7 +175,9 @@ class Analyzer:
         below = self.options.min_confidence
         if below is None:
             below = self.classifier.card.uncertain_below
-        quality = measure_quality(crops, detections.landmarks, probabilities, below)
+        size = (int(frames.images.shape[1]), int(frames.images.shape[2]))
+        covered = np.zeros(len(detections), bool)
+        quality = measure_quality(crops, detections, size, covered, probabilities, below)
         if frames.are_stills:
             return {"probabilities": probabilities, **quality}
         return {

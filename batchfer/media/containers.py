@@ -257,3 +257,13 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise InputError(
             Reason.TOO_LARGE, f"{width}x{height} pixels exceed --max-pixels {max_pixels}"
         )
+
+
+def read_timecode(path: Path) -> str:
+    """Return the timecode of a clip's first frame, as ``01:00:00:00``, empty if it has none."""
+    try:
+        with open_container(path, 2**29) as container:
+            tables = [container.metadata, *(stream.metadata for stream in container.streams)]
+            return next((str(one["timecode"]) for one in tables if one.get("timecode")), "")
+    except InputError:
+        return ""
