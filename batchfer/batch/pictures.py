@@ -63,7 +63,8 @@ def read_pictures(
         fail: Called with the position of a picture that cannot be read.
         begin: Called with the name of a picture before it is read.
     """
-    limit = analyzer.options.max_pixels
+    options = analyzer.options
+    read = partial(read_image, max_pixels=options.max_pixels, rotate=options.rotate)
     waiting: dict[tuple[int, int], list[tuple[int, Images]]] = {}
     n_bytes = 0
 
@@ -83,7 +84,7 @@ def read_pictures(
         while True:
             for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
                 begin(job.name)
-                reading.append((index, pool.submit(read_image, job.source, limit)))
+                reading.append((index, pool.submit(read, job.source)))
             if not reading:
                 break
             index, future = reading.popleft()

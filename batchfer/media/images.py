@@ -48,11 +48,13 @@ _TURNS = {
 _CLOCKWISE = {3: 180, 5: 90, 6: 90, 7: 270, 8: 270}
 
 
-def read_image(path: Path, max_pixels: int | None = None) -> tuple[MediaInfo, Images]:
+def read_image(
+    path: Path, max_pixels: int | None = None, rotate: int = 0
+) -> tuple[MediaInfo, Images]:
     """Return a picture's facts and its pixels ``(H,W,3)`` RGB, upright.
 
     Transparent parts become white, an animation gives its first frame, deep grey is scaled to
-    eight bits.
+    eight bits. ``rotate`` turns it clockwise in degrees, besides what the file says.
 
     Raises:
         InputError: The file is not a picture, too large, or damaged.
@@ -85,8 +87,9 @@ def read_image(path: Path, max_pixels: int | None = None) -> tuple[MediaInfo, Im
         is_short = any(word in detail.lower() for word in ("truncated", "end of", "not enough"))
         reason = Reason.TRUNCATED if is_short else Reason.CORRUPT
         raise InputError(reason, f"the picture is damaged: {detail}") from error
+    image = np.ascontiguousarray(np.rot90(image, -rotate // 90))
     height, width = image.shape[:2]
-    rotation = _CLOCKWISE.get(orientation, 0)
+    rotation = (_CLOCKWISE.get(orientation, 0) + rotate) % 360
     return MediaInfo(path, width, height, n_frames=1, rotation=rotation, codec=codec), image
 
 
