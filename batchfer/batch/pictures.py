@@ -21,7 +21,7 @@ from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
 from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_json
 from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
-from batchfer.errors import InputError
+from batchfer.errors import InputError, Reason
 from batchfer.files import atomic_write, describe_source, display_name, mark_input, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import OutputOptions
@@ -51,6 +51,7 @@ def read_pictures(
     analyzer: Analyzer,
     fail: Callable[[int, Exception], None],
     begin: Callable[[str], None] = do_nothing,
+    flaws: dict[int, str] | None = None,
 ) -> Iterator[FrameBatch]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
 
@@ -62,6 +63,7 @@ def read_pictures(
         analyzer: Says how many make a batch.
         fail: Called with the position of a picture that cannot be read.
         begin: Called with the name of a picture before it is read.
+        flaws: Gets what is missing of a picture, by its position.
     """
     options = analyzer.options
     read = partial(read_image, max_pixels=options.max_pixels, rotate=options.rotate)
@@ -89,10 +91,12 @@ def read_pictures(
                 break
             index, future = reading.popleft()
             try:
-                image = future.result()[1]
+                info, image = future.result()
             except Exception as error:
                 fail(index, error)
                 continue
+            if info.flaw and flaws is not None:
+                flaws[index] = info.flaw
             height, width = image.shape[:2]
             waiting.setdefault((height, width), []).append((index, image))
             n_bytes += image.nbytes
@@ -253,10 +257,11 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     jobs = [job for job in jobs if job.name not in batch.watch.faults]
     unreadable: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
     pending: list[tuple[JobResult, TableRows | None]] = []
+    flaws: dict[int, str] = {}
 
     def finish(picture: Picture) -> tuple[JobResult, TableRows]:
         job = jobs[picture.position]
-        work = partial(finish_picture, job, picture, batch.outputs)
+        work = partial(finish_picture, job, picture, batch.outputs, flaws.get(picture.position, ""))
         return batch.attempt(job, work), picture.rows
 
     def refuse(index: int, error: Exception) -> None:
@@ -270,7 +275,7 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
         while not unreadable.empty():
             index, error = unreadable.get()
             pending.append((batch.attempt(jobs[index], partial(_raise, error)), None))
-        rows.add([own for result, own in pending if own and result.status == "ok"])
+        rows.add([own for result, own in pending if own and result.status in DONE])
         if pending:
             batch.record(*[(result, describe_picture(result, batch)) for result, _ in pending])
         yield from [result for result, _ in pending]
@@ -282,7 +287,7 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
         pending.append((batch.attempt(job, partial(_raise, error)), None))
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
-        pictures = read_pictures(jobs, batch.analyzer, refuse, batch.watch.begin)
+        pictures = read_pictures(jobs, batch.analyzer, refuse, batch.watch.begin, flaws)
         analyzed = batch.analyzer.stream(pictures, fail=refuse_all)
         for group in stack.enter_context(closing(analyzed)):
             pending.extend(pool.map(finish, split_pictures(group, jobs)))
@@ -294,8 +299,8 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     yield from flush()
 
 
-def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobResult:
-    """Write the annotated copy of one picture and return its outcome."""
+def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str = "") -> JobResult:
+    """Write the annotated copy of one picture and return its outcome; a ``flaw`` is its loss."""
     n_faces = len(picture.probabilities)
     if outputs.annotate:
         rows = picture.rows.cut()
@@ -309,7 +314,9 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobRes
     means = picture.probabilities.sum(axis=0, dtype=np.float64)
     return JobResult(
         job,
-        "ok",
+        "partial" if flaw else "ok",
+        Reason.TRUNCATED if flaw else None,
+        flaw,
         n_frames=1,
         n_faces=n_faces,
         n_people=n_faces,

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -59,6 +60,23 @@ def test_a_turned_clip_is_told_and_turned_when_asked(
     assert facts["options"]["rotate"] == facts["media"]["rotation"] == 270
     assert probe(folder / "annotated.mp4").width == facts["media"]["width"] == 640
     assert "data:image/jpeg" in (folder / "report.html").read_text()
+
+
+def test_a_jpeg_without_its_end_is_partial_with_its_faces(toy_model: Path, tmp_path: Path) -> None:
+    _, image = read_image(SAMPLES / "stills" / "two_people.webp")
+    path, output = tmp_path / "a.jpg", tmp_path / "out"
+    Image.fromarray(image).save(path)
+    content = path.read_bytes()
+    for length in (len(content) - 2, len(content) * 9 // 10):
+        path.write_bytes(content[:length])
+        result = run("image", path, output, toy_model, 0)
+        assert (result.status, result.reason, result.n_faces) == ("partial", "truncated", 2)
+        assert "the file is incomplete" in result.detail
+        assert len(pd.read_csv(output / "faces.csv")) == 2
+        assert (output / "annotated" / "a.jpg").is_file()
+    again = run("image", path, output, toy_model, 0)
+    assert (again.status, again.reason) == ("skipped", "up_to_date")
+    assert again.detail.startswith("partial")
 
 
 def test_a_turned_picture_is_turned_when_asked(toy_model: Path, tmp_path: Path) -> None:
