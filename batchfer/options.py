@@ -118,11 +118,12 @@ class AnalyzeOptions:
 
     ``start_s`` and ``end_s`` bound the clip in seconds; ``face_threshold`` is in [0, 1].
     ``min_confidence`` sets the column ``uncertain`` (None: as the model's card says); no row is
-    dropped by it. ``labels`` and ``rescale`` describe a model that has no card. ``max_pixels``
+    dropped by it. ``labels`` and ``rescale`` describe a model that has no card. ``rotate`` turns
+    pictures and frames clockwise, in degrees, besides what their files say. ``max_pixels``
     bounds a decoded picture or frame (None: 100 million, or 8192 x 8192 for frames).
 
     Raises:
-        UsageError: Options exclude each other.
+        UsageError: Options exclude each other, or it is no quarter turn.
     """
 
     model: Model = "mobilenetv2"
@@ -157,6 +158,13 @@ class AnalyzeOptions:
     ] = None  # fmt: skip
     labels: Labels = None
     rescale: Rescale = None
+    rotate: Annotated[
+        int,
+        Flag(
+            "--rotate", "Turn frames clockwise first, by 90, 180 or 270.", WHAT, "DEG",
+            least=0, most=270,
+        ),
+    ] = 0  # fmt: skip
     max_pixels: Annotated[
         int | None,
         Flag(
@@ -167,6 +175,8 @@ class AnalyzeOptions:
 
     def __post_init__(self) -> None:
         """Refuse options that exclude each other."""
+        if self.rotate not in (0, 90, 180, 270):
+            raise UsageError(f"--rotate takes 90, 180 or 270, not {self.rotate}")
         if self.fps is not None and self.every != 1:
             raise UsageError("--every and --fps exclude each other")
         if self.end_s is not None and self.end_s <= (self.start_s or 0):

@@ -68,7 +68,8 @@ def analyze_video(
         ModelError: The model cannot be used.
     """
     analyzer = analyzer or Analyzer(options)
-    with VideoReader(Path(path), analyzer.options.max_pixels) as reader:
+    max_pixels, rotate = analyzer.options.max_pixels, analyzer.options.rotate
+    with VideoReader(Path(path), max_pixels, rotate) as reader:
         linker = FaceLinker(analyzer)
         tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
         table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)

@@ -90,7 +90,8 @@ class MediaInfo:
     ``duration_s`` are estimates. All three are None where the container does not say.
     ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of a stored
     pixel over its height, before any turn. Frames are brought to square pixels: ``scaled_from`` is
-    the size that they had upright before, None if they were left as they are.
+    the size that they had upright before, None if they were left as they are. ``flaw`` says what of
+    a picture is missing.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class MediaInfo:
     time_base: Fraction | None = None
     pixel_aspect: Fraction = Fraction(1)
     scaled_from: tuple[int, int] | None = None
+    flaw: str = ""
 
 
 @dataclass(frozen=True)

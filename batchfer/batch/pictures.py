@@ -21,7 +21,7 @@ from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_json
 from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
-from batchfer.errors import InputError
+from batchfer.errors import InputError, Reason
 from batchfer.files import atomic_write, describe_source, display_name, mark_input, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import OutputOptions
@@ -87,7 +87,10 @@ class Unreadable(NamedTuple):
 
 
 def read_pictures(
-    jobs: Sequence[Job], analyzer: Analyzer, begin: Callable[[str], None] = do_nothing
+    jobs: Sequence[Job],
+    analyzer: Analyzer,
+    begin: Callable[[str], None] = do_nothing,
+    flaws: dict[int, str] | None = None,
 ) -> Iterator[FrameBatch | Unreadable]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
 
@@ -97,8 +100,10 @@ def read_pictures(
         jobs: The pictures.
         analyzer: Says how many make a batch.
         begin: Called with the name of a picture before it is read.
+        flaws: Gets what is missing of a picture, by its position.
     """
-    limit = analyzer.options.max_pixels
+    options = analyzer.options
+    read = partial(read_image, max_pixels=options.max_pixels, rotate=options.rotate)
     gathered = _Gathered()
     # More readers would only wait for each other, and keep those who feed the networks waiting.
     n_readers = max(analyzer.n_cores // 2, 2)
@@ -108,15 +113,17 @@ def read_pictures(
         while True:
             for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
                 begin(job.name)
-                reading.append((index, pool.submit(read_image, job.source, limit)))
+                reading.append((index, pool.submit(read, job.source)))
             if not reading:
                 break
             index, future = reading.popleft()
             try:
-                image = future.result()[1]
+                info, image = future.result()
             except Exception as error:
                 yield Unreadable(index, error)
                 continue
+            if info.flaw and flaws is not None:
+                flaws[index] = info.flaw
             height, width = image.shape[:2]
             if gathered.add(index, image) >= analyzer.batch_size(width, height, True):
                 yield gathered.take(height, width)
@@ -272,17 +279,18 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     faulty = [job for job in jobs if job.name in batch.watch.faults]
     jobs = [job for job in jobs if job.name not in batch.watch.faults]
     pending: list[tuple[JobResult, TableRows | None]] = []
+    flaws: dict[int, str] = {}
 
     def finish(picture: Picture) -> tuple[JobResult, TableRows]:
         job = jobs[picture.position]
-        work = partial(finish_picture, job, picture, batch.outputs)
+        work = partial(finish_picture, job, picture, batch.outputs, flaws.get(picture.position, ""))
         return batch.attempt(job, work), picture.rows
 
     def refuse(job: Job, error: Exception) -> None:
         pending.append((batch.attempt(job, partial(_raise, error)), None))
 
     def flush() -> Iterator[JobResult]:
-        rows.add([own for result, own in pending if own and result.status == "ok"])
+        rows.add([own for result, own in pending if own and result.status in DONE])
         if pending:
             batch.record(*[(result, describe_picture(result, batch)) for result, _ in pending])
         yield from [result for result, _ in pending]
@@ -293,7 +301,7 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
         refuse(job, InputError(*batch.watch.faults[job.name]))
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
-        pictures = read_pictures(jobs, batch.analyzer, batch.watch.begin)
+        pictures = read_pictures(jobs, batch.analyzer, batch.watch.begin, flaws)
         for item in stack.enter_context(closing(stream(batch.analyzer, pictures))):
             if isinstance(item, AnalyzedBatch):
                 pending.extend(pool.map(finish, split_pictures(item, jobs)))
@@ -310,8 +318,8 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     yield from flush()
 
 
-def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobResult:
-    """Write the annotated copy of one picture and return its outcome."""
+def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str = "") -> JobResult:
+    """Write the annotated copy of one picture and return its outcome; a ``flaw`` is its loss."""
     n_faces = len(picture.probabilities)
     if outputs.annotate:
         rows = picture.rows.cut()
@@ -325,7 +333,9 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobRes
     means = picture.probabilities.sum(axis=0, dtype=np.float64)
     return JobResult(
         job,
-        "ok",
+        "partial" if flaw else "ok",
+        Reason.TRUNCATED if flaw else None,
+        flaw,
         n_frames=1,
         n_faces=n_faces,
         n_people=n_faces,

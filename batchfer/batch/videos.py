@@ -23,6 +23,7 @@ from batchfer.batch.parts import VideoParts
 from batchfer.batch.records import recall_result
 from batchfer.batch.worker import Batch, Progress, Watch, describe_run
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
+from batchfer.faces.turns import TurnCheck, advise_turn
 from batchfer.files import describe_source, publish_folder, work_folder
 from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader
@@ -245,13 +246,15 @@ class Clip:
         self._source: Source | None = None
         self._drawing: DrawingProcess | None = None
         self._linker = FaceLinker(batch.analyzer)
+        self._turns = TurnCheck(batch.analyzer.detector)
 
     def read(self) -> Iterator[FrameBatch]:
         """Open the file and yield its frames, after those that an earlier run has done."""
         batch, name = self._batch, self.job.name
         if name in batch.watch.faults:
             raise InputError(*batch.watch.faults[name])
-        reader = VideoReader(self.job.source, batch.analyzer.options.max_pixels)
+        options = batch.analyzer.options
+        reader = VideoReader(self.job.source, options.max_pixels, options.rotate)
         self._open.enter_context(reader)
         own = self._open.enter_context(work_folder(batch.output, name))
         folder = own / "result"
@@ -312,6 +315,9 @@ class Clip:
             table = self._linker.link(part)
             self._source.parts.add(part.frames, table, self._linker)
             self._draw("put", part.frames, table)
+            if degrees := self._turns.look(part.frames, part.detections):
+                advice = advise_turn(degrees, self._batch.analyzer.options.rotate)
+                logger.warning("%s: %s", self.job.name, advice)
         except Exception as error:
             self.fail(error)
         self._batch.progress.advance(len(part.frames))

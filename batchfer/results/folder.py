@@ -80,7 +80,7 @@ def _draw_video(
     audio_from: Path | None,
 ) -> None:
     part = options.get("start_s"), options.get("end_s")
-    with VideoReader(source, options.get("max_pixels")) as reader:
+    with VideoReader(source, options.get("max_pixels"), options.get("rotate") or 0) as reader:
         info, own = reader.info, timeline.media
         if (info.width, info.height) != (own.width, own.height):
             raise UsageError(

@@ -204,6 +204,20 @@ def test_a_file_met_twice_is_a_duplicate(home: Path) -> None:
     assert "in/a.mp4" in skipped[0].detail
 
 
+def test_a_file_that_is_passed_over_and_named_is_done(home: Path) -> None:
+    touch("in/b.mp4", "in/odd.bin", "in/notes.txt")
+    jobs, skipped = plan_jobs([Path("in"), Path("in/odd.bin")], Path("out"), "video")
+    assert [job.name for job in jobs] == ["b.mp4", "odd.bin"]
+    assert [(result.job.name, result.reason) for result in skipped] == [("notes.txt", "not_media")]
+
+
+def test_raw_streams_and_rarer_kinds_are_walked(home: Path) -> None:
+    videos = {f"in/a.{kind}" for kind in "264 h264 265 h265 hevc apng mj2 mod TOD".split()}
+    touch(*videos, "in/b.mpo")
+    assert set(plan("in")) == videos
+    assert set(plan("in", kind="image")) == {"in/a.apng", "in/b.mpo"}
+
+
 def test_links_are_followed_but_never_in_circles(home: Path) -> None:
     touch("in/a.mp4", "elsewhere/b.mp4", "elsewhere/deep/c.mp4")
     Path("in/linked").symlink_to("../elsewhere")

@@ -61,14 +61,19 @@ def write_images_report(
     faces = {}
     if thumbnails:
         sources = {result.job.name: result.job.source for result in results}
-        faces = cut_faces(table, sources, (facts.get("options") or {}).get("max_pixels"))
+        options = facts.get("options") or {}
+        limit, rotate = options.get("max_pixels"), options.get("rotate") or 0
+        faces = cut_faces(table, sources, limit, rotate)
     failures = [tell_result(result) for result in results if result.status == "failed"]
     page = render_images_report(table, facts, faces, links=links, failures=failures)
     write_page(path, page)
 
 
 def cut_faces(
-    table: pd.DataFrame, sources: Mapping[str, Path], max_pixels: int | None = None
+    table: pd.DataFrame,
+    sources: Mapping[str, Path],
+    max_pixels: int | None = None,
+    rotate: int = 0,
 ) -> dict[tuple[str, int], bytes]:
     """Return the faces of the first `PICTURES_SHOWN` pictures as JPEG, by input and face_id."""
     shown = table["input"].drop_duplicates().head(PICTURES_SHOWN)
@@ -76,7 +81,7 @@ def cut_faces(
     pictures = {}
     for name in found["input"].drop_duplicates():
         try:
-            _, image = read_image(sources[name], max_pixels)
+            _, image = read_image(sources[name], max_pixels, rotate)
         except (InputError, KeyError) as error:
             logger.warning("no thumbnails of %s: %s", display_name(name), error)
             continue

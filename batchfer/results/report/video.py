@@ -58,8 +58,11 @@ def write_report(
     Raises:
         OutputError: The page cannot be written.
     """
-    limit = (facts.get("options") or {}).get("max_pixels")
-    cut = None if source is None else partial(cut_thumbnails, source, max_pixels=limit)
+    options = facts.get("options") or {}
+    limit, rotate = options.get("max_pixels"), options.get("rotate") or 0
+    cut = None
+    if source is not None:
+        cut = partial(cut_thumbnails, source, max_pixels=limit, rotate=rotate)
     page = render_report(
         timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
     )
