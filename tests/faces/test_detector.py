@@ -335,6 +335,26 @@ def test_a_close_look_makes_no_faces_up(detector: Detector) -> None:
     assert len(detector.detect_in_stills(np.zeros((2, 11, 11, 3), np.uint8))) == 0
 
 
+def test_a_scarf_up_to_the_nose_is_told_and_a_free_face_has_none(detector: Detector) -> None:
+    frames = np.stack([PORTRAIT] * 4)
+    free = detector.detect(frames)
+    assert not detector.find_covered(frames, free).any()
+    eyes, mouth = free.landmarks[0, :2].mean(axis=0), free.landmarks[0, 3:].mean(axis=0)
+    reach = float(mouth[1] - eyes[1])
+    rows = slice(int(eyes[1] + 0.3 * reach), int(eyes[1] + 1.9 * reach))
+    columns = slice(int(eyes[0] - 1.3 * reach), int(eyes[0] + 1.3 * reach))
+    for frame, color in zip(
+        frames[1:], ((150, 190, 215), (30, 30, 35), (235, 238, 240)), strict=True
+    ):
+        frame[rows, columns] = color
+    together = detector.find_covered(frames, free)
+    assert together.tolist() == [False, True, True, True]
+    one = free.select(np.array([0]))
+    alone = [detector.find_covered(frame[None], one)[0] for frame in frames]
+    assert alone == together.tolist()
+    assert len(detector.find_covered(frames, FaceDetections.empty())) == 0
+
+
 def test_the_default_crop_frames_a_face_like_the_training_pictures(detector: Detector) -> None:
     """In FER2013 and RAF-DB, eyes lie at 0.33 to 0.39 of the height and mouths at 0.75 to 0.77."""
     faces = detector.detect(PORTRAIT[None])
