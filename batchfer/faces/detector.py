@@ -36,6 +36,7 @@ from batchfer.faces.mtcnn import (
     make_cpu_resize,
     make_gpu_resize,
 )
+from batchfer.faces.quality import LOW_SCORE_BELOW
 from batchfer.machine import find_bfloat16_unit, hide_stderr, measure_cache
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
@@ -46,7 +47,8 @@ PROPOSAL_SIZE_PX = 12
 REFINEMENT_SIZE_PX = 24
 OUTPUT_SIZE_PX = 48
 PYRAMID_FACTOR = 0.709
-FINEST_SCALE = 12 / 20
+STOCK_MIN_FACE_PX = 20
+FINEST_SCALE = PROPOSAL_SIZE_PX / STOCK_MIN_FACE_PX
 PROPOSAL_THRESHOLD = 0.6
 REFINEMENT_THRESHOLD = 0.7
 LEVEL_OVERLAP = 0.5
@@ -238,9 +240,24 @@ class Detector:
         joined = FaceDetections.join([faces, found])
         return joined.select(np.argsort(joined.image_index, kind="stable"))
 
-    def _search(self, images: Images, closely: bool = False) -> FaceDetections:
+    def find_smaller(self, images: Images) -> FaceDetections:
+        """Return the faces of frames ``(B,H,W,3)`` that are smaller than the minimum.
+
+        Down to what stock mtcnn finds; takes several times as long as `detect`. Rows that are less
+        sure than faces have to be to go unflagged are left out.
+        """
+        if self.min_face_px <= STOCK_MIN_FACE_PX:
+            return FaceDetections.empty()
+        faces = self._search(images, min_face_px=STOCK_MIN_FACE_PX)
+        longer = (faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1, initial=0)
+        return faces.select((longer < self.min_face_px) & (faces.scores >= LOW_SCORE_BELOW))
+
+    def _search(
+        self, images: Images, closely: bool = False, min_face_px: int | None = None
+    ) -> FaceDetections:
         height, width = images.shape[1:3]
-        sizes, scales = self._plan_pyramid(height, width)
+        min_face_px = min_face_px or self.min_face_px
+        sizes, scales = self._plan_pyramid(height, width, min_face_px)
         if not len(scales):
             return FaceDetections.empty()
         with tf.device(self.device):
@@ -259,7 +276,7 @@ class Detector:
         sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
         # The cascade lets faces through that are down to a third of what it looks for. Stock mtcnn
         # drops none, at its minimum of 20 px.
-        least_px = self.min_face_px if self.min_face_px > PROPOSAL_SIZE_PX / FINEST_SCALE else 0
+        least_px = min_face_px if min_face_px > STOCK_MIN_FACE_PX else 0
         return faces.select((sides.max(axis=1) >= least_px) & (sides.min(axis=1) > 0))
 
     def _look_again(self, frames: Any, faces: FaceDetections) -> FaceDetections:
@@ -314,7 +331,9 @@ class Detector:
         missed = (up < _logit(UP_LOOK[2])) | (lower < _logit(LOWER_LOOK[2]))
         return np.asarray(missed, np.bool_)
 
-    def _plan_pyramid(self, height: int, width: int) -> tuple[npt.NDArray[np.int32], Any]:
+    def _plan_pyramid(
+        self, height: int, width: int, min_face_px: int
+    ) -> tuple[npt.NDArray[np.int32], Any]:
         """Return the pyramid's levels: sizes ``(L, 2)`` height, width px, and scales ``(L,)``.
 
         The levels are always those of stock mtcnn at its default minimum face of 20 px, from the
@@ -324,7 +343,7 @@ class Detector:
         near the thresholds.
         """
         least_scale = PROPOSAL_SIZE_PX / max(min(height, width), 1)
-        first = math.floor(_count_steps(PROPOSAL_SIZE_PX / self.min_face_px))
+        first = math.floor(_count_steps(PROPOSAL_SIZE_PX / min_face_px))
         last = math.floor(_count_steps(least_scale))
         scales = FINEST_SCALE * PYRAMID_FACTOR ** np.arange(first, last + 1)
         sizes = (np.array([height, width]) * scales[:, None]).astype(np.int32)

@@ -114,12 +114,23 @@ def test_no_face_is_smaller_than_the_minimum() -> None:
     assert (sides[1] >= 100).all()
 
 
+def test_smaller_faces_than_asked_for_are_seen_by_a_look_of_its_own(detector: Detector) -> None:
+    picture = compose(300, 500, [(20, 20, 75), (150, 40, 60), (300, 90, 80)])
+    large = Detector(min_face_px=40)
+    assert len(large.detect(picture[None])) == 0
+    found = large.find_smaller(picture[None])
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1)
+    assert len(found) == 3 and (sides < 40).all()
+    assert len(large.find_smaller(MOVING[:1])) == 0, "its face is large enough"
+    assert len(detector.find_smaller(picture[None])) == 0, "nothing is smaller than asked for"
+
+
 def test_the_pyramid_keeps_stocks_levels_at_any_minimum() -> None:
     """Else faces near the thresholds come and go with the minimum."""
-    sizes, scales = Detector(min_face_px=20)._plan_pyramid(360, 640)
+    sizes, scales = Detector()._plan_pyramid(360, 640, 20)
     assert scales[0] == pytest.approx(0.6) and len(scales) == 9
     for minimum, n_dropped in ((24, 0), (30, 1), (40, 2), (80, 4)):
-        fewer, _ = Detector(min_face_px=minimum)._plan_pyramid(360, 640)
+        fewer, _ = Detector()._plan_pyramid(360, 640, minimum)
         np.testing.assert_array_equal(fewer, sizes[n_dropped:])
 
 
