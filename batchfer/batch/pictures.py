@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_jso
 from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
 from batchfer.errors import InputError, Reason
+from batchfer.faces.small_faces import FACT, PICTURES_PX, SmallFaceSearch, join_small
 from batchfer.files import atomic_write, describe_source, display_name, mark_input, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import OutputOptions
@@ -139,6 +140,7 @@ class Picture:
     image: Images
     rows: TableRows
     probabilities: Floats
+    smaller: Mapping[str, int] = field(default_factory=dict)
 
 
 def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Picture]:
@@ -191,7 +193,7 @@ def run_images(
         note_copies(batch.output, sorted({*copies.values()} - own))
     alone = [job for job in jobs if job.name in batch.watch.suspects]
     together = [job for job in jobs if job.name not in batch.watch.suspects]
-    without_result = set()
+    without_result, smaller = set(), []
     for group in [*([job] for job in alone), together]:
         for result in process_pictures(group, rows, batch):
             if result.status not in DONE:
@@ -199,9 +201,10 @@ def run_images(
                 if copies[result.job.name] in own:  # an earlier run may have left one
                     with suppress(OSError):
                         result.job.destination.unlink()
+            smaller.append(result.facts.get(FACT, {}))
             yield result
     kept = [job for job in everything if job.name not in without_result]
-    run = describe_run(batch)
+    run = {**describe_run(batch), FACT: join_small(smaller)}
     publish_pictures(kept, everything, rows, run, batch.output, batch.outputs)
     batch.progress.end_file()
 
@@ -280,9 +283,12 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     jobs = [job for job in jobs if job.name not in batch.watch.faults]
     pending: list[tuple[JobResult, TableRows | None]] = []
     flaws: dict[int, str] = {}
+    search = SmallFaceSearch(batch.analyzer.detector, PICTURES_PX)
 
     def finish(picture: Picture) -> tuple[JobResult, TableRows]:
         job = jobs[picture.position]
+        if not len(picture.probabilities):
+            picture = replace(picture, smaller=search.look(picture.image))
         work = partial(finish_picture, job, picture, batch.outputs, flaws.get(picture.position, ""))
         return batch.attempt(job, work), picture.rows
 
@@ -340,6 +346,7 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str
         n_faces=n_faces,
         n_people=n_faces,
         emotion=EMOTIONS[means.argmax()] if n_faces else "",
+        facts={FACT: picture.smaller} if picture.smaller else {},
     )
 
 

@@ -23,6 +23,7 @@ from batchfer.batch.parts import VideoParts
 from batchfer.batch.records import recall_result
 from batchfer.batch.worker import Batch, Progress, Watch, describe_run
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
+from batchfer.faces.small_faces import CLIP_PX, FACT, SmallFaceSearch
 from batchfer.faces.turns import TurnCheck, advise_turn
 from batchfer.files import describe_source, publish_folder, work_folder
 from batchfer.media.losses import MENDS
@@ -247,6 +248,9 @@ class Clip:
         self._drawing: DrawingProcess | None = None
         self._linker = FaceLinker(batch.analyzer)
         self._turns = TurnCheck(batch.analyzer.detector)
+        self._search = SmallFaceSearch(batch.analyzer.detector, CLIP_PX)
+        self._smaller: dict[str, int] = {}
+        """What the frame without a face that shows most smaller ones tells of them."""
 
     def read(self) -> Iterator[FrameBatch]:
         """Open the file and yield its frames, after those that an earlier run has done."""
@@ -318,6 +322,9 @@ class Clip:
             if degrees := self._turns.look(part.frames, part.detections):
                 advice = advise_turn(degrees, self._batch.analyzer.options.rotate)
                 logger.warning("%s: %s", self.job.name, advice)
+            if not len(part.detections):
+                smaller = self._search.look(part.frames.images[0])
+                self._smaller = max(self._smaller, smaller, key=lambda told: told.get("count", 0))
         except Exception as error:
             self.fail(error)
         self._batch.progress.advance(len(part.frames))
@@ -339,6 +346,8 @@ class Clip:
             table = assign_people(parts.join(), self._linker.join_people())
             write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
+            if self._smaller:
+                result = replace(result, facts={**result.facts, FACT: self._smaller})
             facts = describe_video(reader, table, batch, result)
             timeline = Timeline(reader.info, table)
             if self._drawing is None:
@@ -422,6 +431,7 @@ def describe_video(
                 "how": {MENDS[kind]: count for kind, count in losses.mends.items()},
             },
         },
+        FACT: result.facts.get(FACT, {}),
         "blur_faces": batch.outputs.blur_faces,
         **describe_run(batch),
     }

@@ -10,6 +10,7 @@ import pandas as pd
 
 from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
+from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.media.images import read_image
 from batchfer.results.report.page import (
@@ -137,5 +138,6 @@ def render_images_report(
         n_faces=len(found),
         totals=sorted(totals, key=lambda pair: -pair[1]),
         failures=failures,
+        small_faces=tell_small(facts),
         run_facts=list_run_facts(facts),
     )

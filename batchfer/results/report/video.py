@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.faces.quality import find_issues
+from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.results.report.charts import ISSUES, DrawnClip, draw_charts
 from batchfer.results.report.page import (
@@ -246,4 +247,6 @@ def _list_warnings(facts: Mapping[str, Any]) -> list[str]:
         warnings.append(f"Incomplete ({reason})" + (f": {detail}" if detail else ""))
     elif frames.get("first_bad_s") is not None:
         warnings.append(f"First damage at {format_clock(float(frames['first_bad_s']), 1)}")
+    if told := tell_small(facts):
+        warnings.append(f"The detector {told}")
     return warnings
