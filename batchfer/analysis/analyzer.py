@@ -112,7 +112,12 @@ class Analyzer:
                 self.options.min_face_px, self.options.face_threshold, self.tf_device
             )
             self.classifier = load_classifier(
-                self.options.model, self.options.labels, self.options.rescale, self.tf_device
+                self.options.model,
+                self.options.labels,
+                self.options.rescale,
+                self.tf_device,
+                self.options.read_out,
+                self.options.prior,
             )
         _let_python_first()
 
@@ -185,7 +190,7 @@ class Analyzer:
         probabilities = self.classifier.predict(crops)
         below = self.options.min_confidence
         if below is None:
-            below = self.classifier.card.uncertain_below
+            below = self.classifier.calibration.uncertain_below
         quality = measure_quality(crops, detections.landmarks, probabilities, below)
         if frames.are_stills:
             return {"probabilities": probabilities, **quality}

@@ -200,7 +200,7 @@ def _describe(
     metrics = measure(probabilities, faces.labels)
     found = ~np.isnan(probabilities).any(axis=1)
     # Temperature scaling is its own inverse with the reciprocal: p before it, up to rounding.
-    before = apply_temperature(probabilities[found], 1 / card.temperature)
+    before = apply_temperature(probabilities[found], 1 / classifier.calibration.temperature)
     metrics["ece_before_temperature"] = measure_calibration_error(before, faces.labels[found])
     metrics["confusion"] = count_confusion(predict_labels(probabilities), faces.labels).tolist()
     metrics["by_part"] = {
@@ -223,7 +223,7 @@ def _describe(
         "name": card.name,
         "sha256": classifier.sha256,
         "input_size": card.input_size,
-        "temperature": card.temperature,
+        "temperature": classifier.calibration.temperature,
         "flip_average": card.flip_average,
     }
     metrics["data"] = {
