@@ -36,6 +36,9 @@ IMAGE_SUFFIXES = frozenset({
 # fmt: on
 """Pictures whose annotated copy has the format of the input; the copy of any other is a JPEG."""
 
+CLUTTER = frozenset({".ipynb_checkpoints", "__MACOSX"})
+"""Folders that programs leave beside data: what lies in them is never data itself."""
+
 PARTS_FOLDER = ".batchfer"
 """Folder below the output that holds the lock and everything unfinished."""
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"batch"},
     {"results", "analysis", "training"},
     {"timeline", "emotions"},
-    {"faces", "media"},
+    {"faces", "media", "texts"},
     {"files", "processes", "machine"},
     {"options"},
     {"schema"},

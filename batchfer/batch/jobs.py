@@ -9,6 +9,7 @@ from typing import Literal
 
 from batchfer.errors import NothingToDoError, OutputError, Reason, UsageError
 from batchfer.files import (
+    CLUTTER,
     IMAGE_SUFFIXES,
     PARTS_FOLDER,
     VIDEO_SUFFIXES,
@@ -160,7 +161,7 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
                 circular = entry.is_symlink() and (
                     _lies_in(identity, real_root) or _lies_in(real_root, identity)
                 )
-                if identity not in own and not circular:
+                if identity not in own and not circular and entry.name not in CLUTTER:
                     below.append((path, identity))
             elif path.suffix.lower() in suffixes:
                 yield _Found(path, root, identity, named=False)

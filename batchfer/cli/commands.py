@@ -267,14 +267,14 @@ def evaluate(
 
     start_keras()
     with ProgressBars(telling.quiet) as progress:
-        figures = evaluate_model(options, progress)
+        figures = evaluate_model(options, progress).figures
     if not telling.quiet:
         typer.echo(
-            f"{figures['n']} faces: accuracy {100 * figures['accuracy']:.2f} %, "
-            f"macro F1 {100 * figures['macro_f1']:.2f} %, ECE {figures['ece']:.3f}; "
+            f"{figures.n} faces: accuracy {100 * figures.accuracy:.2f} %, "
+            f"macro F1 {100 * figures.macro_f1:.2f} %, ECE {figures.ece:.3f}; "
             f"figures in {output}"
         )
-    if min_accuracy is not None and figures["accuracy"] < min_accuracy:
+    if min_accuracy is not None and figures.accuracy < min_accuracy:
         typer.echo(f"accuracy is below {min_accuracy}", err=True)
         raise typer.Exit(ExitCode.INCOMPLETE)
 

@@ -8,6 +8,7 @@ Keras is imported inside the functions: reading a card needs none of it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,13 +189,48 @@ def build_vgg19_baseline(
     return _assemble("vgg19_baseline", base, before, after, n_classes, "glorot_uniform")
 
 
-ARCHITECTURES: Mapping[str, Callable[..., Any]] = {
-    "mobilenetv2": build_mobilenetv2,
-    "mobilenetv2_baseline": build_mobilenetv2_baseline,
-    "vgg19": build_vgg19,
-    "vgg19_baseline": build_vgg19_baseline,
+def _fill(base: Any, weights: Path) -> None:
+    """Fill a network from a ``.weights.h5`` file, or from an old ``.h5``."""
+    if weights.name.endswith(".weights.h5"):
+        set_weights(base, read_arrays(weights, "the file"))
+    else:
+        set_named_weights(base, read_named_arrays(weights, "the file")[0])
+
+
+def _fill_normalized(base: Any, weights: Path) -> None:
+    """Fill a VGG19 with normalizations from a file of the release, which has none."""
+    import keras
+
+    release = keras.applications.VGG19(
+        input_shape=base.input_shape[1:], include_top=False, weights=None
+    )
+    _fill(release, weights)
+    _take_kernels(base, release)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that a recipe can name.
+
+    ``build`` returns it, ``licence`` is that of its ImageNet weights, and ``load_base`` fills the
+    layers named ``base`` from a file of those.
+    """
+
+    build: Callable[..., Any]
+    licence: str
+    load_base: Callable[[Any, Path], None] = _fill
+
+
+_GOOGLE = "ImageNet weights by Google: Apache-2.0"
+_OXFORD = "ImageNet weights by Oxford VGG: CC BY 4.0"
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "mobilenetv2": Architecture(build_mobilenetv2, _GOOGLE),
+    "mobilenetv2_baseline": Architecture(build_mobilenetv2_baseline, _GOOGLE),
+    "vgg19": Architecture(build_vgg19, _OXFORD, _fill_normalized),
+    "vgg19_baseline": Architecture(build_vgg19_baseline, _OXFORD),
 }
-"""The networks that a recipe can name."""
+"""The networks that a recipe can name, as each calls itself."""
 
 
 def load_base_weights(model: Any, weights: Path) -> None:
@@ -205,24 +241,10 @@ def load_base_weights(model: Any, weights: Path) -> None:
     """
     if not weights.is_file():
         raise ModelError(f"base weights {weights} do not exist")
-    base = model.get_layer("base")
-    if model.name == "vgg19":
-        import keras
-
-        release = keras.applications.VGG19(
-            input_shape=base.input_shape[1:], include_top=False, weights=None
-        )
-    else:
-        release = base
     try:
-        if weights.name.endswith(".weights.h5"):
-            set_weights(release, read_arrays(weights, "the file"))
-        else:
-            set_named_weights(release, read_named_arrays(weights, "the file")[0])
+        ARCHITECTURES[model.name].load_base(model.get_layer("base"), weights)
     except (ValueError, ModelError) as error:
         raise ModelError(f"base weights {weights} do not fit {model.name}: {error}") from error
-    if release is not base:
-        _take_kernels(base, release)
 
 
 def _reverse_input_channels(base: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from batchfer.emotions.model_layers import show
 from batchfer.errors import ModelError, one_line
@@ -90,6 +90,8 @@ def check_kinds(one: Any) -> None:
     """
     for part in fields(one):
         value, kind = getattr(one, part.name), part.type
+        if get_origin(kind) is Annotated:
+            kind = get_args(kind)[0]
         origin = get_origin(kind)
         if origin is Literal:
             fine = value in get_args(kind)

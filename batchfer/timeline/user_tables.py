@@ -1,7 +1,5 @@
 """Tables that users bring: people, participants, events."""
 
-import csv
-import io
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -11,6 +9,7 @@ import pandas as pd
 from batchfer.errors import UsageError
 from batchfer.files import display_name, fold_name, is_printable
 from batchfer.options import parse_time
+from batchfer.texts import read_rows
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ def read_people(path: Path) -> dict[int, str]:
     """
     people: dict[int, str] = {}
     spelled: dict[str, str] = {}
-    for line, row in _read_rows(path, ("face_id", "name")):
+    for line, row in read_rows(path, ("face_id", "name")):
         try:
             face_id = int(row["face_id"])
         except ValueError:
@@ -89,7 +88,7 @@ def read_people(path: Path) -> dict[int, str]:
 
 def read_participants(path: Path) -> pd.DataFrame:
     """Return a user's ``participants.csv``: ``file`` and any other columns, all of them text."""
-    rows = [row for _, row in _read_rows(path, ("file",))]
+    rows = [row for _, row in read_rows(path, ("file",))]
     columns = list(rows[0]) if rows else ["file"]
     return pd.DataFrame(rows, columns=columns, dtype="string")
 
@@ -100,7 +99,7 @@ def read_events(path: Path) -> pd.DataFrame:
     A time is a number of seconds (``90``, ``90.5``) or a clock (``01:30.5``, ``00:01:30.5``).
     """
     rows = []
-    for line, row in _read_rows(path, ("file", "name", "start", "end")):
+    for line, row in read_rows(path, ("file", "name", "start", "end")):
         try:
             start, end = parse_time(row["start"]), parse_time(row["end"])
         except UsageError as error:
@@ -112,39 +111,3 @@ def read_events(path: Path) -> pd.DataFrame:
         rows.append((row["file"], row["name"], start, end))
     events = pd.DataFrame(rows, columns=["file", "name", "start", "end"])
     return events.astype({"file": "string", "name": "string", "start": float, "end": float})
-
-
-def _read_rows(path: Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a user's table with their line numbers.
-
-    Comma, semicolon (as spreadsheets write it in much of Europe) or tab, UTF-8 with or without a
-    byte order mark. Cells are stripped and rows of empty cells left out.
-    """
-    name = display_name(path)
-    try:
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{name} is no regular file")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{name}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"{name} is not UTF-8 text; save it as CSV in UTF-8") from None
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    try:
-        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise UsageError(f"{name} is no CSV table: {error}") from None
-    columns = [cell.strip() for cell in table[0]] if table else []
-    if lacking := [column for column in needed if column not in columns]:
-        raise UsageError(f"{name} needs the columns {', '.join(needed)}; it lacks {lacking[0]}")
-    if len(set(columns)) < len(columns):
-        raise UsageError(f"{name} names a column twice")
-    rows = []
-    for line, cells in enumerate(table[1:], 2):
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(columns):
-            raise UsageError(f"{name}, line {line}: {len(cells)} cells, expected {len(columns)}")
-        rows.append((line, dict(zip(columns, (cell.strip() for cell in cells), strict=True))))
-    return rows

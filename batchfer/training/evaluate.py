@@ -9,12 +9,11 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from batchfer import __version__
 from batchfer.emotions.card import find_model, format_card, locate_card, read_card
@@ -23,10 +22,12 @@ from batchfer.errors import DataError
 from batchfer.files import atomic_write, display_name, lock_output, prepare_output
 from batchfer.machine import hide_stderr
 from batchfer.media.images import read_image
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS, Floats, Images, Integers
 from batchfer.training.drawings import draw_confusion, draw_mistakes, draw_reliability
 from batchfer.training.face_sets import FaceSet, load_faces, locate_cache
 from batchfer.training.figures import (
+    ClassFigures,
+    Figures,
     apply_temperature,
     count_confusion,
     measure,
@@ -68,8 +69,39 @@ class Progress(Protocol):
         """Show a line."""
 
 
-def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict[str, Any]:
-    """Evaluate a model and return its figures, the content of ``metrics.json``.
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    ``confusion`` is ``(7,8)``, see `count_confusion`. ``by_part`` are figures by data set and part.
+    ``repeated`` counts near-duplicates of the training data that was named, and ``unrepeated`` are
+    the figures without them; None where none was named, or nothing is left. ``about`` says in plain
+    values what was measured: model, data, version.
+    """
+
+    figures: Figures
+    ece_before_temperature: float
+    confusion: Integers
+    by_part: Mapping[str, Figures]
+    repeated: int | None
+    unrepeated: Figures | None
+    about: Mapping[str, Any]
+
+    def format(self) -> dict[str, Any]:
+        """Return the content of ``metrics.json``."""
+        told = asdict(self.figures)
+        told["ece_before_temperature"] = self.ece_before_temperature
+        told["confusion"] = self.confusion.tolist()
+        told["by_part"] = {name: part.summarize() for name, part in self.by_part.items()}
+        if self.repeated is not None:
+            told["near_duplicates_of_training"] = self.repeated
+        if self.unrepeated is not None:
+            told["without_near_duplicates"] = self.unrepeated.summarize()
+        return {**told, **self.about}
+
+
+def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Evaluation:
+    """Evaluate a model.
 
     Into ``options.output`` go ``metrics.json``, ``predictions.csv``, ``per_class.csv``,
     ``confusion.png``, ``reliability.png`` and ``mistakes.jpg``, the most confident mistakes.
@@ -103,14 +135,14 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> dict
             probabilities = _predict_end_to_end(faces, lists, classifier, options, progress)
         else:
             probabilities = _predict_crops(faces, classifier, progress)
-        metrics = _describe(faces, probabilities, classifier, options)
-        _write_results(options.output, faces, probabilities, metrics)
+        evaluation = _describe(faces, probabilities, classifier, options)
+        _write_results(options.output, faces, probabilities, evaluation)
         if options.record is not None:
-            record_figures(find_model(options.model), options.record, metrics)
-    return metrics
+            record_figures(find_model(options.model), options.record, evaluation)
+    return evaluation
 
 
-def record_figures(model: Path, name: str, metrics: Mapping[str, Any]) -> None:
+def record_figures(model: Path, name: str, evaluation: Evaluation) -> None:
     """Keep the summary of an evaluation in the card of a model, under a name of its own.
 
     Raises:
@@ -119,9 +151,8 @@ def record_figures(model: Path, name: str, metrics: Mapping[str, Any]) -> None:
     card = read_card(model)
     kept = ("n", "accuracy", "macro_f1", "balanced_accuracy", "ece", "ece_before_temperature",
             "missed_faces")  # fmt: skip
-    summary = {key: metrics[key] for key in kept}
-    if "without_near_duplicates" in metrics:
-        summary["without_near_duplicates"] = metrics["without_near_duplicates"]
+    told = evaluation.format()
+    summary = {key: told[key] for key in (*kept, "without_near_duplicates") if key in told}
     card = replace(card, figures={**card.figures, name: summary})
     with atomic_write(locate_card(model)) as path:
         path.write_text(format_card(card), encoding="utf-8")
@@ -195,66 +226,69 @@ def place_on_canvas(image: Images, side_px: int) -> Images:
 
 def _describe(
     faces: FaceSet, probabilities: Floats, classifier: Classifier, options: EvaluateOptions
-) -> dict[str, Any]:
+) -> Evaluation:
     card = classifier.card
-    metrics = measure(probabilities, faces.labels)
     found = ~np.isnan(probabilities).any(axis=1)
     # Temperature scaling is its own inverse with the reciprocal: p before it, up to rounding.
     before = apply_temperature(probabilities[found], 1 / classifier.calibration.temperature)
-    metrics["ece_before_temperature"] = measure_calibration_error(before, faces.labels[found])
-    metrics["confusion"] = count_confusion(predict_labels(probabilities), faces.labels).tolist()
-    metrics["by_part"] = {
-        f"{source}/{part}" if part else str(source): _summarize(faces, probabilities, mask)
+    by_part = {
+        f"{source}/{part}" if part else str(source): measure(
+            probabilities[mask], faces.labels[mask]
+        )
         for source in np.unique(faces.sources)
         for part in np.unique(faces.parts[faces.sources == source])
         if (mask := (faces.sources == source) & (faces.parts == part)).any()
     }
+    repeated = unrepeated = None
     if options.against:
         training = load_faces(
             [list_faces(root).select_part("train") for root in options.against],
             faces.size_px,
             options.cache or locate_cache(),
         )
-        repeated = find_near_duplicates(faces, training)
-        metrics["near_duplicates_of_training"] = int(repeated.sum())
-        if not repeated.all():
-            metrics["without_near_duplicates"] = _summarize(faces, probabilities, ~repeated)
-    metrics["model"] = {
-        "name": card.name,
-        "sha256": classifier.sha256,
-        "input_size": card.input_size,
-        "temperature": classifier.calibration.temperature,
-        "flip_average": card.flip_average,
+        repeats = find_near_duplicates(faces, training)
+        repeated = int(repeats.sum())
+        if not repeats.all():
+            unrepeated = measure(probabilities[~repeats], faces.labels[~repeats])
+    about = {
+        "model": {
+            "name": card.name,
+            "sha256": classifier.sha256,
+            "input_size": card.input_size,
+            "temperature": classifier.calibration.temperature,
+            "flip_average": card.flip_average,
+        },
+        "data": {
+            "sources": [root.name for root in options.data],
+            "part": options.part,
+            "labels": "majority of FER+ votes" if options.votes else "as given",
+            "end_to_end": options.end_to_end,
+            "canvas_px": options.canvas_px,
+            "classes": faces.count_classes(),
+            "broken": list(faces.broken),
+        },
+        "batchfer": __version__,
     }
-    metrics["data"] = {
-        "sources": [root.name for root in options.data],
-        "part": options.part,
-        "labels": "majority of FER+ votes" if options.votes else "as given",
-        "end_to_end": options.end_to_end,
-        "canvas_px": options.canvas_px,
-        "classes": faces.count_classes(),
-        "broken": list(faces.broken),
-    }
-    metrics["batchfer"] = __version__
-    return metrics
-
-
-def _summarize(
-    faces: FaceSet, probabilities: Floats, mask: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
-    figures = measure(probabilities[mask], faces.labels[mask])
-    return {name: figures[name] for name in ("n", "accuracy", "macro_f1", "ece", "missed_faces")}
+    return Evaluation(
+        measure(probabilities, faces.labels),
+        measure_calibration_error(before, faces.labels[found]),
+        count_confusion(predict_labels(probabilities), faces.labels),
+        by_part,
+        repeated,
+        unrepeated,
+        about,
+    )
 
 
 def _write_results(
-    output: Path, faces: FaceSet, probabilities: Floats, metrics: Mapping[str, Any]
+    output: Path, faces: FaceSet, probabilities: Floats, evaluation: Evaluation
 ) -> None:
     with atomic_write(output / "predictions.csv") as path:
         _write_predictions(path, faces, probabilities)
     with atomic_write(output / "per_class.csv") as path:
-        _write_per_class(path, metrics["per_class"])
+        _write_per_class(path, evaluation.figures.per_class)
     with atomic_write(output / "confusion.png") as path:
-        draw_confusion(path, np.array(metrics["confusion"]), metrics["accuracy"])
+        draw_confusion(path, evaluation.confusion, evaluation.figures.accuracy)
     with atomic_write(output / "reliability.png") as path:
         found = ~np.isnan(probabilities).any(axis=1)
         draw_reliability(path, probabilities[found], faces.labels[found])
@@ -262,7 +296,7 @@ def _write_results(
         draw_mistakes(path, faces, probabilities)
     # Last, because it says that the evaluation is complete.
     with atomic_write(output / "metrics.json") as path:
-        path.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(evaluation.format(), indent=2) + "\n", encoding="utf-8")
 
 
 def _write_predictions(path: Path, faces: FaceSet, probabilities: Floats) -> None:
@@ -277,9 +311,9 @@ def _write_predictions(path: Path, faces: FaceSet, probabilities: Floats) -> Non
             writer.writerow([defused, EMOTIONS[label], *cells])
 
 
-def _write_per_class(path: Path, per_class: Mapping[str, Mapping[str, float]]) -> None:
+def _write_per_class(path: Path, per_class: Mapping[str, ClassFigures]) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(["emotion", "n", "precision", "recall", "f1"])
         for emotion, row in per_class.items():
-            writer.writerow([emotion, row["n"], row["precision"], row["recall"], row["f1"]])
+            writer.writerow([emotion, row.n, row.precision, row.recall, row.f1])

@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from batchfer.errors import BatchferError, DataError
 from batchfer.faces.crops import resize_crop
-from batchfer.files import atomic_write, display_name
+from batchfer.files import atomic_write
 from batchfer.media.images import read_image
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
-from batchfer.training.layouts import FaceList
+from batchfer.training.layouts import FaceList, tell_skipped
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class FaceSet:
     (N,)`` those that belong here; `images` reads them. ``labels (N,)`` index `EMOTIONS`,
     ``targets (N,7)`` is what training aims at, ``names (N)`` and ``sources (N)`` tell pictures and
     data sets apart, and ``parts (N)`` name the part of the data set. ``broken`` names pictures
-    that could not be decoded.
+    that could not be decoded, or whose rows are broken.
     """
 
     store: Images
@@ -102,8 +102,8 @@ def load_faces(
     """Decode every picture once, resized to a square; a later call reads the array from ``cache``.
 
     The cache's name is a hash of the content of all pictures, in their order, and the size, so that
-    it is found again after a move and never after a change. Pictures that cannot be decoded are
-    skipped, counted and named.
+    it is found again after a move and never after a change. Pictures that cannot be decoded, and
+    rows of tables that are broken, are skipped, counted and named.
 
     Raises:
         DataError: With ``strict``, a picture is broken; or none is left.
@@ -111,7 +111,8 @@ def load_faces(
     pictures = [picture for one in lists for picture in one.pictures]
     key = hashlib.sha256(f"1:{size_px}:{len(pictures)}\n".encode())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for digest in pool.map(_hash_picture, pictures):
+        digests = list(pool.map(_hash_picture, pictures))
+        for digest in digests:
             key.update(digest)
         path = cache / f"faces-{key.hexdigest()[:32]}.npy"
         notes = path.with_suffix(".json")
@@ -120,13 +121,9 @@ def load_faces(
             _decode_into(path, notes, pictures, size_px, pool)
     broken = {int(row): why for row, why in json.loads(notes.read_text(encoding="utf-8")).items()}
     names = [name for one in lists for name in one.names]
-    for row, why in list(broken.items())[: 1 if strict else 10]:
-        line = f"{display_name(names[row])}: {why}"
-        if strict:
-            raise DataError(f"{line} ({len(broken)} broken pictures; --strict refuses them)")
-        logger.warning("skipped %s", line)
-    if len(broken) > 10:
-        logger.warning("skipped %d broken pictures in all", len(broken))
+    skipped = [pair for one in lists for pair in one.skipped]
+    skipped += [(names[row], why) for row, why in broken.items()]
+    tell_skipped(skipped, strict)
     rows = np.array([row for row in range(len(pictures)) if row not in broken], np.int64)
     if not len(rows):
         raise DataError("no picture could be decoded")
@@ -141,7 +138,7 @@ def load_faces(
         np.array(names)[rows],
         np.array(sources)[rows],
         np.array(parts)[rows],
-        tuple(names[row] for row in broken),
+        tuple(name for name, _ in skipped),
     )
 
 

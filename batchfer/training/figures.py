@@ -1,6 +1,8 @@
 """What an evaluation measures: accuracy, F1, calibration, confusion."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,47 @@ MISSED = -1
 """The prediction of a face that the detector did not find."""
 
 
-def measure(probabilities: Floats, labels: Integers) -> dict[str, Any]:
-    """Return accuracy, macro F1, balanced accuracy, ECE, log loss and figures by class.
+@dataclass(frozen=True)
+class ClassFigures:
+    """How well one emotion is named: of ``n`` faces that show it."""
+
+    n: int
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How well a model names the emotions of ``n`` faces.
+
+    Shares and F1 are from 0 to 1. Means over classes take in those that occur among the labels. ECE
+    and log loss are of the faces that were not missed.
+    """
+
+    n: int
+    accuracy: float
+    macro_f1: float
+    balanced_accuracy: float
+    ece: float
+    log_loss: float
+    missed_faces: int
+    per_class: Mapping[str, ClassFigures]
+
+    def summarize(self) -> dict[str, float]:
+        """Return the figures that parts of the data are compared by."""
+        return {
+            name: getattr(self, name)
+            for name in ("n", "accuracy", "macro_f1", "ece", "missed_faces")
+        }
+
+
+def measure(probabilities: Floats, labels: Integers) -> Figures:
+    """Return the figures of predictions.
 
     Args:
         probabilities: ``(N,7)``; a row of NaN is a face that was missed, wrong whatever its label.
         labels: ``(N,)`` indices into `EMOTIONS`.
-
-    Means over classes take in those that occur among the labels. ECE and log loss are of the faces
-    that were not missed.
     """
     predictions = predict_labels(probabilities)
     confusion = count_confusion(predictions, labels)
@@ -35,24 +69,21 @@ def measure(probabilities: Floats, labels: Integers) -> dict[str, Any]:
     present = n_true > 0
     found = predictions != MISSED
     seen, truth = probabilities[found], labels[found]
-    return {
-        "n": len(labels),
-        "accuracy": float(hits.sum() / len(labels)),
-        "macro_f1": float(f1[present].mean()),
-        "balanced_accuracy": float(recall[present].mean()),
-        "ece": measure_calibration_error(seen, truth),
-        "log_loss": measure_log_loss(seen, truth),
-        "missed_faces": int((~found).sum()),
-        "per_class": {
-            emotion: {
-                "n": int(n_true[row]),
-                "precision": float(precision[row]),
-                "recall": float(recall[row]),
-                "f1": float(f1[row]),
-            }
+    return Figures(
+        n=len(labels),
+        accuracy=float(hits.sum() / len(labels)),
+        macro_f1=float(f1[present].mean()),
+        balanced_accuracy=float(recall[present].mean()),
+        ece=measure_calibration_error(seen, truth),
+        log_loss=measure_log_loss(seen, truth),
+        missed_faces=int((~found).sum()),
+        per_class={
+            emotion: ClassFigures(
+                int(n_true[row]), float(precision[row]), float(recall[row]), float(f1[row])
+            )
             for row, emotion in enumerate(EMOTIONS)
         },
-    }
+    )
 
 
 def predict_labels(probabilities: Floats) -> Integers:

@@ -1,9 +1,9 @@
 """Layouts of data sets: class folders, fer2013.csv, FER+ votes, RAF-DB."""
 
-import csv
+import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ import numpy.typing as npt
 
 from batchfer.emotions.card import CLASS_NAMES
 from batchfer.errors import DataError, UsageError
-from batchfer.files import IMAGE_SUFFIXES, display_name
+from batchfer.files import CLUTTER, IMAGE_SUFFIXES, display_name
 from batchfer.schema import EMOTIONS, Floats, Images, Integers
+from batchfer.texts import parse_number, read_lines, read_rows
+
+logger = logging.getLogger(__name__)
 
 PART_FOLDERS: Mapping[str, str] = {
     "train": "train",
@@ -46,6 +49,8 @@ FERPLUS_COLUMNS = ("anger", "disgust", "fear", "happiness", "sadness", "surprise
 RAFDB_NAME = re.compile(
     r"(.*/)?train_(?P<number>[0-9]{5})_aligned\.[a-z]+|((train/)?[1-7]/)?train_(?P<plain>[0-9]{5})\.[a-z]+"
 )
+RAFDB_ROW = re.compile(r"(?P<name>.+?\.[A-Za-z]+)[\s,;]+(?P<label>[1-7])([\s,;].*)?")
+"""A row of RAF-DB's list; whatever further columns there are."""
 HOLD_OUT_EVERY = 10
 """RAF-DB training pictures whose number this divides are held out: never trained on."""
 
@@ -68,7 +73,8 @@ class FaceList:
 
     ``names (N)`` tell the pictures apart, ``pictures (N)`` are their files or ``(48,48)`` grey
     arrays, ``labels (N,)`` index `EMOTIONS`, and ``parts (N)`` name the part each one belongs to,
-    empty where the data set has no parts.
+    empty where the data set has no parts. ``skipped`` are the names of pictures whose rows in a
+    table are broken, of whatever part, and why.
     """
 
     root: Path
@@ -76,6 +82,7 @@ class FaceList:
     pictures: tuple[Path | Images, ...]
     labels: Integers
     parts: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pictures N."""
@@ -89,6 +96,7 @@ class FaceList:
             tuple(self.pictures[row] for row in rows),
             self.labels[np.asarray(rows, np.int64)],
             tuple(self.parts[row] for row in rows),
+            self.skipped,
         )
 
     def select_part(self, part: str) -> "FaceList":
@@ -101,6 +109,21 @@ class FaceList:
             return self
         wanted = {"test", "PublicTest", "PrivateTest"} if part == "test" else {part}
         return self.select([row for row, name in enumerate(self.parts) if name in wanted])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way in which data sets are laid out.
+
+    ``read`` returns the pictures below a path, None where it is laid out otherwise. ``name`` is
+    how pictures of such a data set are called, also where somebody has sorted them into class
+    folders; ``licence`` is theirs, and ``model_licence`` what it makes of a model.
+    """
+
+    read: Callable[[Path], FaceList | None]
+    name: re.Pattern[str]
+    licence: str
+    model_licence: str = ""
 
 
 def list_faces(root: Path) -> FaceList:
@@ -118,12 +141,29 @@ def list_faces(root: Path) -> FaceList:
     """
     if not root.exists():
         raise UsageError(f"{display_name(root)}: no such file or folder")
-    if root.is_file():
-        return _list_csv(root)
-    for labels in (root / "list_patition_label.txt", root / "EmoLabel/list_patition_label.txt"):
-        if labels.is_file():
-            return _hold_out(_list_rafdb(root, labels))
-    return _hold_out(_list_tree(root))
+    read = (layout.read(root) for layout in LAYOUTS)
+    return _hold_out(next(faces for faces in read if faces is not None))
+
+
+def tell_skipped(skipped: Sequence[tuple[str, str]], strict: bool) -> None:
+    """Name and count pictures that are broken, each with why; the first ten of them.
+
+    Raises:
+        DataError: With ``strict``, there is one.
+    """
+    for name, why in skipped[: 1 if strict else 10]:
+        line = f"{display_name(name)}: {why}"
+        if strict:
+            raise DataError(f"{line} ({len(skipped)} broken pictures; --strict refuses them)")
+        logger.warning("skipped %s", line)
+    if len(skipped) > 10:
+        logger.warning("skipped %d broken pictures in all", len(skipped))
+
+
+def recognize(names: Iterable[str]) -> Layout:
+    """Return the layout that pictures of these names come from, wherever they lie by now."""
+    plain = [str(name).rpartition("/")[2] for name in names]
+    return next(one for one in LAYOUTS if any(map(one.name.match, plain)))
 
 
 def _hold_out(faces: FaceList) -> FaceList:
@@ -141,14 +181,27 @@ def _hold_out(faces: FaceList) -> FaceList:
 
 
 def _visible(folder: Path) -> list[Path]:
-    hidden = (".", "__MACOSX")
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith(hidden))
+        return sorted(path for path in folder.iterdir() if _is_visible(path.name))
     except OSError as error:
         raise explain_closed(error) from error
 
 
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".") and name not in CLUTTER
+
+
+def _list_pictures(folder: Path) -> list[Path]:
+    """Return the pictures anywhere below a folder."""
+    pictures = []
+    for place, folders, names in os.walk(folder, onerror=refuse_closed):
+        folders[:] = filter(_is_visible, folders)
+        pictures += [Path(place, name) for name in names if _is_visible(name)]
+    return sorted(path for path in pictures if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
 def _list_tree(root: Path) -> FaceList:
+    """List class folders, below folders of parts if there are any: what is none of the others."""
     folders = [path for path in _visible(root) if path.is_dir()]
     parts = {folder: PART_FOLDERS[folder.name.lower()] for folder in folders
              if folder.name.lower() in PART_FOLDERS}  # fmt: skip
@@ -162,13 +215,11 @@ def _list_tree(root: Path) -> FaceList:
     part_names: list[str] = []
     for folder, part in parts.items():
         for class_folder, emotion in _match_classes(folder):
-            below = os.walk(class_folder, onerror=refuse_closed)
-            for path in sorted(Path(place, name) for place, _, files in below for name in files):
-                if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                    names.append(path.relative_to(root).as_posix())
-                    pictures.append(path)
-                    labels.append(EMOTIONS.index(emotion))
-                    part_names.append(part)
+            for path in _list_pictures(class_folder):
+                names.append(path.relative_to(root).as_posix())
+                pictures.append(path)
+                labels.append(EMOTIONS.index(emotion))
+                part_names.append(part)
     if not names:
         raise DataError(f"{display_name(root)}: its class folders hold no picture")
     return FaceList(root, tuple(names), tuple(pictures), np.array(labels), tuple(part_names))
@@ -193,27 +244,33 @@ def _match_classes(folder: Path) -> list[tuple[Path, str]]:
     return matched
 
 
-def _list_rafdb(root: Path, label_file: Path) -> FaceList:
+def _list_rafdb(root: Path) -> FaceList | None:
     """List RAF-DB as its authors hand it out; aligned pictures are taken before original ones."""
+    name = "list_patition_label.txt"
+    label_files = [path for path in (root / name, root / "EmoLabel" / name) if path.is_file()]
+    if not label_files:
+        return None
+    label_file = label_files[0]
     folders = [root / "Image/aligned", root / "aligned", root / "Image/original", root / "original"]
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
         raise DataError(f"{display_name(root)}: RAF-DB's Image/aligned is missing")
     present = {path.name for path in folder.iterdir()}
-    names, labels, missing = [], [], []
-    for number, line in enumerate(label_file.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
+    names, labels, missing, skipped = [], [], [], []
+    for number, line in read_lines(label_file, DataError):
+        row = RAFDB_ROW.fullmatch(line)
+        if row is None:
+            where = f"{display_name(label_file)} line {number}"
+            skipped.append((re.split(r"[\s,;]", line)[0], f"{where}: not 'name.jpg 1-7'"))
             continue
-        name, _, label = line.strip().rpartition(" ")
-        if label not in RAFDB_CLASSES or not name:
-            raise DataError(f"{display_name(label_file)} line {number}: not 'name.jpg 1-7'")
-        stem, suffix = os.path.splitext(name)  # noqa: PTH122 - a name, not a path
-        found = next((one for one in (f"{stem}_aligned{suffix}", name) if one in present), None)
+        stem, suffix = os.path.splitext(row["name"])  # noqa: PTH122 - a name, not a path
+        wanted = (f"{stem}_aligned{suffix}", row["name"])
+        found = next((one for one in wanted if one in present), None)
         if found is None:
-            missing.append(name)
+            missing.append(row["name"])
             continue
         names.append(found)
-        labels.append(EMOTIONS.index(RAFDB_CLASSES[label]))
+        labels.append(EMOTIONS.index(RAFDB_CLASSES[row["label"]]))
     if missing:
         raise DataError(
             f"{display_name(label_file)} names {len(missing)} pictures that are not in "
@@ -221,71 +278,100 @@ def _list_rafdb(root: Path, label_file: Path) -> FaceList:
         )
     parts = tuple(PART_FOLDERS.get(name.partition("_")[0], "train") for name in names)
     pictures = tuple(folder / name for name in names)
-    return FaceList(root, tuple(names), pictures, np.array(labels, np.int64), parts)
+    truth = np.array(labels, np.int64)
+    return FaceList(root, tuple(names), pictures, truth, parts, tuple(skipped))
 
 
-def _list_csv(path: Path) -> FaceList:
+def _list_csv(path: Path) -> FaceList | None:
     """List ``fer2013.csv``; a row is named as FER+ names it, ``fer0000123.png``."""
-    usages = {"Training": "train", "PublicTest": "PublicTest", "PrivateTest": "PrivateTest"}
-    names, pictures, labels, parts = [], [], [], []
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            columns = {"emotion", "pixels"} - set(reader.fieldnames or ())
-            if columns:
-                raise DataError(f"{display_name(path)}: no column {' and '.join(sorted(columns))}")
-            for number, row in enumerate(reader):
-                where = f"{display_name(path)} line {number + 2}"
-                label = (row["emotion"] or "").strip()
-                if label not in set("0123456"):
-                    raise DataError(f"{where}: label {label!r} is not 0 to 6")
-                usage = row.get("Usage")
-                if usage is not None and usage not in usages:
-                    raise DataError(f"{where}: usage {usage!r} is not one of {', '.join(usages)}")
-                pictures.append(_parse_pixels(row["pixels"], where))
-                names.append(f"fer{number:07d}.png")
-                labels.append(int(label))
-                parts.append("" if usage is None else usages[usage])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{display_name(path)} cannot be read: {error}") from error
+    if not path.is_file():
+        return None
+    names, pictures, labels, parts, skipped = [], [], [], [], []
+    rows = read_rows(path, ("emotion", "pixels"), ("Usage",), DataError, lenient=True)
+    for number, (line, row) in enumerate(rows):
+        name = f"fer{number:07d}.png"
+        try:
+            label, part, picture = _parse_row(row)
+        except ValueError as error:
+            skipped.append((name, f"{display_name(path)} line {line}: {error}"))
+            continue
+        names.append(name)
+        labels.append(label)
+        parts.append(part)
+        pictures.append(picture)
     if not names:
-        raise DataError(f"{display_name(path)} holds no picture")
-    return FaceList(path, tuple(names), tuple(pictures), np.array(labels), tuple(parts))
+        why = f": {skipped[0][1]}" if skipped else ""
+        raise DataError(f"{display_name(path)} holds no picture{why}")
+    return FaceList(
+        path, tuple(names), tuple(pictures), np.array(labels), tuple(parts), tuple(skipped)
+    )
 
 
-def _parse_pixels(text: str | None, where: str) -> Images:
+def _parse_row(row: Mapping[str, str]) -> tuple[int, str, Images]:
+    """Return label, part and picture ``(48,48)`` of a row of ``fer2013.csv``.
+
+    Raises:
+        ValueError: One of them is broken.
+    """
+    if not row:
+        raise ValueError("its cells are not those of the header")
+    if row["emotion"] not in set("0123456"):
+        raise ValueError(f"label {row['emotion']!r} is not 0 to 6")
+    part = PART_FOLDERS.get(row["Usage"].lower()) if "Usage" in row else ""
+    if part is None:
+        raise ValueError(f"usage {row['Usage']!r} is not Training, PublicTest or PrivateTest")
     try:
-        values = np.array((text or "").split(), np.int64)
-    except ValueError as error:
-        raise DataError(f"{where}: pixels are not numbers") from error
+        values = np.array(row["pixels"].split(), np.int64)
+    except (ValueError, OverflowError):
+        raise ValueError("pixels are not numbers") from None
     if values.size != CSV_SIDE_PX**2:
-        raise DataError(f"{where}: {values.size} pixels instead of {CSV_SIDE_PX**2}")
+        raise ValueError(f"{values.size} pixels instead of {CSV_SIDE_PX**2}")
     if values.min() < 0 or values.max() > 255:
-        raise DataError(f"{where}: pixels lie outside 0 to 255")
-    return values.astype(np.uint8).reshape(CSV_SIDE_PX, CSV_SIDE_PX)
+        raise ValueError("pixels lie outside 0 to 255")
+    return int(row["emotion"]), part, values.astype(np.uint8).reshape(CSV_SIDE_PX, CSV_SIDE_PX)
 
 
-def read_votes(path: Path) -> dict[str, Floats]:
+LAYOUTS = (
+    Layout(
+        _list_rafdb,
+        re.compile(r"train_[0-9]{5}"),
+        "RAF-DB (Li, Deng and Du 2017): non-commercial research only",
+        "weights trained on RAF-DB: for non-commercial research only",
+    ),
+    Layout(
+        _list_csv,
+        re.compile(r"fer[0-9]{7}"),
+        "FER2013 (Goodfellow et al. 2013): from the Kaggle challenge, for research",
+    ),
+    Layout(_list_tree, re.compile(""), "as its owner says"),
+)
+"""The known layouts, the stricter licence first; the last one takes what is left."""
+
+VOTES_LICENCE = "FER+ votes (Barsoum et al. 2016, Microsoft): MIT"
+
+
+def read_votes(path: Path, strict: bool = False) -> dict[str, Floats]:
     """Return the FER+ vote distribution ``(7,)`` over `EMOTIONS` by picture name.
 
     Votes for contempt, unknown and not-a-face are dropped; a picture without any other vote is
-    left out.
+    left out. Broken rows are skipped, counted and named.
 
     Raises:
         UsageError: The file does not exist.
-        DataError: It is no FER+ table.
+        DataError: It is no FER+ table; or, with ``strict``, has a broken row.
     """
     if not path.is_file():
         raise UsageError(f"{display_name(path)}: no such file")
-    votes = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                counts = np.array([float(row[name] or 0) for name in FERPLUS_COLUMNS], np.float32)
-                if row["Image name"] and counts.sum() > 0:
-                    votes[row["Image name"]] = counts / counts.sum()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{display_name(path)} cannot be read: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{display_name(path)} is no table of FER+ votes ({error})") from error
+    votes, skipped = {}, []
+    for line, row in read_rows(path, ("Image name", *FERPLUS_COLUMNS), (), DataError, lenient=True):
+        try:
+            counts = np.array([parse_number(row[name] or "0") for name in FERPLUS_COLUMNS])
+        except (KeyError, ValueError):
+            counts = np.array([-1.0])
+        if not (np.isfinite(counts).all() and (counts >= 0).all()):
+            where = f"{display_name(path)} line {line}"
+            skipped.append((row.get("Image name", ""), f"{where}: votes are numbers from 0"))
+        elif row["Image name"] and counts.sum() > 0:
+            votes[row["Image name"]] = (counts / counts.sum()).astype(np.float32)
+    tell_skipped(skipped, strict)
     return votes

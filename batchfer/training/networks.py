@@ -32,7 +32,7 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     download = options.base_weights == "imagenet"
     settings = {"size_px": recipe.size_px, **recipe.settings}
     try:
-        model = ARCHITECTURES[recipe.architecture](
+        model = ARCHITECTURES[recipe.architecture].build(
             weights="imagenet" if download else None, **settings
         )
     except Exception as error:

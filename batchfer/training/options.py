@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args, get_type_hints
 
 from batchfer.errors import UsageError
 from batchfer.options import (
@@ -20,6 +20,15 @@ from batchfer.options import (
 
 DATA = "Data"
 NETWORK = "Network and run"
+
+KEPT = "kept"
+"""Marks what has to be the same to do the same run again."""
+
+INPUT = "input"
+"""Marks files and models that a run is made of: the same ones, too, wherever they lie."""
+
+RECIPE = "recipe"
+"""Marks what a recipe takes up, which is kept in full."""
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
@@ -51,10 +60,14 @@ class TrainOptions:
     time: the cosine schedule then follows whichever of batches and minutes is further.
     """
 
-    data: tuple[Path, ...]
+    data: Annotated[tuple[Path, ...], INPUT]
     output: Path
-    model: Annotated[str, Flag("--model", "mobilenetv2 or vgg19.", NETWORK, "NAME")] = "mobilenetv2"
-    recipe: Annotated[str, Flag("--recipe", "finetune or baseline.", NETWORK, "NAME")] = "finetune"
+    model: Annotated[str, Flag("--model", "mobilenetv2 or vgg19.", NETWORK, "NAME"), KEPT] = (
+        "mobilenetv2"
+    )
+    recipe: Annotated[str, Flag("--recipe", "finetune or baseline.", NETWORK, "NAME"), RECIPE] = (
+        "finetune"
+    )
     base_weights: Annotated[
         str,
         Flag(
@@ -63,15 +76,22 @@ class TrainOptions:
             "none.",
             NETWORK, "FILE",
         ),
+        INPUT,
     ] = "imagenet"  # fmt: skip
     votes: Annotated[
-        Path | None, Flag("--votes", "FER+ votes, joined by picture name.", DATA, "FILE")
+        Path | None,
+        Flag("--votes", "FER+ votes, joined by picture name.", DATA, "FILE"),
+        INPUT,
     ] = None
     hard_votes: Annotated[
-        bool, Flag("--hard-votes", "Take the votes' majority as the label.", DATA)
+        bool,
+        Flag("--hard-votes", "Take the votes' majority as the label.", DATA),
+        KEPT,
     ] = False
     even: Annotated[
-        bool, Flag("--even", "Draw each data set equally often, whatever its size.", DATA)
+        bool,
+        Flag("--even", "Draw each data set equally often, whatever its size.", DATA),
+        KEPT,
     ] = False
     teachers: Annotated[
         tuple[str, ...],
@@ -79,6 +99,7 @@ class TrainOptions:
             "--teacher", "A trained model that shares in the targets; may be given again.",
             NETWORK, "MODEL",
         ),
+        INPUT,
     ] = ()  # fmt: skip
     teacher_share: Annotated[
         float | None,
@@ -86,33 +107,48 @@ class TrainOptions:
             "--teacher-share", "Share of the targets that teachers say, up to 1.", NETWORK, "X",
             text="the recipe's",
         ),
+        RECIPE,
     ] = None  # fmt: skip
     validation: Annotated[
-        float, Flag("--validation", "Share that validates, where no part does.", DATA, "X")
+        float,
+        Flag("--validation", "Share that validates, where no part does.", DATA, "X"),
+        KEPT,
     ] = 0.06
     dedupe: Annotated[
-        bool, Flag("--dedupe", "Keep near-duplicates of validation out of training.", DATA)
+        bool,
+        Flag("--dedupe", "Keep near-duplicates of validation out of training.", DATA),
+        KEPT,
     ] = False
-    seed: Annotated[int, Flag("--seed", "Same seed, same draws.", NETWORK, "N", least=0)] = 0
-    epochs: Annotated[int | None, Flag("--epochs", "", NETWORK, "N", text="the recipe's")] = None
+    seed: Annotated[int, Flag("--seed", "Same seed, same draws.", NETWORK, "N", least=0), KEPT] = 0
+    epochs: Annotated[
+        int | None, Flag("--epochs", "", NETWORK, "N", text="the recipe's"), RECIPE
+    ] = None
     batch_size: Annotated[
-        int | None, Flag("--batch-size", "", NETWORK, "N", text="the recipe's")
+        int | None,
+        Flag("--batch-size", "", NETWORK, "N", text="the recipe's"),
+        RECIPE,
     ] = None
     learning_rate: Annotated[
-        float | None, Flag("--learning-rate", "", NETWORK, "X", text="the recipe's")
+        float | None,
+        Flag("--learning-rate", "", NETWORK, "X", text="the recipe's"),
+        RECIPE,
     ] = None
     patience: Annotated[
         int | None,
         Flag("--patience", "Stop after so many epochs without a better one.", NETWORK, "N"),
+        RECIPE,
     ] = None
     max_minutes: Annotated[
-        float | None, Flag("--max-minutes", "End in time, fully annealed.", NETWORK, "X")
+        float | None,
+        Flag("--max-minutes", "End in time, fully annealed.", NETWORK, "X"),
+        RECIPE,
     ] = None
     precision: Annotated[
         Precision,
         Flag(
             "--precision", "auto, float32 or bfloat16.", NETWORK, "NAME", parse_precision, "auto"
         ),
+        KEPT,
     ] = "auto"  # fmt: skip
     resume: Annotated[
         bool, Flag("--resume", "Insist on going on with the run in the folder.", HOW)
@@ -123,6 +159,17 @@ class TrainOptions:
     )
     tensorboard: Annotated[bool, Flag("--tensorboard", "Write TensorBoard events.", HOW)] = False
     cache: Cache = None
+
+
+def list_marked(*marks: str) -> dict[str, Flag | None]:
+    """Return the options of a training that have one of these marks, each with its flag."""
+    hints = get_type_hints(TrainOptions, include_extras=True)
+    marked = {name: get_args(hint)[1:] for name, hint in hints.items()}
+    return {
+        name: next((one for one in extras if isinstance(one, Flag)), None)
+        for name, extras in marked.items()
+        if any(mark in extras for mark in marks)
+    }
 
 
 @dataclass(frozen=True)

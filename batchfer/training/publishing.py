@@ -1,6 +1,5 @@
 """A trained network made a model with its card: calibrated, halved, described."""
 
-import json
 import logging
 import platform
 import zipfile
@@ -13,35 +12,30 @@ import keras
 import numpy as np
 
 from batchfer import __version__
+from batchfer.emotions.architectures import ARCHITECTURES
 from batchfer.emotions.card import ModelCard, find_model, format_card, locate_card, read_card
 from batchfer.emotions.model_file import load_network_file
 from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.files import atomic_write, hash_file
 from batchfer.schema import EMOTIONS, Floats, Integers
-from batchfer.training.face_sets import FaceSet, Splits
+from batchfer.training.face_sets import Splits
 from batchfer.training.figures import (
     apply_temperature,
     find_uncertain_below,
     fit_temperature,
     measure,
+    measure_calibration_error,
 )
+from batchfer.training.layouts import VOTES_LICENCE, recognize
 from batchfer.training.networks import goes_on, predict
 from batchfer.training.options import TrainOptions
-from batchfer.training.past_runs import PastRun, format_command, format_repeat
+from batchfer.training.past_runs import PastRun, format_command, format_repeat, format_run
 from batchfer.training.recipes import Recipe
 
 logger = logging.getLogger(__name__)
 
 HALF_TOLERANCE = 0.001
 """The change of validation accuracy that storage in half precision may cause."""
-
-LICENCES: Mapping[str, str] = {
-    "fer": "FER2013 (Goodfellow et al. 2013): from the Kaggle challenge, for research",
-    "raf": "RAF-DB (Li, Deng and Du 2017): non-commercial research only",
-    "votes": "FER+ votes (Barsoum et al. 2016, Microsoft): MIT",
-    "mobilenetv2": "ImageNet weights by Google: Apache-2.0",
-    "vgg19": "ImageNet weights by Oxford VGG: CC BY 4.0",
-}
 
 
 @dataclass(frozen=True)
@@ -98,8 +92,8 @@ def publish(
         architecture=recipe.architecture,
         recipe=asdict(recipe),
         command=format_repeat(runs) if len(runs) > 1 else format_command(options),
-        runs=json.loads(json.dumps([asdict(run) for run in runs])),  # as they will be read
-        base_weights=_describe_base(options, base_share),
+        runs=[format_run(run) for run in runs],
+        base_weights=_describe_base(options, recipe, base_share),
         training_data=_describe_data(splits, options),
         licence=_describe_licence(splits),
         figures={"validation": figures, "epochs": len(history)},
@@ -117,19 +111,18 @@ def publish(
 
 def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, Any]:
     labels: Integers = splits.validation.labels
-    figures = measure(tempered, labels)
-    figures.pop("missed_faces")
-    figures["ece_before_temperature"] = measure(raw, labels)["ece"]
+    figures = asdict(measure(tempered, labels))
+    del figures["missed_faces"]  # nobody has looked for them
+    figures["ece_before_temperature"] = measure_calibration_error(raw, labels)
     for source in np.unique(splits.validation.sources):
         own = splits.validation.sources == source
-        figures[f"accuracy_{source}"] = measure(tempered[own], labels[own])["accuracy"]
+        figures[f"accuracy_{source}"] = measure(tempered[own], labels[own]).accuracy
     if splits.repeated is not None:
         figures["near_duplicates_of_training"] = int(splits.repeated.sum())
         figures["training_faces_left_out"] = splits.n_left_out
         kept = ~splits.repeated
-        figures["accuracy_without_near_duplicates"] = measure(tempered[kept], labels[kept])[
-            "accuracy"
-        ]
+        unrepeated = measure(tempered[kept], labels[kept])
+        figures["accuracy_without_near_duplicates"] = unrepeated.accuracy
     return figures
 
 
@@ -144,11 +137,11 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
                 "training_faces": len(training),
                 "validation_faces": len(validation),
                 "classes": training.count_classes(),
-                "licence": LICENCES.get(_recognize(training), "as its owner says"),
+                "licence": recognize(training.names).licence,
             }
         )
     if options.votes is not None:
-        described.append({"name": options.votes.name, "licence": LICENCES["votes"]})
+        described.append({"name": options.votes.name, "licence": VOTES_LICENCE})
     for teacher in options.teachers:
         model = find_model(teacher)
         card = read_card(model)
@@ -158,29 +151,19 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
     return described
 
 
-def _recognize(faces: FaceSet) -> str:
-    name = str(faces.names[0]).rsplit("/", 1)[-1]
-    if name.startswith("fer") and name[3:10].isdigit():
-        return "fer"
-    return "raf" if name.startswith("train_") and name[6:11].isdigit() else ""
-
-
 def _describe_licence(splits: Splits) -> str:
-    kinds = {
-        _recognize(splits.training.select(splits.training.sources == source))
-        for source in np.unique(splits.training.sources)
-    }
-    if "raf" in kinds:
-        return "weights trained on RAF-DB: for non-commercial research only"
-    return "as the training data and the base weights allow"
+    faces = splits.training
+    layouts = [recognize(faces.names[faces.sources == one]) for one in np.unique(faces.sources)]
+    strict = [layout.model_licence for layout in layouts if layout.model_licence]
+    return strict[0] if strict else "as the training data and the base weights allow"
 
 
-def _describe_base(options: TrainOptions, share: float) -> dict[str, Any]:
+def _describe_base(options: TrainOptions, recipe: Recipe, share: float) -> dict[str, Any]:
     if options.base_weights == "none":
         return {"name": "random"}
     described: dict[str, Any] = {
         "name": Path(options.base_weights).name,
-        "licence": LICENCES[options.model],
+        "licence": ARCHITECTURES[recipe.architecture].licence,
     }
     if options.base_weights != "imagenet":
         described["sha256"] = hash_file(Path(options.base_weights))

@@ -8,11 +8,11 @@ from pathlib import Path
 from batchfer.emotions.card import find_model, locate_card, read_card
 from batchfer.errors import ModelError, UsageError, one_line
 from batchfer.files import PARTS_FOLDER, display_name
+from batchfer.training.checkpoints import read_state
 from batchfer.training.evaluate import Progress
-from batchfer.training.options import TrainOptions
-from batchfer.training.past_runs import KEPT_OPTIONS, PastRun, list_data, read_runs
+from batchfer.training.options import INPUT, KEPT, RECIPE, TrainOptions, list_marked
+from batchfer.training.past_runs import PastRun, identify_run, list_data, read_runs
 from batchfer.training.publishing import Trained
-from batchfer.training.run import _fingerprint, read_state
 from batchfer.training.train import train
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ def repeat_runs(model: str, options: TrainOptions, progress: Progress | None = N
     """
     plan = _plan_repeat(model, options)
     for number, (run, again) in enumerate(plan, start=1):
-        path = again.output / f"{run.model}.keras"
+        path = again.output / f"{run.options.model}.keras"
         if number < len(plan) and path.is_file() and locate_card(path).is_file():
             continue
-        line = f"run {number} of {len(plan)}: {run.model}"
+        line = f"run {number} of {len(plan)}: {run.options.model}"
         logger.info(line)
         if progress:
             progress.message(line)
@@ -61,12 +61,12 @@ def describe_repeat(model: str, options: TrainOptions) -> Iterator[str]:
 
 def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, TrainOptions]]:
     """Return the runs behind a model and what each is given, once all that they need is there."""
-    free = {"data", "output", "votes", "base_weights", "cache"}
-    free |= {"resume", "strict", "export_h5", "tensorboard"}
+    # What a run begins with or is taught by is made again, too.
+    settled = list_marked(KEPT, RECIPE) | {"teachers": list_marked(INPUT)["teachers"]}
     for option in fields(TrainOptions):
-        if option.name not in free and getattr(options, option.name) != option.default:
-            name = "teacher" if option.name == "teachers" else option.name.replace("_", "-")
-            raise UsageError(f"--like repeats runs as they were: leave out --{name}")
+        flag = settled.get(option.name)
+        if flag is not None and getattr(options, option.name) != option.default:
+            raise UsageError(f"--like repeats runs as they were: leave out {flag.names}")
     source = find_model(model)
     runs = read_runs(read_card(source))
     if not runs:
@@ -76,7 +76,7 @@ def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, Train
     if source.resolve().parent == output:
         raise UsageError(f"{display_name(model)} lies in the output folder itself: give another -o")
     roots = _match_data(model, runs, options.data)
-    if options.votes is None and any(run.votes for run in runs):
+    if options.votes is None and any(run.options.votes for run in runs):
         raise UsageError(f"{display_name(model)} was trained with FER+ votes: give --votes")
     for path in (*options.data, *([options.votes] if options.votes else [])):
         if not path.exists():
@@ -87,16 +87,16 @@ def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, Train
         folder = output if number == len(runs) else output / EARLIER_RUNS / str(number)
         again = replace(
             options,
-            data=tuple(roots[name] for name in run.data),
+            data=tuple(roots[str(path)] for path in run.options.data),
             output=folder,
-            base_weights=made.get(run.base_weights) or _find_weights(run, options),
-            votes=options.votes if run.votes else None,
-            teachers=tuple(made[teacher] for teacher in run.teachers),
-            **{name: getattr(run, name) for name in KEPT_OPTIONS},
+            base_weights=made.get(run.options.base_weights) or _find_weights(run, options),
+            votes=options.votes if run.options.votes else None,
+            teachers=tuple(made[teacher] for teacher in run.options.teachers),
+            **{name: getattr(run.options, name) for name in list_marked(KEPT)},
         )
         again = replace(again, resume=_goes_on_in_folder(again, run))
         plan.append((run, again))
-        made[run.sha256] = str(folder / f"{run.model}.keras")
+        made[run.sha256] = str(folder / f"{run.options.model}.keras")
     return plan
 
 
@@ -115,11 +115,12 @@ def _match_data(model: str, runs: Sequence[PastRun], given: Sequence[Path]) -> d
 
 def _find_weights(run: PastRun, options: TrainOptions) -> str:
     """Return what a run begins with that does not begin with an earlier one's model."""
-    if run.base_weights in ("imagenet", "none"):
-        return run.base_weights
+    base = run.options.base_weights
+    if base in ("imagenet", "none"):
+        return base
     if options.base_weights == "imagenet":
         return "imagenet"
-    path = Path(options.base_weights) / run.base_weights
+    path = Path(options.base_weights) / base
     if not path.is_file():
         raise UsageError(f"no weights {display_name(path)}; --base-weights is their folder")
     return str(path)
@@ -128,15 +129,15 @@ def _find_weights(run: PastRun, options: TrainOptions) -> str:
 def _goes_on_in_folder(options: TrainOptions, run: PastRun) -> bool:
     """Return whether a run has begun in its folder, which may hold no other one."""
     path = options.output / PARTS_FOLDER / "state.json"
-    model = options.output / f"{run.model}.keras"
+    model = options.output / f"{run.options.model}.keras"
     same = True
     if path.is_file():
         state = read_state(path)
-        same = state is not None and state.settings == _fingerprint(options, run.recipe)
+        same = state is not None and state.settings == identify_run(options, run.recipe)
     if same and locate_card(model).is_file():
         done = read_runs(read_card(model))
-        names = tuple(path.resolve().name for path in options.data)
-        same = bool(done) and done[-1].is_like(run) and done[-1].data == names
+        names = tuple(Path(path.resolve().name) for path in options.data)
+        same = bool(done) and done[-1].is_like(run) and done[-1].options.data == names
     if not same:
         raise UsageError(f"{display_name(options.output)} holds another run; give another -o")
     return path.is_file()

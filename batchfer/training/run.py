@@ -1,33 +1,35 @@
-"""Training: the run with its checkpoints, and the model and card that come out.
+"""A training run: a network, its batches, and a state from which it can go on.
 
 Works on any Keras 3 backend. A run is a loop over epochs of ``fit``; after each one the state is
 written, the averaged weights are validated, and the best ones so far are kept.
 """
 
-import hashlib
-import json
 import logging
 import math
-import shutil
 import signal
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
-import numpy.typing as npt
 
-from batchfer.emotions.card import check_kinds
-from batchfer.emotions.weights_file import open_weights
-from batchfer.errors import MachineError, ModelError, OutputError, UsageError
-from batchfer.files import PARTS_FOLDER, atomic_write, display_name, hash_file
+from batchfer.errors import MachineError, ModelError, UsageError
+from batchfer.files import PARTS_FOLDER, atomic_write, display_name
 from batchfer.training.batches import TrainingBatches
+from batchfer.training.checkpoints import (
+    RunState,
+    Weights,
+    hash_faces,
+    read_checkpoint,
+    read_state,
+    remove_checkpoints,
+    write_checkpoint,
+    write_state,
+)
 from batchfer.training.drawings import write_curves
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import Splits
@@ -35,39 +37,13 @@ from batchfer.training.figures import measure
 from batchfer.training.kernels import speed_up_training
 from batchfer.training.networks import compute_features, predict, split_network
 from batchfer.training.options import TrainOptions
-from batchfer.training.past_runs import KEPT_OPTIONS
+from batchfer.training.past_runs import identify_run
 from batchfer.training.recipes import Recipe, cosine_rate, plateau_rate
 
 logger = logging.getLogger(__name__)
 
 AVERAGE_EVERY = 20
 """Batches between two updates of the averaged weights."""
-
-
-@dataclass
-class RunState:
-    """How far a run is; what is written beside its checkpoint."""
-
-    batches_done: int = 0
-    elapsed_s: float = 0.0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)
-    checkpoint: str = ""
-    settings: str = ""
-    faces: str = ""
-
-
-def read_state(path: Path) -> RunState | None:
-    """Return what a state file says; None if it is damaged."""
-    try:
-        state = RunState(**json.loads(path.read_text(encoding="utf-8")))
-        check_kinds(state)
-    except (OSError, ValueError, TypeError, RecursionError):
-        return None
-    plain = Path(state.checkpoint).name == state.checkpoint
-    rows = all(isinstance(row, dict) and "epoch" in row for row in state.history)
-    return state if plain and rows and state.batches_done >= 0 else None
 
 
 class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
@@ -103,19 +79,38 @@ class TrainingRun:
     """One training run: a network, its batches, and the state that makes it resumable."""
 
     def __init__(
-        self, options: TrainOptions, recipe: Recipe, splits: Splits, progress: Progress | None
+        self,
+        options: TrainOptions,
+        recipe: Recipe,
+        splits: Splits,
+        model: Any,
+        progress: Progress | None,
     ) -> None:
-        """Keep what the run is made of; `run` starts it."""
+        """Set up the network and its batches; `run` starts.
+
+        ``trained`` is what of the network is trained: where a frozen base gives a face the same
+        features in every epoch, they are computed once, here, and only what follows is left.
+        """
         self.options, self.recipe, self.progress = options, recipe, progress
         self.folder = options.output / PARTS_FOLDER
-        self.splits = splits
-        self.state = RunState(settings=_fingerprint(options, recipe), faces=hash_faces(splits))
+        self.state = RunState(settings=identify_run(options, recipe), faces=hash_faces(splits))
         self.interrupted = False
+        self.model = self.trained = model
+        training, self.validation = splits.training, splits.validation
+        model.get_layer("base").trainable = not recipe.freeze_base
+        speed_up_training(model)
+        if recipe.freeze_base and recipe.augmentation.is_none:
+            fixed, self.trained = split_network(model)
+            training = compute_features(fixed, training, progress)
+            self.validation = compute_features(fixed, self.validation, progress)
+        self.batches = TrainingBatches(
+            training, recipe.batch_size, options.seed, recipe.augmentation, options.even
+        )
+        self.phase = ""
         self.rate = 0.0
         self.last_logs: dict[str, float] = {}
-        self.average: list[npt.NDArray[Any]] = []
-        self._started = time.monotonic()
-        self._began_epoch = self._started
+        self.average: Weights = []
+        self._started = self._began_epoch = time.monotonic()
 
     # -- time and schedule --
 
@@ -159,37 +154,18 @@ class TrainingRun:
 
     # -- the loop --
 
-    def run(self, model: Any) -> None:
+    def run(self) -> None:
         """Train the network from where the state stands to the end of the recipe.
 
         Raises:
             KeyboardInterrupt: Ctrl-C; the state is written.
             ModelError: The loss is not a number.
         """
-        recipe = self.recipe
-        self.model, self.training, self.validation = model, self.splits.training, None
-        self.trained = model
-        validation = self.splits.validation
-        model.get_layer("base").trainable = not recipe.freeze_base
-        speed_up_training(model)
-        if recipe.freeze_base and recipe.augmentation.is_none:
-            fixed, self.trained = split_network(model)
-            self.training = compute_features(fixed, self.training, self.progress)
-            validation = compute_features(fixed, validation, self.progress)
-        self.validation = validation
-        self.batches = TrainingBatches(
-            self.training,
-            recipe.batch_size,
-            self.options.seed,
-            recipe.augmentation,
-            self.options.even,
-        )
-        self.compiled_for = ""
         if self.options.resume:
             self.restore()
         with _catch_signals(self):
             # Once at least, so that there are weights to keep however short the time is.
-            while self.epoch < recipe.epochs and not (self.history and self.is_finished()):
+            while self.epoch < self.recipe.epochs and not (self.history and self.is_finished()):
                 self.train_epoch()
                 self.validate_epoch()
 
@@ -233,9 +209,9 @@ class TrainingRun:
         recipe = self.recipe
         head_only = epoch < recipe.head_epochs
         phase = "head" if head_only else "main"
-        if self.compiled_for == phase:
+        if self.phase == phase:
             return
-        self.compiled_for = phase
+        self.phase = phase
         if not recipe.freeze_base:
             self.model.get_layer("base").trainable = not head_only
         if recipe.weight_decay and not head_only:
@@ -282,12 +258,11 @@ class TrainingRun:
 
     def validate_epoch(self) -> None:
         """Measure the averaged weights on the validation faces; keep them if they are the best."""
-        assert self.validation is not None
         with self.averaged():
             figures = measure(predict(self.trained, self.validation), self.validation.labels)
-            is_best = figures["accuracy"] > self.state.best_accuracy
+            is_best = figures.accuracy > self.state.best_accuracy
             if is_best:
-                self.state.best_accuracy = figures["accuracy"]
+                self.state.best_accuracy = figures.accuracy
                 self.state.best_epoch = len(self.history) + 1
                 with atomic_write(self.folder / "best.keras") as path:
                     self.model.save(path, include_optimizer=False)
@@ -297,9 +272,9 @@ class TrainingRun:
             "learning_rate": self.rate,
             "loss": self.last_logs.get("loss", math.nan),
             "accuracy": self.last_logs.get("accuracy", math.nan),
-            "val_loss": figures["log_loss"],
-            "val_accuracy": figures["accuracy"],
-            "val_macro_f1": figures["macro_f1"],
+            "val_loss": figures.log_loss,
+            "val_accuracy": figures.accuracy,
+            "val_macro_f1": figures.macro_f1,
         }
         self.history.append(row)
         self.write_state()
@@ -325,30 +300,16 @@ class TrainingRun:
     # -- checkpoints --
 
     def save(self) -> None:
-        """Write weights, optimizer and averaged weights, then the state file that names them."""
+        """Write a checkpoint, then the state file that names it."""
         name = f"checkpoint-{self.state.batches_done:08d}"
-        target = self.folder / name
-        unfinished = self.folder / "checkpoint.part"
-        for folder in (target, unfinished):
-            shutil.rmtree(folder, ignore_errors=True)
-        try:
-            unfinished.mkdir(parents=True)
-            self.trained.save_weights(unfinished / "state.weights.h5")
-            np.savez(unfinished / "average.npz", *self.average)
-            unfinished.replace(target)
-        except OSError as error:
-            raise OutputError(f"the checkpoint cannot be written: {error.strerror}") from error
+        write_checkpoint(self.folder, name, self.trained, self.average)
         self.state.checkpoint = name
         self.write_state()
-        for old in self.folder.glob("checkpoint-*"):
-            if old != target:
-                shutil.rmtree(old, ignore_errors=True)
+        remove_checkpoints(self.folder, but=name)
 
     def write_state(self) -> None:
-        """Write the state file; until it is there, the one before is the valid one."""
-        content = {**asdict(self.state), "elapsed_s": self.elapsed_s()}
-        with atomic_write(self.folder / "state.json") as path:
-            path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        """Write how far the run is."""
+        write_state(self.folder, replace(self.state, elapsed_s=self.elapsed_s()))
 
     def restore(self) -> None:
         """Go back to where the state file says that an earlier run ended.
@@ -370,32 +331,12 @@ class TrainingRun:
         self.state = state
         self._started = time.monotonic()
         self.compile(max((state.batches_done - 1) // len(self.batches), 0))
-        checkpoint = self.folder / state.checkpoint
-        try:
-            weights = checkpoint / "state.weights.h5"
-            with open_weights(weights, display_name(weights)):
-                pass  # its structure is as it should be
-            self.trained.load_weights(weights)
-            self.average = self._read_average(checkpoint / "average.npz")
-        except Exception as error:  # Keras, NumPy and zipfile answer broken files in many ways
-            raise UsageError(f"{display_name(checkpoint)} is damaged") from error
+        self.average = read_checkpoint(self.folder / state.checkpoint, self.trained)
         n_validated = len(self.history)
         n_trained, rest = divmod(state.batches_done, len(self.batches))
         if rest == 0 and n_validated < n_trained:
             # Killed between the checkpoint and its validation.
             self.validate_epoch()
-
-    def _read_average(self, path: Path) -> list[npt.NDArray[Any]]:
-        """Return the averaged weights of a checkpoint: none, or one for each of the network."""
-        with zipfile.ZipFile(path) as archive:
-            if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
-                raise ValueError("NumPy does not pack them")
-        with np.load(path) as arrays:
-            average = [arrays[name] for name in arrays.files]
-        shapes = [tuple(weight.shape) for weight in self.trained.weights]
-        if average and [one.shape for one in average] != shapes:
-            raise ValueError("they are not those of the network")
-        return average
 
 
 def _open_tensorboard(folder: Path) -> Any:
@@ -435,23 +376,3 @@ def _catch_signals(run: TrainingRun) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _fingerprint(options: TrainOptions, recipe: Recipe) -> str:
-    """Return what has to be the same for a run to be resumed."""
-    given = {name: getattr(options, name) for name in (*KEPT_OPTIONS, "recipe", "teachers")}
-    given["data"] = [path.name for path in options.data]
-    given["votes"] = options.votes.name if options.votes else ""
-    base = Path(options.base_weights)
-    given["base_weights"] = hash_file(base) if base.is_file() else options.base_weights
-    given["recipe"] = asdict(recipe)
-    return json.dumps(given, sort_keys=True)
-
-
-def hash_faces(splits: Splits) -> str:
-    """Return a hash of which faces a run trains on and validates on, by their names and labels."""
-    told = hashlib.sha256()
-    for faces in (splits.training, splits.validation):
-        told.update("\n".join(map(str, faces.names)).encode(errors="surrogateescape"))
-        told.update(np.ascontiguousarray(faces.labels, np.int64).tobytes())
-    return told.hexdigest()

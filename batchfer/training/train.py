@@ -18,10 +18,11 @@ from batchfer.errors import DataError, UsageError
 from batchfer.files import PARTS_FOLDER, display_name, lock_output, prepare_output
 from batchfer.schema import EMOTIONS, Floats
 from batchfer.training.batches import spread_over_gpus
+from batchfer.training.checkpoints import hash_faces, read_state
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet, Splits, check_classes, load_faces, locate_cache
 from batchfer.training.figures import apply_temperature, fit_temperature, measure
-from batchfer.training.layouts import FaceList, list_faces, read_votes
+from batchfer.training.layouts import FaceList, list_faces, read_votes, tell_skipped
 from batchfer.training.networks import (
     build_network,
     choose_precision,
@@ -30,10 +31,10 @@ from batchfer.training.networks import (
     predict,
 )
 from batchfer.training.options import TrainOptions
-from batchfer.training.past_runs import trace_runs
+from batchfer.training.past_runs import identify_run, trace_runs
 from batchfer.training.publishing import Trained, publish
 from batchfer.training.recipes import Recipe, find_recipe, format_recipe
-from batchfer.training.run import TrainingRun, _fingerprint, hash_faces, read_state
+from batchfer.training.run import TrainingRun
 from batchfer.training.targets import (
     draw_per_class,
     find_near_duplicates,
@@ -59,6 +60,7 @@ def describe_run(options: TrainOptions) -> Iterator[str]:
     recipe = find_recipe(options)
     yield format_recipe(recipe)
     lists = [list_faces(root) for root in options.data]
+    tell_skipped([pair for faces in lists for pair in faces.skipped], options.strict)
     for root, faces in zip(options.data, lists, strict=True):
         for part in dict.fromkeys(faces.parts):
             own = faces.select([row for row, name in enumerate(faces.parts) if name == part])
@@ -81,7 +83,7 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
         kept = draw_per_class(kept, recipe.per_class, options.seed)
     kept = [one for one in kept if len(one)]
     faces = load_faces(kept, recipe.size_px, cache, options.strict)
-    votes = read_votes(options.votes) if options.votes else {}
+    votes = read_votes(options.votes, options.strict) if options.votes else {}
     if options.hard_votes:
         faces = relabel_by_majority(faces, votes)
     check_classes(faces.labels, where)
@@ -181,12 +183,12 @@ def train(
         keras.utils.set_random_seed(options.seed)
         keras.config.set_dtype_policy(choose_precision(options, recipe))
         try:
-            run = TrainingRun(options, recipe, splits, progress)
             with spread_over_gpus():
                 network = build_network(options, recipe)
                 if recipe.fit_normalization and not (goes_on(options) or options.resume):
                     fit_normalization(network, draw_sample(splits.training, options.seed))
-                run.run(network)
+                run = TrainingRun(options, recipe, splits, network, progress)
+                run.run()
             done = recipe
             if run.is_out_of_time():  # where another machine reaches another epoch
                 done = replace(recipe, epochs=len(run.history))
@@ -212,7 +214,7 @@ def _find_own_run(options: TrainOptions, recipe: Recipe, splits: Splits) -> Trai
         state = read_state(path)
         if state is None:
             raise UsageError(f"{display_name(path)} is damaged; give another -o")
-        own = _fingerprint(options, recipe), hash_faces(splits)
+        own = identify_run(options, recipe), hash_faces(splits)
         if (state.settings, state.faces) == own:
             logger.warning("going on after %d batches", state.batches_done)
             return replace(options, resume=True)
@@ -254,12 +256,12 @@ def average_with_base(
         raw = predict(model, validation, recipe.flip_average)
         tempered = apply_temperature(raw, fit_temperature(raw, validation.labels))
         figures = measure(tempered, validation.labels)
-        losses[share] = figures["log_loss"]
+        losses[share] = figures.log_loss
         logger.info(
             "%.0f %% of the base's weights: log loss %.4f, accuracy %.4f",
             100 * share,
-            figures["log_loss"],
-            figures["accuracy"],
+            figures.log_loss,
+            figures.accuracy,
         )
     best = min(losses, key=lambda share: losses[share])
     mix(best)

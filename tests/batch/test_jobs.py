@@ -68,6 +68,14 @@ def test_a_folder_is_walked_in_sorted_order(home: Path) -> None:
     ]
 
 
+def test_what_programs_leave_beside_media_is_not_walked(home: Path) -> None:
+    touch(
+        "in/a.mp4", "in/.ipynb_checkpoints/a-checkpoint.mp4", "in/s/__MACOSX/._b.mp4", "in/.c.mp4"
+    )
+    jobs, _ = plan_jobs([Path("in")], Path("out"), "video")
+    assert [job.name for job in jobs] == [".c.mp4", "a.mp4"]
+
+
 def test_a_named_file_is_taken_whatever_its_suffix(home: Path) -> None:
     touch("in/clip", "in/notes.txt")
     jobs, skipped = plan_jobs([Path("in/clip"), Path("in/notes.txt")], Path("out"), "video")

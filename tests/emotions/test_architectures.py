@@ -48,7 +48,7 @@ def test_baseline_mobilenetv2_has_its_authors_parameters() -> None:
 @pytest.mark.parametrize("name", ["mobilenetv2", "mobilenetv2_baseline"])
 @pytest.mark.parametrize("value", [0, 255])
 def test_networks_take_pixels_and_return_probabilities(name: str, value: int) -> None:
-    model = ARCHITECTURES[name](size_px=32, width=0.35)
+    model = ARCHITECTURES[name].build(size_px=32, width=0.35)
     pixels = np.full((2, 32, 32, 3), value, np.uint8)
     probabilities = model.predict(pixels, verbose=0)
     assert probabilities.shape == (2, 7) and probabilities.dtype == np.float32
@@ -57,7 +57,7 @@ def test_networks_take_pixels_and_return_probabilities(name: str, value: int) ->
 
 def test_preprocessing_is_that_of_the_base_weights() -> None:
     for name, expected in (("mobilenetv2", [-1, 1]), ("mobilenetv2_baseline", [0, 1])):
-        scale = ARCHITECTURES[name](size_px=32, width=0.35).get_layer("scale")
+        scale = ARCHITECTURES[name].build(size_px=32, width=0.35).get_layer("scale")
         assert np.allclose(scale(np.array([[0.0, 255.0]])), [expected])
     scale = build_vgg19(32).get_layer("scale")
     assert np.allclose(scale(np.zeros((1, 1, 1, 3))).numpy().ravel(), [-123.68, -116.779, -103.939])
@@ -226,7 +226,7 @@ def test_an_old_h5_without_labels_is_refused(old_file: Path) -> None:
 
 
 def test_an_exported_h5_can_be_used_like_an_old_one(tmp_path: Path) -> None:
-    model = ARCHITECTURES["vgg19_baseline"](size_px=48)
+    model = ARCHITECTURES["vgg19_baseline"].build(size_px=48)
     export_h5(model, tmp_path / "vgg19.h5")
     crops = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3), np.uint8)
     loaded = load_legacy_h5(tmp_path / "vgg19.h5", 7)

@@ -61,21 +61,21 @@ def test_figures_of_perfect_predictions() -> None:
     labels = np.arange(7)
     figures = measure(one_hot(list(labels)), labels)
     for name in ("accuracy", "macro_f1", "balanced_accuracy"):
-        assert figures[name] == 1
-    assert figures["ece"] == 0 and figures["missed_faces"] == 0
+        assert getattr(figures, name) == 1
+    assert figures.ece == 0 and figures.missed_faces == 0
 
 
 def test_figures_computed_by_hand() -> None:
     labels = np.array([0, 0, 0, 1, 1, 3])
     predictions = [0, 0, 1, 1, 0, 3]
     figures = measure(one_hot(predictions, 0.9), labels)
-    assert figures["accuracy"] == pytest.approx(4 / 6)
-    angry, disgust = figures["per_class"]["angry"], figures["per_class"]["disgust"]
-    assert angry["precision"] == pytest.approx(2 / 3) and angry["recall"] == pytest.approx(2 / 3)
-    assert disgust["f1"] == pytest.approx(1 / 2)
-    assert figures["macro_f1"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert figures["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
-    assert figures["ece"] == pytest.approx(0.9 - 4 / 6, abs=1e-6)
+    assert figures.accuracy == pytest.approx(4 / 6)
+    angry, disgust = figures.per_class["angry"], figures.per_class["disgust"]
+    assert angry.precision == pytest.approx(2 / 3) and angry.recall == pytest.approx(2 / 3)
+    assert disgust.f1 == pytest.approx(1 / 2)
+    assert figures.macro_f1 == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert figures.balanced_accuracy == pytest.approx((2 / 3 + 1 / 2 + 1) / 3)
+    assert figures.ece == pytest.approx(0.9 - 4 / 6, abs=1e-6)
 
 
 def test_a_missed_face_is_wrong_whatever_its_label() -> None:
@@ -83,9 +83,9 @@ def test_a_missed_face_is_wrong_whatever_its_label() -> None:
     probabilities[1] = np.nan
     labels = np.array([0, 1, 2, 3])
     figures = measure(probabilities, labels)
-    assert figures["accuracy"] == 0.75
-    assert figures["missed_faces"] == 1
-    assert figures["per_class"]["disgust"]["recall"] == 0
+    assert figures.accuracy == 0.75
+    assert figures.missed_faces == 1
+    assert figures.per_class["disgust"].recall == 0
     assert predict_labels(probabilities).tolist() == [0, MISSED, 2, 3]
     confusion = count_confusion(predict_labels(probabilities), labels)
     assert confusion[1, 7] == 1 and confusion[1, :7].sum() == 0
@@ -93,7 +93,7 @@ def test_a_missed_face_is_wrong_whatever_its_label() -> None:
 
 def test_every_face_missed() -> None:
     figures = measure(np.full((2, 7), np.nan, np.float32), np.array([0, 1]))
-    assert figures["accuracy"] == 0 and figures["ece"] == 0
+    assert figures.accuracy == 0 and figures.ece == 0
 
 
 # --- calibration ------------------------------------------------------------------------------
@@ -162,9 +162,10 @@ def test_evaluation_files(data: Path, toy_model: Path, tmp_path: Path) -> None:
     options = EvaluateOptions(
         (data,), out, str(calibrated), against=(data,), cache=tmp_path / "cache", record="toys"
     )
-    metrics = evaluate(options)
+    evaluation = evaluate(options)
     assert {path.name for path in out.iterdir()} == FILES | {".batchfer"}
-    assert json.loads((out / "metrics.json").read_text()) == metrics
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics == evaluation.format()
     assert metrics["n"] == 21
     assert np.sum(metrics["confusion"]) == 21
     with (out / "predictions.csv").open(newline="") as stream:
@@ -196,7 +197,7 @@ def test_evaluation_files(data: Path, toy_model: Path, tmp_path: Path) -> None:
 def test_other_parts_can_be_evaluated(data: Path, toy_model: Path, tmp_path: Path) -> None:
     options = EvaluateOptions((data,), tmp_path / "out", str(toy_model), part="train",
                               cache=tmp_path / "cache")  # fmt: skip
-    assert evaluate(options)["n"] == 14
+    assert evaluate(options).figures.n == 14
 
 
 def test_a_part_without_pictures_is_refused(data: Path, toy_model: Path, tmp_path: Path) -> None:
@@ -226,14 +227,14 @@ def test_end_to_end_counts_missed_faces(toy_model: Path, tmp_path: Path) -> None
         (tmp_path / "data" / emotion).mkdir(parents=True)
     Image.fromarray(portrait).save(tmp_path / "data" / "angry" / "face.png")
     Image.fromarray(np.full_like(portrait, 90)).save(tmp_path / "data" / "disgust" / "wall.png")
-    metrics = evaluate(
+    figures = evaluate(
         EvaluateOptions(
             (tmp_path / "data",), tmp_path / "out", str(toy_model), end_to_end=True,
             cache=tmp_path / "cache",
         )
-    )  # fmt: skip
-    assert metrics["missed_faces"] == 1
-    assert metrics["per_class"]["disgust"]["recall"] == 0
+    ).figures  # fmt: skip
+    assert figures.missed_faces == 1
+    assert figures.per_class["disgust"].recall == 0
     with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
         rows = {row["input"]: row for row in csv.DictReader(stream)}
     assert rows["disgust/wall.png"]["angry"] == ""

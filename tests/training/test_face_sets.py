@@ -1,8 +1,10 @@
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from batchfer.errors import DataError, UsageError
 from batchfer.schema import EMOTIONS
 from batchfer.training.batches import Augmentation, TrainingBatches, augment
 from batchfer.training.face_sets import FaceSet, check_classes, load_faces
-from batchfer.training.layouts import list_faces, read_votes
+from batchfer.training.layouts import list_faces, read_votes, recognize
 from batchfer.training.targets import (
     draw_per_class,
     find_near_duplicates,
@@ -132,20 +134,45 @@ def test_fer_csv(tmp_path: Path) -> None:
         (("0", fer_row(0, "")[1], "Practice"), "line 3: usage 'Practice'"),
         (("0", fer_row(0, "")[1].replace(" ", " x", 1), "Training"), "not numbers"),
         (("0", "300" + " 1" * 2303, "Training"), "outside 0 to 255"),
+        (("0", "9" * 30 + " 1" * 2303, "Training"), "not numbers"),
+        (("0", "1\0" + " 1" * 2303, "Training"), "line 3: its cells"),
+        (("0", fer_row(0, "")[1]), "line 3: its cells"),
     ],
 )
-def test_broken_csv_rows_are_refused(
-    tmp_path: Path, row: tuple[str, str, str], message: str
+def test_broken_csv_rows_are_skipped_named_and_counted_or_refused(
+    tmp_path: Path, row: tuple[str, ...], message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write_fer_csv(tmp_path / "fer2013.csv", [fer_row(0, "Training"), row])
-    with pytest.raises(DataError, match=message):
+    rows: list[Any] = [fer_row(0, "Training"), row, fer_row(2, "Training")]
+    faces = list_faces(write_fer_csv(tmp_path / "fer2013.csv", rows))
+    # Votes are joined by the number of the row.
+    assert faces.names == ("fer0000000.png", "fer0000002.png")
+    decoded = load_faces([faces.select_part("train")], 48, tmp_path / "cache")
+    assert decoded.broken == ("fer0000001.png",) and len(decoded) == 2
+    assert "skipped fer0000001.png" in caplog.text and message in caplog.text
+    with pytest.raises(DataError, match=rf"{message}.*\(1 broken pictures; --strict"):
+        load_faces([faces], 48, tmp_path / "cache", strict=True)
+
+
+def test_a_csv_of_broken_rows_is_refused(tmp_path: Path) -> None:
+    path = write_fer_csv(tmp_path / "fer2013.csv", [("9", "1", "Training")])
+    with pytest.raises(DataError, match=r"holds no picture: .*line 2: label '9'"):
         list_faces(path)
+
+
+def test_fer2013_as_kaggle_hands_it_out_later(tmp_path: Path) -> None:
+    path = tmp_path / "icml_face_data.csv"
+    rows = [fer_row(3, "Training"), fer_row(4, "PrivateTest")]
+    lines = ["emotion, Usage, pixels", *(f"{label},{usage},{text}" for label, text, usage in rows)]
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    faces = list_faces(path)
+    assert faces.labels.tolist() == [3, 4] and faces.parts == ("train", "PrivateTest")
+    assert faces.names == ("fer0000000.png", "fer0000001.png")
 
 
 def test_csv_without_its_columns_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     path.write_text("a,b\n1,2\n", encoding="utf-8")
-    with pytest.raises(DataError, match="no column emotion and pixels"):
+    with pytest.raises(DataError, match="needs the columns emotion, pixels"):
         list_faces(path)
 
 
@@ -180,12 +207,35 @@ def test_label_file_that_names_missing_files_is_refused(tmp_path: Path) -> None:
         list_faces(tmp_path)
 
 
-def test_broken_rafdb_label_is_refused(tmp_path: Path) -> None:
+def test_rafdb_labels_that_are_broken_are_skipped_and_named(tmp_path: Path) -> None:
     write_rafdb(tmp_path)
     with (tmp_path / "list_patition_label.txt").open("a") as stream:
-        stream.write("train_00021.jpg 8\n")
+        stream.write("train_00021.jpg 8\ntrain_00022.jpg\n")
+    faces = list_faces(tmp_path)
+    assert len(faces) == 27
+    assert [name for name, _ in faces.skipped] == ["train_00021.jpg", "train_00022.jpg"]
+    assert "line 28" in faces.skipped[0][1]
     with pytest.raises(DataError, match="line 28"):
-        list_faces(tmp_path)
+        load_faces([faces], 24, tmp_path / "cache", strict=True)
+
+
+def test_further_columns_in_rafdbs_list(tmp_path: Path) -> None:
+    write_rafdb(tmp_path)
+    path = tmp_path / "list_patition_label.txt"
+    rows = path.read_text().splitlines()
+    path.write_text("\r\n".join(f"{row} 0.9" for row in rows).replace(" ", "\t"), "utf-16")
+    faces = list_faces(tmp_path)
+    assert len(faces) == 27 and not faces.skipped
+    assert faces.labels.tolist()[:2] == [EMOTIONS.index("fear"), EMOTIONS.index("disgust")]
+
+
+def test_what_programs_leave_beside_pictures_is_no_data(tmp_path: Path) -> None:
+    root = write_class_folders(tmp_path / "data", {"train": 2})
+    for place in (".ipynb_checkpoints", "train/.ipynb_checkpoints", "train/sad/.ipynb_checkpoints",
+                  "__MACOSX", "train/__MACOSX", "train/sad/__MACOSX"):  # fmt: skip
+        (root / place).mkdir()
+        shutil.copy(root / "train/sad/0.png", root / place / "0-checkpoint.png")
+    assert len(list_faces(root)) == 14
 
 
 def test_held_out_tenth_of_rafdb_folders_is_the_test_part(tmp_path: Path) -> None:
@@ -209,6 +259,15 @@ def test_unaligned_pictures_of_rafdb_are_held_out_too(folder: str, tmp_path: Pat
     faces = list_faces(tmp_path)
     assert len(faces.select_part("test")) == len(faces.select_part("train")) == 2
     assert all(name.endswith("0.jpg") for name in faces.select_part("test").names)
+
+
+def test_pictures_are_known_by_their_names_wherever_they_lie() -> None:
+    assert "RAF-DB" in recognize(["1/train_00001_aligned.jpg"]).licence
+    assert "FER2013" in recognize(["train/angry/fer0000007.png"]).licence
+    # The stricter licence holds for all that lies together.
+    mixed = recognize(["angry/fer0000007.png", "angry/train_00001.jpg"])
+    assert "non-commercial" in mixed.model_licence
+    assert recognize(["angry/1.png"]).licence == "as its owner says"
 
 
 def test_votes(tmp_path: Path) -> None:
@@ -236,10 +295,26 @@ def test_votes(tmp_path: Path) -> None:
         soften_targets(strangers, votes, 0.4, 0.1)
 
 
+def test_broken_rows_of_votes_are_skipped_and_named_or_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ["Training,a.png,5,0,0,0,5,0,0,0,0,0", "Training,b.png,x,0,0,0,1,0,0,0,0,0",
+            "Training,c.png,-1,0,0,0,2,0,0,0,0,0", "Training,d.png,1,0,0",
+            "Training,e.png,0,\"2,5\",0,0,2.5,0,0,0,0,0"]  # fmt: skip
+    path = tmp_path / "votes.csv"
+    path.write_text("\n".join([VOTE_HEADER.upper(), *rows]), encoding="utf-16")
+    votes = read_votes(path)
+    assert set(votes) == {"a.png", "e.png"} and votes["e.png"][3] == 0.5
+    for line in (3, 4, 5):
+        assert f"votes.csv line {line}" in caplog.text
+    with pytest.raises(DataError, match=r"line 3.*\(3 broken"):
+        read_votes(path, strict=True)
+
+
 def test_table_that_is_not_of_votes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text("image,label\na.png,3\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"FER\+"):
+    with pytest.raises(DataError, match="lacks Image name"):
         read_votes(path)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,21 @@ from batchfer.files import hash_file
 from batchfer.schema import EMOTIONS
 from batchfer.training.batches import Augmentation
 from batchfer.training.evaluate import evaluate
-from batchfer.training.options import EvaluateOptions, TrainOptions
-from batchfer.training.past_runs import format_command, read_runs, trace_runs
+from batchfer.training.options import (
+    INPUT,
+    KEPT,
+    RECIPE,
+    EvaluateOptions,
+    TrainOptions,
+    list_marked,
+)
+from batchfer.training.past_runs import (
+    format_command,
+    format_run,
+    identify_run,
+    read_runs,
+    trace_runs,
+)
 from batchfer.training.publishing import halve_precision
 from batchfer.training.recipes import (
     RECIPES,
@@ -40,7 +53,6 @@ from batchfer.training.recipes import (
     plateau_rate,
 )
 from batchfer.training.repeats import EARLIER_RUNS, describe_repeat, repeat_runs
-from batchfer.training.run import _fingerprint
 from batchfer.training.targets import keep_frequencies
 from batchfer.training.train import (
     BASE_SHARES,
@@ -233,6 +245,31 @@ def test_the_command_tells_names_not_places(options: TrainOptions) -> None:
     assert "--base-weights b.h5" in words and "--max-minutes 90" in words and "--dedupe" in words
 
 
+def test_every_option_says_what_it_is_to_a_run_that_is_repeated(options: TrainOptions) -> None:
+    marked = list_marked(KEPT, INPUT, RECIPE)
+    free = {"output", "resume", "strict", "export_h5", "tensorboard", "cache"}
+    assert {field.name for field in fields(TrainOptions)} == {*marked, *free}
+    values: dict[str, Any] = {
+        "votes": Path("v.csv"), "teachers": ("one", "two"), "base_weights": "b", "seed": 1234567,
+    }  # fmt: skip
+    for name, flag in marked.items():
+        if flag is None:
+            continue
+        value = True if isinstance(getattr(options, name), bool) else values.get(name, 3)
+        changed = replace(options, **{name: value})
+        for word in value if isinstance(value, tuple) else (value,):
+            told = flag.names if word is True else f"{flag.names} {word}"
+            assert f" {told} " in format_command(changed)
+        same = identify_run(changed, WHOLE) == identify_run(options, WHOLE)
+        assert same == (name in list_marked(RECIPE))
+
+
+def test_the_help_names_every_network_and_recipe() -> None:
+    marked = list_marked(KEPT, RECIPE)
+    for model, recipe in RECIPES:
+        assert model in marked["model"].help and recipe in marked["recipe"].help
+
+
 # --- data -------------------------------------------------------------------------------------
 
 
@@ -318,8 +355,8 @@ def test_a_frozen_network_learns_and_is_published(
     classifier = load_classifier(trained.model)
     figures = evaluate(
         EvaluateOptions(options.data, out / "figures", str(trained.model), cache=options.cache)
-    )
-    assert figures["n"] == 42 and figures["accuracy"] > 0.3
+    ).figures
+    assert figures.n == 42 and figures.accuracy > 0.3
     assert classifier.card.temperature == card.temperature != 1
     with Image.open(out / "curve.png") as picture:
         assert picture.width > 600
@@ -335,7 +372,7 @@ def test_the_whole_network_learns_in_phases(options: TrainOptions) -> None:
     with pytest.raises(UsageError, match="other data, recipe or seed"):
         train(replace(options, resume=True, seed=1), None, WHOLE)
     voted = replace(options, votes=Path("votes.csv"))
-    assert _fingerprint(voted, WHOLE) != _fingerprint(options, WHOLE)
+    assert identify_run(voted, WHOLE) != identify_run(options, WHOLE)
 
 
 def test_a_teacher_shares_in_the_targets(
@@ -437,8 +474,9 @@ def test_a_model_is_made_again_by_all_its_runs(
     card = read_card(second)
     runs = read_runs(card)
     assert [run.sha256 for run in runs] == [hash_file(first), hash_file(second)]
-    assert runs[1].base_weights == hash_file(first) and runs[1].teachers == (hash_file(first),)
-    assert (runs[0].even, runs[1].even, runs[0].recipe) == (False, True, AUGMENTED)
+    one, other = runs[0].options, runs[1].options
+    assert other.base_weights == hash_file(first) and other.teachers == (hash_file(first),)
+    assert (one.even, other.even, runs[0].recipe) == (False, True, AUGMENTED)
     assert card.command.startswith(f"batchfer train {options.data[0].name} --like mobilenetv2")
     again = TrainOptions(
         options.data,
@@ -548,8 +586,8 @@ def test_runs_are_traced_as_they_went(chain: tuple[Path, Path], options: TrainOp
     # Keras' own name has as many characters as a SHA-256.
     name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"
     (own,) = trace_runs(replace(options, base_weights=f"weights/{name}"), AUGMENTED)
-    assert own.base_weights == name
-    card = replace(read_card(chain[0]), runs=json.loads(json.dumps([asdict(own)])))
+    assert own.options.base_weights == name
+    card = replace(read_card(chain[0]), runs=[format_run(own)])
     assert read_runs(card) == (own,)
     # A card that cannot be read ends no training: its runs are only not told.
     broken = copy_model(chain[0], options.output.parent / "broken", runs=[{"sha256": 1}])
