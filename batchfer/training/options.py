@@ -65,9 +65,9 @@ class TrainOptions:
     model: Annotated[str, Flag("--model", "mobilenetv2 or vgg19.", NETWORK, "NAME"), KEPT] = (
         "mobilenetv2"
     )
-    recipe: Annotated[str, Flag("--recipe", "finetune or baseline.", NETWORK, "NAME"), RECIPE] = (
-        "finetune"
-    )
+    recipe: Annotated[
+        str, Flag("--recipe", "finetune, head or baseline.", NETWORK, "NAME"), RECIPE
+    ] = "finetune"
     base_weights: Annotated[
         str,
         Flag(
@@ -170,6 +170,11 @@ def list_marked(*marks: str) -> dict[str, Flag | None]:
         for name, extras in marked.items()
         if any(mark in extras for mark in marks)
     }
+
+
+def goes_on(options: TrainOptions) -> bool:
+    """Return whether the run starts from a whole trained model."""
+    return Path(options.base_weights).suffix == ".keras"
 
 
 @dataclass(frozen=True)

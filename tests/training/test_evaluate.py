@@ -103,7 +103,7 @@ def test_every_face_missed() -> None:
 def test_the_temperature_undoes_overconfidence(sharpness: float) -> None:
     logits, labels = draw_logits(20_000, seed=0)
     probabilities = soften(logits * sharpness)
-    temperature = fit_temperature(probabilities, labels)
+    temperature = fit_temperature(probabilities, np.eye(7)[labels])
     assert temperature == pytest.approx(sharpness, rel=0.05)
     fresh_logits, fresh_labels = draw_logits(20_000, seed=1)
     fresh = apply_temperature(soften(fresh_logits * sharpness), temperature)
@@ -126,13 +126,16 @@ def test_uncertain_below_is_where_accuracy_crosses_one_half() -> None:
     rest = (1 - confidences) / 6
     probabilities = np.repeat(rest[:, None], 7, axis=1)
     probabilities[:, 3] = confidences
-    assert find_uncertain_below(probabilities, labels) == pytest.approx(0.5, abs=0.05)
-    assert find_uncertain_below(probabilities, np.full(20_000, 3)) == 0
-    assert find_uncertain_below(probabilities, np.full(20_000, 4)) == 1
+    eye = np.eye(7)
+    assert find_uncertain_below(probabilities, eye[labels]) == pytest.approx(0.5, abs=0.05)
+    assert find_uncertain_below(probabilities, eye[np.full(20_000, 3)]) == 0
+    assert find_uncertain_below(probabilities, eye[np.full(20_000, 4)]) == 1
+    # Raters of whom three fifths say so are as good as three labels of five.
+    assert find_uncertain_below(probabilities, 0.6 * eye[np.full(20_000, 3)]) == 0
     # Equal confidences are one, in whatever order their faces come.
     equal = np.repeat(probabilities[np.argmin(np.abs(confidences - 0.6))][None], 4, axis=0)
     for right in range(4):
-        assert find_uncertain_below(equal, np.where(np.arange(4) == right, 3, 4)) == 1
+        assert find_uncertain_below(equal, eye[np.where(np.arange(4) == right, 3, 4)]) == 1
 
 
 def test_place_on_canvas() -> None:
