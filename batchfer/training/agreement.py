@@ -5,7 +5,7 @@ the others do. A rater's choice among the seven emotions counts, other choices a
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from batchfer.schema import EMOTIONS, Floats
 from batchfer.training.figures import MISSED, N_BINS, predict_labels
+from batchfer.training.intervals import N_DRAWS
 
 Doubles = npt.NDArray[np.float64]
 
-N_RESAMPLES = 1000
 CLEAR = 0.7
 """The share of raters from which a face clearly shows an emotion."""
 
@@ -28,6 +28,10 @@ class Estimate:
     value: float
     low: float
     high: float
+
+    def tell(self) -> str:
+        """Return a share with its interval in percent."""
+        return f"{100 * self.value:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f})"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,29 @@ class Raters:
     one_against_majority: Estimate
 
 
+@dataclass(frozen=True)
+class Agreements:
+    """How far each read-out says what people say, by its name, and how far people agree.
+
+    ``raters`` is None where no face has two votes.
+    """
+
+    raters: Raters | None
+    agreement: Mapping[str, Agreement]
+
+    def tell(self) -> str:
+        """Return the main figures, a line a read-out."""
+        human = ""
+        if self.raters is not None:
+            one, two = self.raters.one_against_majority.value, self.raters.two_raters.value
+            human = f" (people: {100 * one:.1f} % and {100 * two:.1f} %)"
+        return "\n".join(
+            f"{name}, {own.n} faces with votes: most raters' choice named {own.majority.tell()}, "
+            f"a rater's {own.random_rater.tell()}{human}, Brier score {own.brier.value:.3f}"
+            for name, own in self.agreement.items()
+        )
+
+
 def measure_agreement(probabilities: Floats, votes: Doubles) -> Agreement:
     """Return how far a model says what people say.
 
@@ -140,22 +167,19 @@ def measure_agreement(probabilities: Floats, votes: Doubles) -> Agreement:
     )
 
 
-def describe_agreement(said: Mapping[str, Floats], votes: Floats) -> dict[str, Any]:
-    """Return in plain values how far each read-out says what people say, beside people themselves.
+def measure_agreements(said: Mapping[str, Floats], votes: Floats) -> Agreements:
+    """Return how far each read-out says what people say, beside people themselves.
 
     Args:
-        said: Probabilities ``(N,7)`` of each read-out.
+        said: Probabilities ``(N,7)`` of each read-out, by its name.
         votes: ``(N,7)``; faces without any are left out.
     """
     voted = votes.any(axis=1)
     numbers = votes[voted].astype(np.float64)
-    raters = measure_raters(numbers)
-    return {
-        "raters": raters and asdict(raters),
-        "agreement": {
-            name: asdict(measure_agreement(one[voted], numbers)) for name, one in said.items()
-        },
-    }
+    return Agreements(
+        measure_raters(numbers),
+        {name: measure_agreement(one[voted], numbers) for name, one in said.items()},
+    )
 
 
 def measure_raters(votes: Doubles) -> Raters | None:
@@ -185,8 +209,8 @@ def resample(columns: Doubles, divide: Callable[[Doubles], Doubles]) -> list[Est
     n_faces = len(columns)
     values = divide(columns.sum(axis=0, keepdims=True))[0]
     rng = np.random.default_rng(0)
-    sums = np.empty((N_RESAMPLES, columns.shape[1]))
-    for row in range(N_RESAMPLES):
+    sums = np.empty((N_DRAWS, columns.shape[1]))
+    for row in range(N_DRAWS):
         drawn = np.bincount(rng.integers(0, n_faces, n_faces), minlength=n_faces)
         sums[row] = drawn @ columns
     low, high = np.percentile(divide(sums), (2.5, 97.5), axis=0)

@@ -26,7 +26,7 @@ from batchfer.emotions.read_outs import LABELS, PEOPLE, keep_read_out
 from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.files import atomic_write, hash_file
 from batchfer.schema import EMOTIONS, Floats, Integers
-from batchfer.training.agreement import describe_agreement
+from batchfer.training.agreement import measure_agreements
 from batchfer.training.face_sets import Splits
 from batchfer.training.figures import (
     apply_temperature,
@@ -41,6 +41,7 @@ from batchfer.training.networks import predict_each
 from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.past_runs import PastRun, format_command, format_repeat, format_run
 from batchfer.training.recipes import Recipe
+from batchfer.training.seen import format_seen
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,13 @@ class Trained:
     model: Path
     card: ModelCard
     history: tuple[Mapping[str, float], ...]
+
+    def tell(self) -> str:
+        """Return in a line how good the model is, and whether the run was cut short."""
+        accuracy = self.card.figures["validation"]["accuracy"]
+        n_done, n_wanted = len(self.history), self.card.recipe["epochs"]
+        after = f" after {n_done} of {n_wanted} epochs" if n_done < n_wanted else ""
+        return f"{self.model}: {100 * accuracy:.1f} % of the validation faces named right{after}"
 
 
 def publish(
@@ -98,7 +106,7 @@ def publish(
     last = list(raw)[-1]  # which answers by labels
     figures = _describe_validation(tempered[last], raw[last], splits)
     if people is not None:
-        figures |= describe_agreement(tempered, people[1].votes)
+        figures |= asdict(measure_agreements(tempered, people[1].votes))
     sha256 = hash_file(path)
     runs = [replace(run, sha256=run.sha256 or sha256) for run in runs]
     card = ModelCard(
@@ -116,14 +124,10 @@ def publish(
         runs=[format_run(run) for run in runs],
         base_weights=_describe_base(options, recipe, base_share),
         training_data=_describe_data(splits, options),
+        seen_faces=format_seen((splits.training, splits.validation), _read_earlier_cards(options)),
         licence=_describe_licence(splits),
         figures={"validation": figures, "epochs": len(history)},
-        versions={
-            "batchfer": __version__,
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "python": platform.python_version(),
-        },
+        versions=_list_versions(),
     )
     with atomic_write(locate_card(path)) as unfinished:
         unfinished.write_text(format_card(card), encoding="utf-8")
@@ -192,6 +196,12 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
     return described
 
 
+def _read_earlier_cards(options: TrainOptions) -> list[ModelCard]:
+    """Return the cards of the models that a run goes on from, and is taught by."""
+    base = [options.base_weights] if goes_on(options) else []
+    return [read_card(find_model(one)) for one in (*base, *options.teachers)]
+
+
 def _describe_licence(splits: Splits) -> str:
     faces = splits.training
     layouts = [recognize(faces.names[faces.sources == one]) for one in np.unique(faces.sources)]
@@ -211,6 +221,15 @@ def _describe_base(options: TrainOptions, recipe: Recipe, share: float) -> dict[
     if goes_on(options):
         described["share_of_final_weights"] = share
     return described
+
+
+def _list_versions() -> dict[str, str]:
+    return {
+        "batchfer": __version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "python": platform.python_version(),
+    }
 
 
 def halve_precision(path: Path) -> None:
