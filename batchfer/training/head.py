@@ -5,9 +5,8 @@ problem, which L-BFGS solves to its optimum (SciPy; Liu and Nocedal 1989). Featu
 once and kept.
 """
 
-import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,18 @@ import numpy.typing as npt
 from batchfer.emotions.folding import fold_layers
 from batchfer.emotions.read_outs import LABELS, PEOPLE, LastLayer, join_read_outs, split_read_outs
 from batchfer.errors import ModelError
-from batchfer.files import atomic_write
 from batchfer.schema import EMOTIONS, Floats
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet, Splits
-from batchfer.training.figures import apply_temperature, fit_temperature, measure_cross_entropy
+from batchfer.training.features import FeatureCache
+from batchfer.training.figures import apply_temperature, fit_temperature
 
 logger = logging.getLogger(__name__)
 
 LABEL_WEIGHT = 0.5
 """What a face counts that has a label, but no votes; a label is less than ten people's choices."""
-PULLS = (1.0, 0.1, 0.01)
+PULLS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """Strengths of the pull to the old weights that are tried, the strongest first."""
-PIECE = 1024
-"""Faces whose features are kept in one file: what an interruption loses at most."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +95,10 @@ def add_people(
     if old is None:
         raise ModelError("the network does not end in a dense layer and a softmax")
     training, validation = people
-    views = list(compute_views(body, splits.training, cache, progress))
-    shown = list(compute_views(body, splits.validation, cache, progress))
-    problem = _Problem(views, training, old)
+    known = FeatureCache(body, cache)
+    views = list(known.compute_views(splits.training, progress))
+    shown = list(known.compute_views(splits.validation, progress))
+    problem = LastLayerProblem(views, training, old)
     best, least = old, np.inf
     for pull in PULLS:
         fitted = problem.solve(pull)
@@ -109,43 +107,6 @@ def add_people(
         if loss < least:
             best, least = fitted, loss
     return join_read_outs(network, {PEOPLE: best, LABELS: old})
-
-
-def compute_views(
-    body: Any, faces: FaceSet, cache: Path, progress: Progress | None
-) -> Iterator[Floats]:
-    """Yield the features ``(N,F)`` of the faces, then those of their mirror images.
-
-    They are kept piece by piece in the cache, each under a hash of the network's weights and of the
-    pictures, so that the same call goes on where it ended.
-    """
-    key = hashlib.sha256()
-    for weight in body.get_weights():
-        key.update(np.ascontiguousarray(weight).tobytes())
-    cache.mkdir(parents=True, exist_ok=True)
-    for mirrored in (False, True):
-        if progress:
-            progress.begin_file("features", len(faces), "face")
-        parts = []
-        for images in faces.batches(PIECE):
-            view = np.ascontiguousarray(images[:, :, ::-1]) if mirrored else images
-            own = key.copy()
-            own.update(view.tobytes())
-            parts.append(_compute_piece(body, view, cache / f"features-{own.hexdigest()[:32]}.npy"))
-            if progress:
-                progress.advance(len(images))
-        if progress:
-            progress.end_file()
-        yield np.concatenate(parts)
-
-
-def _compute_piece(body: Any, images: Any, path: Path) -> Floats:
-    if not path.is_file():
-        features = np.asarray(body.predict(images, batch_size=64, verbose=0), np.float32)
-        with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-            np.save(file, features)
-    loaded: Floats = np.load(path)
-    return loaded
 
 
 def _answer(last: LastLayer, views: Sequence[Floats]) -> Floats:
@@ -159,13 +120,15 @@ def _answer(last: LastLayer, views: Sequence[Floats]) -> Floats:
 
 
 def _validate(last: LastLayer, views: Sequence[Floats], targets: PeopleTargets) -> float:
-    """Return the log loss to the shares of raters, of faces with votes, once calibrated."""
-    raw = _answer(last, views)[targets.voted]
-    shares = targets.shares[targets.voted]
-    return measure_cross_entropy(apply_temperature(raw, fit_temperature(raw, shares)), shares)
+    """Return the log loss of validation faces, weighed as in the fit, once calibrated by votes."""
+    raw, voted = _answer(last, views), targets.voted
+    temperature = fit_temperature(raw[voted], targets.shares[voted])
+    logarithms = np.log(np.maximum(apply_temperature(raw, temperature), 1e-12))
+    losses = -(targets.shares * logarithms).sum(axis=1, dtype=np.float64)
+    return float(np.average(losses, weights=targets.weights))
 
 
-class _Problem:
+class LastLayerProblem:
     """The mean log loss over all views of faces, as a function of a last layer.
 
     Features are taken in units of their spread, so that a pull is as strong in every network. Each
@@ -173,6 +136,7 @@ class _Problem:
     """
 
     def __init__(self, views: Sequence[Floats], targets: PeopleTargets, old: LastLayer) -> None:
+        """Keep the features ``(N,F)`` of each view of the faces, as they are to be weighed."""
         features = np.concatenate(views)
         self.mean = features.mean(axis=0, dtype=np.float64)
         self.spread = np.maximum(features.std(axis=0, dtype=np.float64), 1e-3)
