@@ -103,7 +103,12 @@ class Analyzer:
                 self.options.min_face_px, self.options.face_threshold, self.tf_device
             )
             self.classifier = load_classifier(
-                self.options.model, self.options.labels, self.options.rescale, self.tf_device
+                self.options.model,
+                self.options.labels,
+                self.options.rescale,
+                self.tf_device,
+                self.options.read_out,
+                self.options.prior,
             )
         _let_python_first()
 
@@ -177,7 +182,7 @@ class Analyzer:
         probabilities = self.classifier.predict(crops)
         below = self.options.min_confidence
         if below is None:
-            below = self.classifier.card.uncertain_below
+            below = self.classifier.calibration.uncertain_below
         size = (int(frames.images.shape[1]), int(frames.images.shape[2]))
         covered = self.detector.find_covered(images, detections)
         quality = measure_quality(crops, detections, size, covered, probabilities, below)

@@ -128,7 +128,9 @@ def describe_run(batch: Batch) -> dict[str, Any]:
         "model": {
             "name": analyzer.classifier.card.name,
             "sha256": analyzer.classifier.sha256,
-            "uncertain_below": analyzer.classifier.card.uncertain_below,
+            "read_out": analyzer.classifier.read_out,
+            "uncertain_below": analyzer.classifier.calibration.uncertain_below,
+            "prior": dict(analyzer.classifier.calibration.prior) or None,
         },
         "device": analyzer.tf_device,
         "machine": describe_processor(),
