@@ -49,8 +49,22 @@ def find_model(name_or_path: str | Path) -> Path:
             if os.path.isfile(folder / file_name):  # noqa: PTH113
                 return _see_readable(folder / file_name)
             searched.append(folder / file_name)
+    if os.path.isdir(path):  # noqa: PTH112 - never raises
+        raise ModelError(f"{display_name(text)} is a folder{_list_models(path)}")
     places = ", ".join(display_name(place) for place in searched)
     raise ModelError(f"model {display_name(text)!r} not found; searched: {places}")
+
+
+def _list_models(folder: Path) -> str:
+    """Return what models a folder holds, as the end of a sentence."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in (".keras", ".h5"))
+    except OSError as error:
+        return f" that cannot be read, {error.strerror}"
+    if not names:
+        return " without a .keras or .h5 file: give the file of a model"
+    shown = ", ".join(map(display_name, names[:5]))
+    return f"; give the file of a model: it holds {shown}{' ...' if names[5:] else ''}"
 
 
 def _see_readable(model: Path) -> Path:
@@ -126,8 +140,9 @@ class ModelCard:
     Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
     before if ``flip_average``; below ``uncertain_below`` a prediction was wrong more often than
     right on validation data. ``runs`` are the training runs behind the model, by which they can be
-    repeated (`batchfer.training.past_runs.PastRun`). The rest is for people: where the weights come
-    from, how they can be made again, and what they reach.
+    repeated (`batchfer.training.past_runs.PastRun`), ``seen_faces`` hashes of the faces that it was
+    trained and validated on (`batchfer.training.seen`), empty where they are not known. The rest is
+    for people: where the weights come from, how they can be made again, and what they reach.
     """
 
     name: str
@@ -146,6 +161,7 @@ class ModelCard:
     runs: Sequence[Mapping[str, Any]] = ()
     base_weights: Mapping[str, Any] = field(default_factory=dict)
     training_data: Sequence[Mapping[str, Any]] = ()
+    seen_faces: str = ""
     licence: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

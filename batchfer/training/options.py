@@ -178,7 +178,9 @@ class EvaluateOptions:
 
     ``part`` is ``test`` (all of a data set without parts), ``val``, ``train``, ``all`` or a part's
     own name such as ``PublicTest``. ``votes`` replaces labels by the majority of FER+ votes.
-    ``against`` names training data: figures without its near-duplicates are added.
+    ``training_data`` is that of the model: figures without its near-duplicates are added. With
+    ``unseen`` faces are left out that the model has seen in training, as its card tells.
+    ``against`` is another model, by name or file, that is asked about the same faces.
     ``record`` names the figures under which the summary is kept in the model's card.
     ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
     them in the middle of a grey square of that side.
@@ -200,12 +202,20 @@ class EvaluateOptions:
         Path | None,
         Flag("--votes", "Take the majority of FER+ votes as the truth.", DATA, "FILE"),
     ] = None
-    against: Annotated[
+    training_data: Annotated[
         tuple[Path, ...],
         Flag(
-            "--against", "Training data: add figures without its near-duplicates.", DATA, "FOLDER"
+            "--training-data", "Add figures without near-duplicates of these data.",
+            DATA, "FOLDER",
         ),
     ] = ()  # fmt: skip
+    unseen: Annotated[
+        bool, Flag("--unseen", "Leave out faces that the model was trained on.", DATA)
+    ] = False
+    against: Annotated[
+        str | None,
+        Flag("--against", "Compare with another model on the same faces.", WHAT, "MODEL"),
+    ] = None
     end_to_end: Annotated[
         bool, Flag("--end-to-end", "Find the faces, too; a missed one is a mistake.", WHAT)
     ] = False

@@ -31,6 +31,7 @@ from batchfer.training.networks import goes_on, predict
 from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import PastRun, format_command, format_repeat, format_run
 from batchfer.training.recipes import Recipe
+from batchfer.training.seen import format_seen
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,13 @@ class Trained:
     model: Path
     card: ModelCard
     history: tuple[Mapping[str, float], ...]
+
+    def tell(self) -> str:
+        """Return in a line how good the model is, and whether the run was cut short."""
+        accuracy = self.card.figures["validation"]["accuracy"]
+        n_done, n_wanted = len(self.history), self.card.recipe["epochs"]
+        after = f" after {n_done} of {n_wanted} epochs" if n_done < n_wanted else ""
+        return f"{self.model}: {100 * accuracy:.1f} % of the validation faces named right{after}"
 
 
 def publish(
@@ -95,14 +103,10 @@ def publish(
         runs=[format_run(run) for run in runs],
         base_weights=_describe_base(options, recipe, base_share),
         training_data=_describe_data(splits, options),
+        seen_faces=format_seen((splits.training, validation), _read_earlier_cards(options)),
         licence=_describe_licence(splits),
         figures={"validation": figures, "epochs": len(history)},
-        versions={
-            "batchfer": __version__,
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "python": platform.python_version(),
-        },
+        versions=_list_versions(),
     )
     with atomic_write(locate_card(path)) as unfinished:
         unfinished.write_text(format_card(card), encoding="utf-8")
@@ -151,6 +155,12 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
     return described
 
 
+def _read_earlier_cards(options: TrainOptions) -> list[ModelCard]:
+    """Return the cards of the models that a run goes on from, and is taught by."""
+    base = [options.base_weights] if goes_on(options) else []
+    return [read_card(find_model(one)) for one in (*base, *options.teachers)]
+
+
 def _describe_licence(splits: Splits) -> str:
     faces = splits.training
     layouts = [recognize(faces.names[faces.sources == one]) for one in np.unique(faces.sources)]
@@ -170,6 +180,15 @@ def _describe_base(options: TrainOptions, recipe: Recipe, share: float) -> dict[
     if goes_on(options):
         described["share_of_final_weights"] = share
     return described
+
+
+def _list_versions() -> dict[str, str]:
+    return {
+        "batchfer": __version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "python": platform.python_version(),
+    }
 
 
 def halve_precision(path: Path) -> None:

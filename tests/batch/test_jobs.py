@@ -354,9 +354,22 @@ def test_an_unknown_model_lists_every_place_searched(
         assert str(Path(folder) / "unheard.keras") in str(caught.value)
     with pytest.raises(ModelError):
         find_model("../unheard")
-    Path("folder").mkdir()
-    with pytest.raises(ModelError):
-        find_model("folder")
+
+
+def test_a_folder_that_is_given_for_a_model_says_what_is_in_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch("runs/b.keras", "runs/a.h5", "runs/a.json", "empty/notes.txt", "shelf/empty.keras")
+    with pytest.raises(ModelError, match=r"runs is a folder; .*: it holds a\.h5, b\.keras$"):
+        find_model("runs")
+    touch(*(f"many/{number}.keras" for number in range(9)))
+    with pytest.raises(ModelError, match=r"0\.keras, .*4\.keras \.\.\.$"):
+        find_model("many/")
+    with pytest.raises(ModelError, match=r"without a \.keras or \.h5 file"):
+        find_model("empty")
+    # A model that is found by its name goes before a folder that happens to lie here.
+    monkeypatch.setenv("BATCHFER_MODELS", "shelf")
+    assert find_model("empty") == Path("shelf/empty.keras")
 
 
 def test_a_file_is_known_by_its_content(home: Path) -> None:

@@ -41,6 +41,7 @@ def make_faces(images: np.ndarray, labels: list[int] | np.ndarray) -> FaceSet:
         np.array([f"{i}.png" for i in range(n)], dtype=np.str_),
         np.full(n, "toy"),
         np.full(n, "train"),
+        np.arange(n, dtype=np.uint32),
     )
 
 
