@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo test test-all test-newest fuzz lint format lock wheel bench bench-stages bench-kernels clean
+.PHONY: help demo test test-all test-newest fuzz lint format lock wheel bench bench-stages bench-kernels bench-versions clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ demo: $(VENV)/.installed ## analyze the sample clips and say where the results a
 	@echo "  report           xdg-open $(DEMO)/video/index.html"
 	@echo "  annotated video  xdg-open $(DEMO)/video/portrait.mp4/annotated.mp4"
 	@echo "  table            column -s, -t < $(DEMO)/video/portrait.mp4/timeline.csv | less -S"
+	@echo
+	@echo "Now your own:      $(BIN)/batchfer video FILE.mp4"
+	@echo "or, for this shell: . $(BIN)/activate, then batchfer --help"
 
 # One process a core, each with the tests of whole files; more than four need much memory.
 CORES  ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
@@ -76,6 +79,9 @@ bench-stages: $(VENV)/.installed-dev ## measure each stage alone; writes benchma
 
 bench-kernels: $(VENV)/.installed-dev ## the speed with other processors' kernels; writes benchmarks/README.md
 	$(BIN)/python benchmarks/kernels.py --model $(MODEL) $(if $(BEFORE),--before $(BEFORE))
+
+bench-versions: $(VENV)/.installed-dev ## the speed beside that of another checkout (BEFORE=); writes benchmarks/README.md
+	$(BIN)/python benchmarks/versions.py --model $(MODEL) --before $(BEFORE)
 
 clean: ## remove the virtual environment and everything made by the other targets
 	rm -rf $(VENV) .venv-newest $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from batchfer.analysis.analyzer import Analyzer
+from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
 from batchfer.analysis.linker import FaceLinker, analyze_frames
+from batchfer.analysis.stream import stream
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.parts import PictureRows, build_empty_pictures_table
 from batchfer.batch.pictures import (
@@ -237,14 +238,12 @@ def analyze_images(
     """
     analyzer = analyzer or Analyzer(options)
     jobs = [Job(Path(path), display_name(path), Path(path)) for path in paths]
-
-    def refuse(_: int, error: Exception) -> None:
-        raise error
-
     tables = {}
-    with closing(analyzer.stream(read_pictures(jobs, analyzer, refuse))) as analyzed:
-        for batch in analyzed:
-            for picture in split_pictures(batch, jobs):
+    with closing(stream(analyzer, read_pictures(jobs, analyzer))) as items:
+        for item in items:
+            if not isinstance(item, AnalyzedBatch):
+                raise item.error
+            for picture in split_pictures(item, jobs):
                 tables[picture.position] = picture.rows.cut()
     ordered = [tables[index] for index in sorted(tables)]
     table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)

@@ -1,8 +1,10 @@
-"""Other Python processes: how they are started and talk, and what they share with this one.
+"""Helpers: other Python processes that do what they are asked, and tell what comes of it.
 
-Two of them would wait for one interpreter's lock as threads of one process.
+Whoever asks one can do without it, or do its work itself. Two of them would wait for one
+interpreter's lock as threads of one process.
 """
 
+import importlib
 import logging
 import os
 import pickle
@@ -13,26 +15,136 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, NamedTuple, Never
 
 logger = logging.getLogger(__name__)
 
+KILL_PATIENCE_S = 2.0
+"""How long a helper that was killed is waited for: Ctrl-C ends everything within 5 s."""
+
+
+class HelperDiedError(Exception):
+    """A helper is gone, or cannot be had.
+
+    ``code`` is its exit code, that of a signal negative; None where it never was there.
+    """
+
+    def __init__(self, message: str, code: int | None = None) -> None:
+        """Keep the exit code beside what is said of it."""
+        super().__init__(message)
+        self.code = code
+
+
+class HelperError(RuntimeError):
+    """Something went wrong in a helper that is a bug, or that this process cannot name."""
+
+
+class _Raised(NamedTuple):
+    """What a helper tells of an exception."""
+
+    error: Exception
+
+
+class Helper:
+    """Another Python that does what it is asked, in pickles.
+
+    Ctrl-C does not reach it: the terminal tells this process as well. It ends with this one,
+    whatever it is loading.
+    """
+
+    def __init__(self, module: str, files: Sequence[int] = ()) -> None:
+        """Start it; it gets ready by itself.
+
+        Args:
+            module: The one whose ``serve`` it runs, with an `Owner` to answer.
+            files: Open files that it inherits, under their numbers.
+
+        Raises:
+            HelperDiedError: It cannot be started.
+        """
+        level = logging.getLogger("batchfer").getEffectiveLevel()
+        try:
+            self._pipe, theirs = Pipe()
+            with theirs:
+                code = f"from batchfer.processes import serve; serve({theirs.fileno()}, {level}, "
+                self.process = start_python(f"{code}{module!r})", theirs.fileno(), *files)
+        except OSError as refusal:
+            raise HelperDiedError(f"no process can be started: {refusal}") from refusal
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked for more."""
+        return self.process.poll() is None
+
+    def ask(self, request: object) -> None:
+        """Send a request.
+
+        Raises:
+            HelperDiedError: It is gone.
+        """
+        try:
+            self._pipe.send(request)
+        except OSError as death:
+            raise self.end(death) from death
+
+    def hear(self, timeout_s: float | None = None) -> Any:
+        """Return the next thing that it tells; its log goes into ours.
+
+        Args:
+            timeout_s: How long that is waited for; None is for ever.
+
+        Raises:
+            HelperDiedError: It is gone.
+            TimeoutError: Nothing has come.
+            Exception: What was raised there.
+        """
+        end_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            try:
+                if end_s is None or self._pipe.poll(max(end_s - time.monotonic(), 0)):
+                    told = self._pipe.recv()
+                else:
+                    told = _Raised(TimeoutError(f"nothing within {timeout_s:g} s"))
+            except Exception as death:  # a pickle that is cut or spoilt may raise anything
+                raise self.end(death) from death
+            if isinstance(told, _Raised):
+                raise told.error
+            if not isinstance(told, logging.LogRecord):
+                return told
+            logging.getLogger(told.name).handle(told)
+
+    def end(self, reason: Exception) -> HelperDiedError:
+        """End it, so that nobody asks it again while it is in the midst of something.
+
+        Returns:
+            What to raise.
+        """
+        self.close()
+        return HelperDiedError(f"the process is gone: {reason!r}", self.process.returncode)
+
+    def close(self) -> None:
+        """End it, whatever it does, and wait until it is gone, for a while at most."""
+        self.process.kill()
+        with suppress(subprocess.TimeoutExpired):  # the system itself holds it
+            self.process.wait(KILL_PATIENCE_S)
+        self._pipe.close()
+
 
 def start_python(code: str, *files: int) -> "subprocess.Popen[bytes]":
-    """Start a Python that imports what this one does; talk to it by its stdin and stdout.
+    """Start a Python that imports what this one does, deaf to Ctrl-C.
 
-    It inherits the open ``files``, under their numbers. Ctrl-C does not reach it: the terminal
-    tells this process as well. It ends with this one, whatever it is loading.
+    It inherits the open ``files``, under their numbers. What libraries print there goes to stderr,
+    so that it gets into nobody's output.
     """
-    watch = f"from batchfer.processes import leave_with; leave_with({os.getpid()})"
     with _block_interrupts():
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", f"{watch}\n{code}"],
+            [sys.executable, "-P", "-c", code],
             pass_fds=files,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
 
@@ -50,151 +162,78 @@ def _block_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-OWNER_CHECK_S = 0.1
+class Owner(logging.Handler):
+    """The process that started this one: what it asks, and the way to tell it.
 
-
-def leave_with(owner: int) -> None:
-    """End this process soon after its owner, the process of this number.
-
-    The end of stdin tells as well, but only once what reads it is loaded, which takes seconds.
+    Everything that is logged here is told to it. When it is gone this process ends, whatever it
+    does.
     """
 
-    def watch() -> None:
-        while os.getppid() == owner:
-            time.sleep(OWNER_CHECK_S)
-        os._exit(1)
-
-    if sys.platform != "win32":  # there a parent's number stays
-        threading.Thread(target=watch, name="batchfer-owner", daemon=True).start()
-
-
-class PythonProcess:
-    """A Python that `start_python` started and that does what it is asked, in pickles.
-
-    Where it has died, `ask` and `hear` raise `ChildProcessError`.
-    """
-
-    def __init__(self, code: str, *files: int) -> None:
-        """Start it; it gets ready by itself.
+    def __init__(self, pipe: int, log_level: int) -> None:
+        """Begin to listen.
 
         Args:
-            code: What it runs; what `take_requests` returns it answers through a `Messenger`.
-            files: Open files that it inherits, under their numbers.
-
-        Raises:
-            ChildProcessError: It cannot be started.
+            pipe: The open file through which it talks.
+            log_level: From which on it wants to hear what is logged.
         """
-        try:
-            self.popen = start_python(code, *files)
-        except OSError as refusal:
-            raise ChildProcessError(f"no process can be started: {refusal}") from refusal
+        super().__init__()
+        self._pipe = Connection(pipe)
+        self._turn = threading.Lock()
+        self._requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="batchfer-listen", daemon=True).start()
+        logging.getLogger().addHandler(self)
+        logging.getLogger("batchfer").setLevel(log_level)
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can be asked for more."""
-        return self.popen.poll() is None
-
-    def ask(self, *request: Any) -> None:
-        """Send a request."""
-        assert self.popen.stdin is not None
-        try:
-            pickle.dump(request, self.popen.stdin)
-            self.popen.stdin.flush()
-        except OSError as death:
-            raise self.end(death) from death
-
-    def hear(self) -> tuple[str, Any]:
-        """Return the next thing that it tells, by name and content; its log goes into ours.
-
-        What it tells under the name ``error`` is raised.
-        """
-        assert self.popen.stdout is not None
-        while True:
-            try:
-                name, content = pickle.load(self.popen.stdout)
-            except Exception as death:  # a pickle that is cut or spoilt may raise anything
-                raise self.end(death) from death
-            if name == "error":
-                raise content
-            if name != "log":
-                return name, content
-            logging.getLogger(content.name).handle(content)
-
-    def end(self, reason: Exception) -> ChildProcessError:
-        """End it, so that nobody asks it again while it is in the midst of something.
-
-        Returns:
-            What to raise.
-        """
-        self.popen.kill()
-        self.popen.wait()
-        return ChildProcessError(f"the process is gone: {reason!r}")
-
-    def close(self) -> None:
-        """End it, whatever it does."""
-        self.popen.kill()
-        self.popen.communicate()
-
-
-def take_requests() -> "queue.SimpleQueue[Any]":
-    """Return what is asked of this process on stdin, as it comes.
-
-    When its owner is gone the process ends, whatever it does.
-    """
-    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def listen() -> None:
+    def _listen(self) -> None:
+        """Take in what is asked; not what it means, which may have to be loaded first."""
         try:
             while True:
-                requests.put(pickle.load(sys.stdin.buffer))
-        except EOFError:
-            pass
+                self._requests.put(self._pipe.recv_bytes())
         finally:
             # Nobody is there any more, or nobody listens: whoever is gets to know by it.
             os._exit(1)
 
-    threading.Thread(target=listen, name="batchfer-listen", daemon=True).start()
-    return requests
+    def next_request(self) -> Any:
+        """Wait for the next thing that is asked, and return it."""
+        return pickle.loads(self._requests.get())
 
+    def push(self, request: object) -> None:
+        """Let something come behind what was asked, as if it had been asked."""
+        self._requests.put(pickle.dumps(request))
 
-class Messenger(logging.Handler):
-    """Sends what happens in a process that `start_python` started to its parent, as pickles."""
-
-    def __init__(self, log_level: int) -> None:
-        """Take over stdout, so that no library's chatter gets into the events, and the log.
-
-        Ctrl-C is ignored from here on: the terminal tells the parent as well.
-        """
-        super().__init__()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        self._pipe = os.fdopen(os.dup(1), "wb")
-        self._turn = threading.Lock()
-        os.dup2(2, 1)
-        logging.getLogger().addHandler(self)
-        logging.getLogger("batchfer").setLevel(log_level)
-
-    def send(self, name: str, content: Any = None) -> None:
-        """Send one event, from any thread; leave if nobody listens."""
+    def tell(self, content: object) -> None:
+        """Tell something, from any thread; leave if nobody listens."""
         with self._turn:
             try:
-                pickle.dump((name, content), self._pipe)
-                self._pipe.flush()
-            except BrokenPipeError:
+                self._pipe.send(content)
+            except OSError:
                 os._exit(1)
 
-    @contextmanager
-    def tell_errors(self, *known: type[Exception]) -> Iterator[None]:
-        """Send what is raised meanwhile as ``error``, and what is not ``known`` as a bug."""
-        try:
-            yield
-        except BaseException as error:
-            logger.debug("%s", traceback.format_exc())
-            if not isinstance(error, known):
-                error = RuntimeError(f"{type(error).__name__}: {error}")
-            self.send("error", error)
+    def answer(self, handle: Callable[[Any], None], *known: type[Exception]) -> Never:
+        """Do what is asked, one thing after the other, for good.
+
+        What that raises is told, and raised by `Helper.hear`: if it is not ``known``, as a
+        `HelperError`.
+        """
+        while True:
+            request = self.next_request()
+            try:
+                handle(request)
+            except BaseException as error:
+                logger.debug("%s", traceback.format_exc())
+                if not isinstance(error, known):
+                    error = HelperError(f"{type(error).__name__}: {error}")
+                self.tell(_Raised(error))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a log record as plain text."""
+        """Tell a log record as plain text."""
         record.msg, record.args = self.format(record), None
         record.exc_info = None
-        self.send("log", record)
+        self.tell(record)
+
+
+def serve(pipe: int, log_level: int, module: str) -> None:
+    """Answer an `Owner` as a module does; the life of a `Helper`."""
+    owner = Owner(pipe, log_level)
+    # What it imports takes seconds, in which its owner may go.
+    importlib.import_module(module).serve(owner)

@@ -53,8 +53,13 @@ QUALITY_COLUMNS: Mapping[str, str] = {
     "yaw": "float32",
     "entropy": "float32",
     "uncertain": "boolean",
+    "flags": "string",
 }
 """Columns that may follow those of a timeline: `batchfer.faces.quality`."""
+
+FLAGS = ("low_score", "outside", "blurred", "turned", "covered")
+"""Why a face counts as uncertain, whatever the model says: names in the column ``flags``, several
+joined by ``|``, and a null where there is none."""
 
 PEOPLE_COLUMNS: Mapping[str, str] = {"person": "string", "person_confidence": "float32"}
 """Columns that may follow those of a timeline: `batchfer.timeline.table.assign_people`."""
@@ -83,8 +88,9 @@ class MediaInfo:
     ``width`` and ``height`` are those of the upright frame in pixels, ``rotation`` the clockwise
     degrees that were applied to make it upright. ``fps`` is the average rate, ``n_frames`` and
     ``duration_s`` are estimates. All three are None where the container does not say.
-    ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of an
-    upright pixel over its height.
+    ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of a stored
+    pixel over its height, before any turn. Frames are brought to square pixels: ``scaled_from`` is
+    the size that they had upright before, None if they were left as they are.
     """
 
     path: Path
@@ -98,19 +104,20 @@ class MediaInfo:
     codec: str = ""
     time_base: Fraction | None = None
     pixel_aspect: Fraction = Fraction(1)
+    scaled_from: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
 class FrameBatch:
     """Consecutive analyzed frames: ``images (B,H,W,3)`` RGB, ``frames (B,)``, ``times_s (B,)``.
 
-    ``clip`` tells the clips of one stream apart.
+    Where they ``are_stills``, single pictures, they have no times, which are NaN.
     """
 
     images: Images
     frames: Integers
     times_s: Times
-    clip: int = 0
+    are_stills: bool = False
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not fit together."""
@@ -121,11 +128,6 @@ class FrameBatch:
     def __len__(self) -> int:
         """Return the number of frames B."""
         return len(self.images)
-
-    @property
-    def are_stills(self) -> bool:
-        """Whether these are single pictures, which have no times, and not frames of a clip."""
-        return bool(np.isnan(self.times_s).all())
 
 
 @dataclass(frozen=True)

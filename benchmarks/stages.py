@@ -28,6 +28,7 @@ from make_clips import make_clips
 from batchfer import pipeline
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.linker import FaceLinker, analyze_frames
+from batchfer.analysis.stream import analyze
 from batchfer.batch.worker import Progress
 from batchfer.machine import keep_memory
 from batchfer.media.images import write_image
@@ -195,8 +196,8 @@ def measure_clip(
                     yield from reader.batches(size)
 
         linker = FaceLinker(analyzer)
-        with closing(analyzer.stream(decode_again())) as stream:
-            for batch in stream:
+        with closing(analyze(analyzer, decode_again())) as analyzed:
+            for batch in analyzed:
                 linker.link(batch)
         return ONE_AFTER_ANOTHER * n_frames
 
@@ -393,7 +394,7 @@ def measure_growth(model: Path, n_frames: int) -> list[tuple[int, float, float]]
         tempfile.TemporaryDirectory() as folder,
         TableWriter({"parquet": Path(folder) / "t.parquet"}) as w,
     ):
-        for batch in analyzer.stream(source()):
+        for batch in analyze(analyzer, source()):
             w.append(linker.link(batch))
             part.append(measure_memory())
             done = int(batch.frames.frames[-1]) + 1

@@ -55,6 +55,7 @@ def make_clip(
     container_options: Mapping[str, str] | None = None,
     first_index: int = 0,
     sound_rate: int = 44_100,
+    pixel_aspect: Fraction | None = None,
 ) -> Path:
     """Write a clip of `draw`\\ n pictures, ``ticks`` of ``time_base`` apart, and return its path.
 
@@ -71,6 +72,8 @@ def make_clip(
         video = container.add_stream(codec, rate=RATE, options=dict(options or {}))
         video.width, video.height, video.pix_fmt = width, height, pixel_format
         video.codec_context.time_base = time_base
+        if pixel_aspect is not None:
+            video.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation or mirrored:
             video.set_display_rotation(rotation, mirrored, False)
         audio = container.add_stream(sound, rate=sound_rate) if sound else None

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import platform
-import queue
 import resource
 import shlex
 import shutil
@@ -612,14 +611,15 @@ def test_a_reader_that_dies_ends_its_file(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = copy_clips(tmp_path / "in")
-    convert = VideoReader._convert
+    count_frames = VideoReader._count_frames
 
-    def die(reader: VideoReader, picture: object, out: Images) -> None:
-        if reader.info.path.name == "0.mp4" and reader.n_decoded > 5:
-            raise RuntimeError("the decoder died")
-        convert(reader, picture, out)
+    def die(reader: VideoReader) -> Iterator[tuple[int, float, object]]:
+        for counted in count_frames(reader):
+            if reader.info.path.name == "0.mp4" and reader.n_decoded > 5:
+                raise RuntimeError("the decoder died")
+            yield counted
 
-    monkeypatch.setattr(VideoReader, "_convert", die)
+    monkeypatch.setattr(VideoReader, "_count_frames", die)
     first, second = run("video", [folder], tmp_path / "out", toy_model, Counter())
     assert (first.status, first.reason) == ("failed", "internal")
     assert "the decoder died" in first.detail
@@ -640,8 +640,8 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
     drawn_afterwards = []
 
     def die_first(process: DrawingProcess, *arguments: object) -> None:
-        process._process.popen.kill()
-        process._process.popen.wait()
+        process._helper.process.kill()
+        process._helper.process.wait()
         go_on(process, *arguments)
 
     def note(clip: videos.Clip, timeline: Timeline) -> None:
@@ -758,13 +758,19 @@ def test_a_changed_input_or_option_is_done_again(toy_model: Path, tmp_path: Path
 
 
 def test_an_input_that_is_put_off_is_not_late() -> None:
+    told = [("begin", "a.mp4"), ("leave", "a.mp4"), ("end", None)]
+    late: list[float | None] = []
+
+    class Toy:
+        def hear(self, timeout_s: float | None) -> object:
+            late.append(timeout_s)
+            return told[len(late) - 1]
+
     worker = object.__new__(Worker)
     worker._timeout_s, worker._begun, worker._is_second = 0.1, set(), False
-    worker._events = queue.SimpleQueue()
-    worker._events.put(("begin", "a.mp4"))
-    worker._events.put(("leave", "a.mp4"))
-    threading.Timer(0.5, worker._events.put, [("end", None)]).start()
+    worker._helper = Toy()  # type: ignore[assignment]
     assert list(worker.results(Counter())) == []
+    assert late[0] is None and late[1] is not None and late[2] is None
     assert not worker._begun, "nor is it to blame if the process dies while others are at work"
 
 

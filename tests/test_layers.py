@@ -25,7 +25,7 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ALLOWED = {("batch/executors.py", "pipeline")}
 ROOMS = {
     "tensorflow": {
-        "analysis/analyzer", "emotions/classifier", "faces/detector", "faces/mtcnn",
+        "analysis/stream", "emotions/classifier", "faces/detector", "faces/mtcnn",
         "training/batches", "training/kernels",
     },
     "keras": {"emotions", "training"},

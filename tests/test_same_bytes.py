@@ -103,11 +103,19 @@ def test_a_face_has_the_same_numbers_in_any_company(classifier: Classifier) -> N
         x, y, size = 20 + 6 * number, 10 + 4 * number, 190 - 5 * number
         face = PORTRAIT[y : y + size, x : x + size]
         crops[number] = cv2.resize(face, (side, side), interpolation=cv2.INTER_AREA)
-    landmarks = rng.uniform(0, side, (21, 5, 2)).astype(np.float32)
+    faces = FaceDetections(
+        np.zeros(21, np.int64),
+        np.zeros((21, 4), np.float32),
+        rng.uniform(0.8, 1, 21).astype(np.float32),
+        rng.uniform(0, side, (21, 5, 2)).astype(np.float32),
+    )
+    covered = rng.uniform(size=21) < 0.3
 
     def read(order: np.ndarray) -> list[np.ndarray]:
         probabilities = classifier.predict(crops[order])
-        quality = measure_quality(crops[order], landmarks[order], probabilities, 0.4)
+        quality = measure_quality(
+            crops[order], faces.select(order), (side, side), covered[order], probabilities, 0.4
+        )
         return [probabilities, describe_faces(crops[order]), *map(np.asarray, quality.values())]
 
     whole = read(np.arange(21))

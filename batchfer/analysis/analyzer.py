@@ -1,13 +1,9 @@
-"""The networks at work: sub-batches of frames side by side, then faces linked in order."""
+"""The networks at work on one sub-batch of frames."""
 
-import logging
 import os
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +14,13 @@ import numpy.typing as npt
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
 from batchfer.faces.cuts import describe_frames
-from batchfer.faces.keyframes import Neighbours, detect_between, introduce_neighbours
+from batchfer.faces.keyframes import Neighbours, detect_between
 from batchfer.faces.quality import measure_quality
 from batchfer.machine import hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import QUALITY_COLUMNS, FaceDetections, Floats, FrameBatch, Images
-
-logger = logging.getLogger(__name__)
-
-MAX_WAITING_BYTES = 256 * 1024**2
-"""Frames that may be with the networks or wait for them, as long as two sub-batches are."""
+from batchfer.schema import QUALITY_COLUMNS, FaceDetections, Floats, FrameBatch
 
 NICE = 10
 """How much less urgent the threads of TensorFlow's operations are than those that run Python."""
@@ -143,8 +134,6 @@ class Analyzer:
             tensor: The same images on the device, if they are there already.
             neighbours: The batches around, if only key frames are searched for faces.
         """
-        if not len(frames):
-            return AnalyzedBatch(frames, FaceDetections.empty(), np.zeros((0, 0), np.float32), {})
         images = frames.images if tensor is None else tensor
         signatures = np.zeros((len(frames), 0), np.float32)
         if not frames.are_stills:
@@ -186,7 +175,9 @@ class Analyzer:
         below = self.options.min_confidence
         if below is None:
             below = self.classifier.card.uncertain_below
-        quality = measure_quality(crops, detections.landmarks, probabilities, below)
+        size = (int(frames.images.shape[1]), int(frames.images.shape[2]))
+        covered = np.zeros(len(detections), bool)
+        quality = measure_quality(crops, detections, size, covered, probabilities, below)
         if frames.are_stills:
             return {"probabilities": probabilities, **quality}
         return {
@@ -195,113 +186,6 @@ class Analyzer:
             "identities": describe_people(frames.images, detections),
             **quality,
         }
-
-    def stream(
-        self,
-        batches: Iterator[FrameBatch],
-        detect_every: int = 1,
-        fail: Callable[[FrameBatch, Exception], None] | None = None,
-    ) -> Generator[AnalyzedBatch]:
-        """Yield the batches analyzed, in their order, while later ones are decoded and computed.
-
-        ``tf.data`` decodes ahead of the networks and, where there is a GPU, brings the frames onto
-        it. Memory is bounded: at most two sub-batches a worker are in flight, fewer of
-        large frames. An exception of the source or of a network reaches the caller at the batch
-        where it happened.
-
-        Args:
-            batches: Frames; with key frames, those of each clip in their order.
-            detect_every: Distance of the frames in which the whole cascade looks for faces.
-            fail: Called, instead, with a batch that a network fails on; the others go on.
-        """
-
-        def finish() -> Iterator[AnalyzedBatch]:
-            frames, future = pending.popleft()
-            error = future.exception()
-            if fail is None or not isinstance(error, Exception):
-                yield future.result()
-            else:
-                logger.debug("a network failed", exc_info=error)
-                # The traceback would keep the frames.
-                fail(frames, error.with_traceback(None))
-
-        failure: list[BaseException] = []
-        # The source has a thread of its own, so that nothing finished waits for what comes next.
-        with (
-            closing(self._supply(batches, failure)) as supply,
-            ThreadPoolExecutor(1, thread_name_prefix="batchfer-source") as source,
-        ):
-            work: Iterator[Any] = introduce_neighbours(supply) if detect_every > 1 else supply
-            pool = ThreadPoolExecutor(self.workers, thread_name_prefix="batchfer-analyze")
-            pending: deque[tuple[FrameBatch, Future[Any]]] = deque()
-            try:
-                while True:
-                    coming: Future[Any] = source.submit(next, work, None)
-                    while pending and not coming.done():
-                        if pending[0][1].done():
-                            yield from finish()
-                        else:
-                            wait([coming, pending[0][1]], return_when=FIRST_COMPLETED)
-                    if (item := coming.result()) is None:
-                        break
-                    future = pool.submit(self.analyze_batch, *item)
-                    if detect_every > 1:
-                        future.add_done_callback(item[-1].settle)
-                    pending.append((item[0], future))
-                    # One that takes long must not leave the others without work meanwhile.
-                    most = MAX_WAITING_BYTES // max(item[0].images.nbytes, 1)
-                    while len(pending) > max(2, min(2 * self.workers, most)):
-                        yield from finish()
-                while pending:
-                    yield from finish()
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-        if failure:
-            raise failure[0]
-
-    def _supply(
-        self, batches: Iterator[FrameBatch], failure: list[BaseException]
-    ) -> Generator[tuple[FrameBatch, Any]]:
-        """Yield batches that ``tf.data`` has decoded ahead and, on a GPU, uploaded, with tensors.
-
-        An exception of the source ends this generator and goes into ``failure``.
-        """
-        import tensorflow as tf
-
-        held: dict[int, FrameBatch] = {}
-        stopped = threading.Event()
-
-        def produce() -> Iterator[tuple[int, Images]]:
-            # tf.data turns exceptions into its own; the original is kept for the caller.
-            try:
-                for index, batch in enumerate(batches):
-                    if stopped.is_set():
-                        return
-                    held[index] = batch
-                    yield index, batch.images
-            except BaseException as error:
-                failure.append(error)
-
-        signature = (tf.TensorSpec((), tf.int64), tf.TensorSpec((None, None, None, 3), tf.uint8))
-        with tf.device("/CPU:0"):
-            dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
-            dataset = dataset.prefetch(1)
-        # Nothing is left to be tuned, and the tuner, which wakes ever more rarely, at times keeps a
-        # dataset that has ended from going until it wakes next: up to a minute a clip.
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        dataset = dataset.with_options(options)
-        if self.on_gpu:
-            dataset = dataset.apply(tf.data.experimental.prefetch_to_device(self.tf_device, 2))
-        try:
-            for index, tensor in dataset:
-                batch = held.pop(int(index))
-                if not self.on_gpu:
-                    # The tensor's own memory, read-only, so that no frame is kept twice.
-                    batch = replace(batch, images=np.asarray(memoryview(tensor)))
-                yield batch, tensor
-        finally:
-            stopped.set()
 
 
 def _let_python_first() -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer, read_frames
+from batchfer.analysis.stream import analyze
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.cuts import CutDetector
 from batchfer.faces.persons import Appearances, People
@@ -128,7 +129,6 @@ def analyze_frames(
     reader: VideoReader, analyzer: Analyzer, linker: FaceLinker
 ) -> Iterator[tuple[FrameBatch, pd.DataFrame]]:
     """Yield each batch of the frames that the options ask for, with its rows of the timeline."""
-    frames = read_frames(reader, analyzer)
-    with closing(analyzer.stream(frames, analyzer.options.detect_every)) as analyzed:
+    with closing(analyze(analyzer, read_frames(reader, analyzer))) as analyzed:
         for batch in analyzed:
             yield batch.frames, linker.link(batch)

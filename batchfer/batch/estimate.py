@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from batchfer.analysis.analyzer import Analyzer, read_frames
+from batchfer.analysis.stream import analyze
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError
@@ -208,13 +209,12 @@ def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
 
 def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float, float]:
     """Return frames/s and, with ``encode``, bytes a pixel of the annotated video, measured."""
-    every = analyzer.options.detect_every
     n_frames = 0
     for is_timed in (False, True):  # the first frames wait for the graphs to be traced
         started = time.monotonic()
         with (
             VideoReader(info.path, analyzer.options.max_pixels) as reader,
-            closing(analyzer.stream(read_frames(reader, analyzer), every)) as analyzed,
+            closing(analyze(analyzer, read_frames(reader, analyzer))) as analyzed,
         ):
             for batch in analyzed:
                 n_frames += len(batch.frames) * is_timed
@@ -258,7 +258,7 @@ def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
             _, image = read_image(job.source, analyzer.options.max_pixels)
         except InputError:
             continue
-        frames = FrameBatch(image[None], np.zeros(1, np.int64), np.full(1, np.nan))
+        frames = FrameBatch(image[None], np.zeros(1, np.int64), np.full(1, np.nan), True)
         analyzer.analyze_batch(frames)
         n_done += 1
         if time.monotonic() - started > TIMED_S:

@@ -7,25 +7,19 @@ rest goes on in a new worker; on Ctrl-C the worker is killed, at once and in wha
 """
 
 import logging
-import os
-import pickle
-import queue
 import signal
-import subprocess
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchfer.batch.jobs import Kind
 from batchfer.errors import BatchferError, Reason
 from batchfer.machine import keep_memory
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.processes import Messenger, start_python, take_requests
+from batchfer.processes import Helper, HelperDiedError, Owner
 from batchfer.schema import JobResult
 
 if TYPE_CHECKING:
@@ -34,9 +28,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Fault = tuple[Reason, str]
-
-KILL_PATIENCE_S = 2.0
-"""How long a worker that was killed is waited for: Ctrl-C ends everything within 5 s."""
 
 
 @dataclass(frozen=True)
@@ -125,25 +116,11 @@ class Worker:
         self._timeout_s = task.outputs.timeout_s
         self._is_second = bool(task.faults or task.suspects)
         self._begun: set[str] = set()
-        level = logging.getLogger("batchfer").getEffectiveLevel()
-        self._process = start_python(f"from batchfer.batch.executors import work; work({level})")
-        self._events: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, name="batchfer-listen", daemon=True).start()
-        assert self._process.stdin is not None
         try:
-            pickle.dump(task, self._process.stdin)
-            self._process.stdin.flush()  # stays open: its end tells the worker that we are gone
-        except BrokenPipeError:
-            logger.debug("the worker died at once")
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        try:
-            while True:
-                self._events.put(pickle.load(self._process.stdout))
-        except Exception as error:  # a pipe that ends in the middle of an event may raise anything
-            logger.debug("no more from the worker: %r", error)
-        self._events.put(None)
+            self._helper = Helper(__name__)
+            self._helper.ask(task)
+        except HelperDiedError as death:
+            raise RuntimeError(f"no worker process: {death}") from death
 
     def results(self, progress: "Progress") -> Iterator[JobResult]:
         """Yield the outcomes as they come, and pass on what the worker tells of its progress.
@@ -155,14 +132,14 @@ class Worker:
         since = time.monotonic()
         while True:
             try:
-                event = self._events.get(timeout=self._measure_patience(since))
-            except queue.Empty:
+                name, content = self._helper.hear(self._measure_patience(since))
+            except TimeoutError:
                 self.kill()
                 detail = f"not done within {self._timeout_s:g} s"
                 raise WorkerDiedError((Reason.TIMEOUT, detail), frozenset(self._begun)) from None
-            if event is None:
-                raise WorkerDiedError(self._explain_death(), frozenset(self._begun))
-            name, content = event
+            except HelperDiedError as death:
+                fault = explain_death(death)
+                raise WorkerDiedError(fault, frozenset(self._begun)) from death
             if name == "begin":
                 self._begun.add(content)
                 since = time.monotonic()
@@ -173,10 +150,6 @@ class Worker:
                 self._begun.discard(content.job.name)
                 since = time.monotonic()
                 yield content
-            elif name == "log":
-                logging.getLogger(content.name).handle(content)
-            elif name == "error":
-                raise content
             elif name == "end":
                 return
             elif name != "begin_batch" or not self._is_second:
@@ -188,72 +161,69 @@ class Worker:
             return None
         return max(since + self._timeout_s - time.monotonic(), 0.0)
 
-    def _explain_death(self) -> Fault:
-        code = self._process.wait()
-        if code == -signal.SIGKILL:
-            return Reason.OUT_OF_MEMORY, "the system killed the process, most likely for its memory"
-        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return Reason.INTERNAL, f"a library crashed on this file ({how})"
-
     def kill(self) -> None:
-        """End the process now, if it still runs, and wait until it is gone, for a while at most."""
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # the system itself holds it
-            self._process.wait(KILL_PATIENCE_S)
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:
-                logger.debug("the worker did not take its task")
+        """End the process now, if it still runs."""
+        self._helper.close()
 
 
-class ProgressMessenger(Messenger):
-    """Sends what happens in the worker to its parent: progress, outcomes, log records."""
+def explain_death(death: HelperDiedError) -> Fault:
+    """Return why an input failed that a worker process has died of."""
+    code = death.code or 0
+    if code == -signal.SIGKILL:
+        return Reason.OUT_OF_MEMORY, "the system killed the process, most likely for its memory"
+    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return Reason.INTERNAL, f"a library crashed on this file ({how})"
+
+
+class OwnerProgress:
+    """Tells the owner of this process how far a batch is."""
+
+    def __init__(self, owner: Owner) -> None:
+        """Remember whom to tell."""
+        self._owner = owner
 
     def begin_batch(self, n_jobs: int) -> None:
         """Pass on."""
-        self.send("begin_batch", (n_jobs,))
+        self._owner.tell(("begin_batch", (n_jobs,)))
 
     def begin_file(self, name: str, total: float | None) -> None:
         """Pass on."""
-        self.send("begin_file", (name, total))
+        self._owner.tell(("begin_file", (name, total)))
 
     def advance(self, n_units: int) -> None:
         """Pass on."""
-        self.send("advance", (n_units,))
+        self._owner.tell(("advance", (n_units,)))
 
     def end_file(self) -> None:
         """Pass on."""
-        self.send("end_file", ())
+        self._owner.tell(("end_file", ()))
 
 
-def work(log_level: int) -> None:
-    """Do the task that comes on stdin; the life of a worker."""
+def serve(owner: Owner) -> None:
+    """Do the task that is asked for; the life of a worker."""
     keep_memory()
-    messenger = ProgressMessenger(log_level)
-    task: Task = take_requests().get()
-    with messenger.tell_errors(BatchferError, ImportError):
-        # The parent starts sooner without it.
-        from batchfer.batch.worker import Watch
-        from batchfer.pipeline import run_jobs
+    owner.answer(partial(_work, owner), BatchferError, ImportError)
 
-        for result in run_jobs(
-            task.kind,
-            task.inputs,
-            task.output,
-            task.options,
-            task.outputs,
-            task.machine,
-            messenger,
-            Watch(
-                partial(messenger.send, "begin"),
-                task.faults,
-                task.suspects,
-                partial(messenger.send, "leave"),
-            ),
-        ):
-            messenger.send("result", result)
-        messenger.send("end")
-    # Threads of the libraries are not waited for: everything that counts is on disk.
-    os._exit(0)
+
+def _work(owner: Owner, task: Task) -> None:
+    # The parent starts sooner without it.
+    from batchfer.batch.worker import Watch
+    from batchfer.pipeline import run_jobs
+
+    for result in run_jobs(
+        task.kind,
+        task.inputs,
+        task.output,
+        task.options,
+        task.outputs,
+        task.machine,
+        OwnerProgress(owner),
+        Watch(
+            lambda name: owner.tell(("begin", name)),
+            task.faults,
+            task.suspects,
+            lambda name: owner.tell(("leave", name)),
+        ),
+    ):
+        owner.tell(("result", result))
+    owner.tell(("end", None))

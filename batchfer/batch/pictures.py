@@ -1,7 +1,6 @@
 """Pictures from files to rows of one table, drawn copies beside."""
 
 import logging
-import queue
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
+from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_json
 from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
@@ -46,35 +46,60 @@ MAX_WAITING_SIZES = 64
 """Bounds on the pictures that wait for others of their size."""
 
 
+class _Gathered:
+    """Pictures that wait for others of their size, bounded in number and bytes."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[int, int], list[tuple[int, Images]]] = {}
+        self._n_bytes = 0
+
+    def add(self, position: int, image: Images) -> int:
+        """Keep a picture, and return how many of its size wait."""
+        group = self._waiting.setdefault((image.shape[0], image.shape[1]), [])
+        group.append((position, image))
+        self._n_bytes += image.nbytes
+        return len(group)
+
+    def take(self, height: int, width: int) -> FrameBatch:
+        """Return those of a size as one batch."""
+        group = self._waiting.pop((height, width))
+        images = np.stack([image for _, image in group])
+        self._n_bytes -= images.nbytes
+        frames = np.array([position for position, _ in group], np.int64)
+        return FrameBatch(images, frames, np.full(len(group), np.nan), are_stills=True)
+
+    def take_what_is_too_much(self) -> Iterator[FrameBatch]:
+        """Yield the sizes that have waited longest until there is room."""
+        while self._n_bytes > MAX_WAITING_BYTES or len(self._waiting) > MAX_WAITING_SIZES:
+            yield self.take(*next(iter(self._waiting)))
+
+    def take_all(self) -> Iterator[FrameBatch]:
+        """Yield the rest."""
+        for shape in list(self._waiting):
+            yield self.take(*shape)
+
+
+class Unreadable(NamedTuple):
+    """A picture that cannot be read: its position, and why."""
+
+    position: int
+    error: Exception
+
+
 def read_pictures(
-    jobs: Sequence[Job],
-    analyzer: Analyzer,
-    fail: Callable[[int, Exception], None],
-    begin: Callable[[str], None] = do_nothing,
-) -> Iterator[FrameBatch]:
+    jobs: Sequence[Job], analyzer: Analyzer, begin: Callable[[str], None] = do_nothing
+) -> Iterator[FrameBatch | Unreadable]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
 
-    The ``frames`` of a batch are positions in ``jobs``; its times are NaN. What is kept while
-    waiting for company of its size is bounded in number and bytes.
+    The ``frames`` of a batch are positions in ``jobs``.
 
     Args:
         jobs: The pictures.
         analyzer: Says how many make a batch.
-        fail: Called with the position of a picture that cannot be read.
         begin: Called with the name of a picture before it is read.
     """
     limit = analyzer.options.max_pixels
-    waiting: dict[tuple[int, int], list[tuple[int, Images]]] = {}
-    n_bytes = 0
-
-    def gather(shape: tuple[int, int]) -> FrameBatch:
-        nonlocal n_bytes
-        group = waiting.pop(shape)
-        images = np.stack([image for _, image in group])
-        n_bytes -= images.nbytes
-        frames = np.array([index for index, _ in group], np.int64)
-        return FrameBatch(images, frames, np.full(len(group), np.nan))
-
+    gathered = _Gathered()
     # More readers would only wait for each other, and keep those who feed the networks waiting.
     n_readers = max(analyzer.n_cores // 2, 2)
     with ThreadPoolExecutor(n_readers, thread_name_prefix="batchfer-read") as pool:
@@ -90,17 +115,13 @@ def read_pictures(
             try:
                 image = future.result()[1]
             except Exception as error:
-                fail(index, error)
+                yield Unreadable(index, error)
                 continue
             height, width = image.shape[:2]
-            waiting.setdefault((height, width), []).append((index, image))
-            n_bytes += image.nbytes
-            if len(waiting[height, width]) >= analyzer.batch_size(width, height, True):
-                yield gather((height, width))
-            while n_bytes > MAX_WAITING_BYTES or len(waiting) > MAX_WAITING_SIZES:
-                yield gather(next(iter(waiting)))  # the size that has waited longest
-        for shape in list(waiting):
-            yield gather(shape)
+            if gathered.add(index, image) >= analyzer.batch_size(width, height, True):
+                yield gathered.take(height, width)
+            yield from gathered.take_what_is_too_much()
+        yield from gathered.take_all()
 
 
 @dataclass(frozen=True)
@@ -250,7 +271,6 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
     """Process pictures side by side, in groups of one size; each is recorded soon after."""
     faulty = [job for job in jobs if job.name in batch.watch.faults]
     jobs = [job for job in jobs if job.name not in batch.watch.faults]
-    unreadable: queue.SimpleQueue[tuple[int, Exception]] = queue.SimpleQueue()
     pending: list[tuple[JobResult, TableRows | None]] = []
 
     def finish(picture: Picture) -> tuple[JobResult, TableRows]:
@@ -258,17 +278,10 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
         work = partial(finish_picture, job, picture, batch.outputs)
         return batch.attempt(job, work), picture.rows
 
-    def refuse(index: int, error: Exception) -> None:
-        unreadable.put((index, error))
-
-    def refuse_all(frames: FrameBatch, error: Exception) -> None:
-        for index in frames.frames:
-            refuse(int(index), error)
+    def refuse(job: Job, error: Exception) -> None:
+        pending.append((batch.attempt(job, partial(_raise, error)), None))
 
     def flush() -> Iterator[JobResult]:
-        while not unreadable.empty():
-            index, error = unreadable.get()
-            pending.append((batch.attempt(jobs[index], partial(_raise, error)), None))
         rows.add([own for result, own in pending if own and result.status == "ok"])
         if pending:
             batch.record(*[(result, describe_picture(result, batch)) for result, _ in pending])
@@ -277,15 +290,19 @@ def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> It
 
     last_flush_s = time.monotonic()
     for job in faulty:
-        error = InputError(*batch.watch.faults[job.name])
-        pending.append((batch.attempt(job, partial(_raise, error)), None))
+        refuse(job, InputError(*batch.watch.faults[job.name]))
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
-        pictures = read_pictures(jobs, batch.analyzer, refuse, batch.watch.begin)
-        analyzed = batch.analyzer.stream(pictures, fail=refuse_all)
-        for group in stack.enter_context(closing(analyzed)):
-            pending.extend(pool.map(finish, split_pictures(group, jobs)))
-            batch.progress.advance(len(group.frames))
+        pictures = read_pictures(jobs, batch.analyzer, batch.watch.begin)
+        for item in stack.enter_context(closing(stream(batch.analyzer, pictures))):
+            if isinstance(item, AnalyzedBatch):
+                pending.extend(pool.map(finish, split_pictures(item, jobs)))
+                batch.progress.advance(len(item.frames))
+            elif isinstance(item, Failed):
+                for position in item.frames:
+                    refuse(jobs[position], item.error)
+            else:
+                refuse(jobs[item.position], item.error)
             waited_s = time.monotonic() - last_flush_s
             if len(pending) >= PICTURES_A_PART or waited_s > SECONDS_A_PART:
                 yield from flush()

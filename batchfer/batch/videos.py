@@ -11,23 +11,24 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import numpy as np
 import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, read_frames
 from batchfer.analysis.linker import FaceLinker
+from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.parts import VideoParts
 from batchfer.batch.records import recall_result
 from batchfer.batch.worker import Batch, Progress, Watch, describe_run
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.files import describe_source, publish_folder, work_folder
-from batchfer.media.clock import MENDS
+from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
+from batchfer.processes import HelperDiedError
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.drawing_process import DrawingProcess
 from batchfer.results.folder import draw_video, keep_others, mark_files, renew_video, write_facts
@@ -146,6 +147,35 @@ def _run_together(jobs: Sequence[Job], batch: Batch) -> Generator[JobResult]:
             nobody_listens.set()
 
 
+class End(NamedTuple):
+    """The end of a clip in the stream, behind its last frame, and what ended it too early."""
+
+    clip: "Clip"
+    error: Exception | None
+
+
+def read_clips(
+    jobs: Sequence[Job], batch: Batch, opened: "deque[Clip]"
+) -> Iterator["FrameBatch | Clip | End"]:
+    """Yield each video as a `Clip`, its frames, and its `End`; runs ahead, in another thread.
+
+    Args:
+        jobs: The videos.
+        batch: What the jobs share.
+        opened: Gets each clip before its file is touched.
+    """
+    for job in jobs:
+        batch.watch.begin(job.name)
+        clip, failure = Clip(job, batch), None
+        opened.append(clip)
+        yield clip
+        try:
+            yield from clip.read()
+        except Exception as error:  # whatever a file raises ends that file
+            failure = error
+        yield End(clip, failure)
+
+
 def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]:
     """Yield each video in its order as soon as it is analyzed, or has failed, to be finished.
 
@@ -153,110 +183,89 @@ def analyze_clips(jobs: Sequence[Job], batch: Batch) -> Generator["Clip | None"]
     that no core waits for the end of one. Where the stream itself fails, those in hand are tried
     again, each alone.
     """
-    clips: deque[Clip] = deque()
+    opened: deque[Clip] = deque()
     n_left = 0
     since = time.monotonic()
-
-    def read() -> Iterator[FrameBatch]:
-        for number, job in enumerate(jobs):
-            batch.watch.begin(job.name)
-            clip = Clip(job, number, batch)
-            clips.append(clip)
-            yield from clip.read()
-
-    def fail(frames: FrameBatch, error: Exception) -> None:
-        clips[frames.clip - clips[0].number].fail(error)
-
-    def leave() -> Clip:
-        """Return the first clip, whose turn is over."""
-        nonlocal since, n_left
-        n_left += 1
-        clip = clips.popleft().begin(since)
-        since = time.monotonic()
-        return clip
-
     try:
-        with closing(
-            batch.analyzer.stream(read(), batch.analyzer.options.detect_every, fail)
-        ) as analyzed:
-            for part in analyzed:
-                if len(part.frames):
-                    clips[0].begin(since).add(part)
-                yield None if len(part.frames) else leave()
+        with closing(stream(batch.analyzer, read_clips(jobs, batch, opened))) as items:
+            for item in items:
+                if isinstance(item, AnalyzedBatch):
+                    opened[0].begin(since).add(item)
+                elif isinstance(item, Failed):
+                    opened[0].fail(item.error)
+                elif isinstance(item, End):
+                    item.clip.fail(item.error)
+                    n_left += 1
+                    yield opened.popleft().begin(since)
+                    since = time.monotonic()
+                yield None
         return
     except Exception as error:
-        alone, rest = jobs[n_left : n_left + len(clips)], jobs[n_left + len(clips) :]
-        if not clips and not (n_left and rest):
+        alone, rest = jobs[n_left : n_left + len(opened)], jobs[n_left + len(opened) :]
+        if not opened and not (n_left and rest):
             raise
         if len(jobs) == 1:
-            clips[0].fail(error)
-            yield leave()
+            clip = opened.popleft().begin(since)
+            clip.fail(error)
+            yield clip
             return
         logger.debug("the stream of frames failed", exc_info=True)
     finally:
-        while clips:
-            clips.popleft().abandon()
+        while opened:
+            opened.popleft().abandon()
     for job in alone:
         yield from analyze_clips([job], batch)
     if rest:
         yield from analyze_clips(rest, batch)
 
 
+class Source(NamedTuple):
+    """What a clip reads from, and where it keeps what is known of it."""
+
+    reader: VideoReader
+    folder: Path
+    parts: VideoParts
+
+
 class Clip:
     """One video of a batch on its way from the file to its result folder.
 
-    `read` runs in the thread that decodes, which is ahead; `begin` and `add` where its frames come
-    in their turn. Whatever one of them raises is kept and raised by `finish`.
+    `read` runs in the thread that decodes, which is ahead; `begin`, `add` and `fail` where its
+    frames come in their turn, and `finish` behind them.
     """
 
-    def __init__(self, job: Job, number: int, batch: Batch) -> None:
-        """Remember what is to be done; nothing is touched yet.
-
-        Args:
-            job: The job.
-            number: The number that its frames get as theirs.
-            batch: What the jobs share.
-        """
+    def __init__(self, job: Job, batch: Batch) -> None:
+        """Remember what is to be done; nothing is touched yet."""
         self.job = job
-        self.number = number
         self.started: float | None = None
         """The time of `time.monotonic` at which its turn came."""
         self._batch = batch
         self._error: Exception | None = None
         self._open = ExitStack()
+        self._source: Source | None = None
         self._drawing: DrawingProcess | None = None
         self._linker = FaceLinker(batch.analyzer)
 
     def read(self) -> Iterator[FrameBatch]:
-        """Open the file and yield its frames, after those that an earlier run has done.
-
-        An empty batch at the end, however it comes, tells that its turn is over.
-        """
+        """Open the file and yield its frames, after those that an earlier run has done."""
         batch, name = self._batch, self.job.name
-        try:
-            if name in batch.watch.faults:
-                raise InputError(*batch.watch.faults[name])
-            options = batch.analyzer.options
-            self._reader = self._open.enter_context(
-                VideoReader(self.job.source, options.max_pixels)
-            )
-            parts = self._open.enter_context(work_folder(batch.output, name))
-            self._folder = parts / "result"
-            shutil.rmtree(self._folder, ignore_errors=True)  # left by a run that was killed
-            self._folder.mkdir()
-            key = {**batch.marks[name], "settings": batch.settings.numbers}
-            self._done = VideoParts(parts, key)
-            self._done.restore(self._linker)
-            for frames in read_frames(self._reader, batch.analyzer, self._done.next_frame):
-                if self._error is not None:
-                    break
-                yield replace(frames, clip=self.number)
-        except Exception as error:
-            self.fail(error)
-        nothing = np.zeros((0, 1, 1, 3), np.uint8)
-        yield FrameBatch(nothing, np.zeros(0, np.int64), np.zeros(0), self.number)
+        if name in batch.watch.faults:
+            raise InputError(*batch.watch.faults[name])
+        reader = VideoReader(self.job.source, batch.analyzer.options.max_pixels)
+        self._open.enter_context(reader)
+        own = self._open.enter_context(work_folder(batch.output, name))
+        folder = own / "result"
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+        folder.mkdir()
+        parts = VideoParts(own, {**batch.marks[name], "settings": batch.settings.numbers})
+        parts.restore(self._linker)
+        self._source = Source(reader, folder, parts)
+        for frames in read_frames(reader, batch.analyzer, parts.next_frame):
+            if self._error is not None:
+                break
+            yield frames
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: Exception | None) -> None:
         """Let this be why it fails, unless it has failed before."""
         self._error = self._error or error
 
@@ -269,43 +278,39 @@ class Clip:
         if self.started is not None:
             return self
         self.started = since
-        if self._error is None:
+        if self._error is None and self._source is not None:
             try:
-                self._prepare()
+                self._prepare(self._source)
             except Exception as error:
                 self.fail(error)
         return self
 
-    def _prepare(self) -> None:
-        batch, info = self._batch, self._reader.info
+    def _prepare(self, source: Source) -> None:
+        batch, info = self._batch, source.reader.info
         batch.progress.begin_file(self.job.name, estimate_frames(info, batch.analyzer.options))
-        batch.progress.advance(self._done.n_frames)
+        batch.progress.advance(source.parts.n_frames)
         # What an earlier run has analyzed is drawn from its table, and so is all of that video.
-        if batch.drawing is not None and not self._done.n_frames:
-            with suppress(ChildProcessError):  # then it is drawn afterwards
+        if batch.drawing is not None and not source.parts.n_frames:
+            with suppress(HelperDiedError):  # then it is drawn afterwards
                 self._drawing = self._open.enter_context(batch.drawing.lend())
-            self._draw("begin", self._path, info, self.job.source)
-
-    @property
-    def _path(self) -> Path:
-        return self._folder / DRAWING_NAME
+            self._draw("begin", source.folder / DRAWING_NAME, info, self.job.source)
 
     def _draw(self, step: str, *arguments: Any) -> None:
         """Do a step of drawing it; if the process is gone, it is drawn afterwards instead."""
         if self._drawing is not None:
             try:
                 getattr(self._drawing, step)(*arguments)
-            except ChildProcessError as death:
+            except HelperDiedError as death:
                 logger.debug("%s: %s", self.job.name, death)
                 self._drawing = None
 
     def add(self, part: AnalyzedBatch) -> None:
         """Link, keep and draw the faces of the next frames."""
-        if self._error is not None:
+        if self._error is not None or self._source is None:
             return
         try:
             table = self._linker.link(part)
-            self._done.add(part.frames, table, self._linker)
+            self._source.parts.add(part.frames, table, self._linker)
             self._draw("put", part.frames, table)
         except Exception as error:
             self.fail(error)
@@ -322,30 +327,32 @@ class Clip:
         with self._open:
             if self._error is not None:
                 raise self._error
-            job, batch, folder, reader = self.job, self._batch, self._folder, self._reader
+            assert self._source is not None, "it was read to its end"
+            job, batch, (reader, folder, parts) = self.job, self._batch, self._source
             self._draw("end", reader.end_s)
-            table = assign_people(self._done.join(), self._linker.join_people())
+            table = assign_people(parts.join(), self._linker.join_people())
             write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
             facts = describe_video(reader, table, batch, result)
             timeline = Timeline(reader.info, table)
             if self._drawing is None:
-                self._draw_afterwards(timeline)
+                self._draw_afterwards(timeline, folder)
             events = batch.events.get(job.name)
             batch.write(folder, timeline, facts, job.source, batch.outputs, events)
             if self._drawing is not None:
                 self._draw("finish")
                 if self._drawing is None:
-                    self._draw_afterwards(timeline)
+                    self._draw_afterwards(timeline, folder)
             write_facts(folder, facts)
             keep_others(job.destination, folder)
             publish_folder(folder, job.destination, holds_result(job, batch.journal))
             return result
 
-    def _draw_afterwards(self, timeline: Timeline) -> None:
+    def _draw_afterwards(self, timeline: Timeline, folder: Path) -> None:
         outputs, options = self._batch.outputs, asdict(self._batch.analyzer.options)
         if outputs.annotate:
-            draw_video(self.job.source, timeline, self._path, outputs.blur_faces, options)
+            path = folder / DRAWING_NAME
+            draw_video(self.job.source, timeline, path, outputs.blur_faces, options)
 
     def abandon(self) -> None:
         """Close everything without an outcome; what is on disk is for the next run."""
@@ -355,7 +362,7 @@ class Clip:
 
 def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobResult:
     """Return the outcome of a video that was analyzed to its end."""
-    loss = reader.loss()
+    loss = reader.losses.explain()
     reason, detail = loss or (None, "")
     return JobResult(
         job,
@@ -366,7 +373,7 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
         n_faces=int(table["face_id"].notna().sum()),
         n_people=int(table["person"].nunique()),
         emotion=find_emotion(table),
-        facts={"first_bad_s": reader.first_flaw_s} if loss else {},
+        facts={"first_bad_s": reader.losses.first_flaw_s} if loss else {},
     )
 
 
@@ -374,7 +381,7 @@ def describe_video(
     reader: VideoReader, table: pd.DataFrame, batch: Batch, result: JobResult
 ) -> dict[str, Any]:
     """Return the content of ``run.json``: what was read, with what, and what came out."""
-    info = reader.info
+    info, losses = reader.info, reader.losses
     faces = table["face_id"].notna()
     return {
         "batchfer": __version__,
@@ -391,6 +398,7 @@ def describe_video(
             "duration_s": info.duration_s,
             "end_s": reader.end_s,
             "rotation": info.rotation,
+            "scaled_from": info.scaled_from,
             "has_audio": info.has_audio,
             "codec": info.codec,
         },
@@ -399,13 +407,13 @@ def describe_video(
             "decoded": reader.n_decoded,
             "analyzed": result.n_frames,
             "with_face": int(table.loc[faces, "frame"].nunique()),
-            "corrupt": reader.n_corrupt,
-            "first_bad_s": reader.first_bad_s,
-            "missing_s": reader.gaps if reader.first_bad_s is not None else [],
+            "corrupt": losses.n_corrupt,
+            "first_bad_s": losses.first_bad_s,
+            "missing_s": losses.gaps if losses.first_bad_s is not None else [],
             "mended": {
-                "count": sum(reader.mends.values()),
-                "first_s": reader.first_mended_s,
-                "how": {MENDS[kind]: count for kind, count in reader.mends.items()},
+                "count": losses.n_mended,
+                "first_s": losses.first_mended_s,
+                "how": {MENDS[kind]: count for kind, count in losses.mends.items()},
             },
         },
         "blur_faces": batch.outputs.blur_faces,

@@ -4,14 +4,17 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from batchfer import __version__
 from batchfer.cli.flags import Inputs, Only, Output, People, Results, Without, takes
 from batchfer.cli.output import BatchSummary, ProgressBars, Stdout, format_plan, set_up_logging
 from batchfer.errors import BatchferError, ExitCode, UsageError, one_line
+from batchfer.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, display_name
 from batchfer.options import (
     OF_TIME,
     OF_VIDEOS,
@@ -27,8 +30,28 @@ if TYPE_CHECKING:
     from batchfer.batch.jobs import Kind
 
 
+class Commands(TyperGroup):
+    """The commands; a file in the place of one is told which of them takes it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that the first word names.
+
+        Raises:
+            UsageError: It is a file or a folder.
+        """
+        path = Path(args[0])
+        if self.get_command(ctx, args[0]) is None and (path.exists() or path.suffix):
+            takers = [] if path.suffix.lower() in VIDEO_SUFFIXES else ["images"]
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                takers.insert(0, "video")
+            told = " or ".join(f"`batchfer {taker} {quote(args[0])}`" for taker in takers)
+            raise UsageError(f"{display_name(path)} is no command: type {told}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="batchfer",
+    cls=Commands,
     help="Facial emotions in video and images: timelines, annotated videos, reports.",
     no_args_is_help=True,
     add_completion=False,
@@ -279,7 +302,7 @@ def evaluate(
 def models() -> None:
     """List the models at hand with their figures, and check their files."""
     from batchfer.emotions.card import list_model_folders, read_card
-    from batchfer.files import display_name, hash_file
+    from batchfer.files import hash_file
 
     damaged = False
     seen: set[str] = set()

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import NoReturn
 
 from batchfer.cli.commands import app
-from batchfer.errors import BatchferError, ExitCode, MachineError
+from batchfer.cli.output import tell_repeats
+from batchfer.errors import BatchferError, ExitCode, MachineError, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,22 @@ def run_command(command: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is None and _is_stdout_broken():
+            full = OutputError(f"standard output: cannot write, {error.strerror}")
+            return _fail(full, full.exit_code)
         if logger.isEnabledFor(logging.DEBUG):
             logger.exception("unexpected error")
         problem = f"internal error: {type(error).__name__}: {error} (-v shows where)"
         return _fail(RuntimeError(problem), ExitCode.BUG)
+
+
+def _is_stdout_broken() -> bool:
+    """Return whether not even an empty line can be written to standard output."""
+    try:
+        print(flush=True)  # noqa: T201
+    except OSError:
+        return True
+    return False
 
 
 def _interrupted(how: str) -> str:
@@ -87,6 +100,8 @@ def main() -> NoReturn:
     _open_closed_streams()
     _catch_signals()
     code = run_command(app)
+    with suppress(OSError):  # nobody reads it
+        tell_repeats()
     # Python leaves by the signal, whatever code it is given, if an interruption went through an
     # `exec`, as loading libraries has many; and threads of libraries that it meets while it cleans
     # up abort it now and then.

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +18,6 @@ from batchfer.options import Telling
 if TYPE_CHECKING:
     from batchfer.batch.estimate import Plan
     from batchfer.schema import JobResult
-
-logger = logging.getLogger(__name__)
 
 
 class ProgressBars:
@@ -227,10 +226,40 @@ class Stdout:
             raise OutputError(f"standard output: cannot write, {self._error.strerror}")
 
 
+class _RepeatFilter(logging.Filter):
+    """Lets the first of several warnings of one text through, and counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno != logging.WARNING:
+            return True
+        text = record.getMessage()
+        self.counts[text] += 1
+        return self.counts[text] == 1
+
+
+_repeats = _RepeatFilter()
+
+
 def set_up_logging(telling: Telling) -> None:
-    """Let warnings reach stderr, or all that is logged, or errors alone."""
+    """Let warnings reach stderr, each text once, or all that is logged, or errors alone."""
     level = logging.DEBUG if telling.verbose else logging.WARNING
     if telling.quiet:
         level = logging.ERROR
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logger.setLevel(level)
+    handler = logging.StreamHandler()
+    handler.addFilter(_repeats)
+    logging.basicConfig(
+        format="%(levelname)s: %(message)s", level=logging.WARNING, handlers=[handler]
+    )
+    logging.getLogger("batchfer").setLevel(level)
+
+
+def tell_repeats() -> None:
+    """Say how often each warning came that came more than once."""
+    for text, n_times in _repeats.counts.items():
+        if n_times > 1:
+            typer.echo(f"WARNING: {n_times} times in all: {text}", err=True)
+    _repeats.counts.clear()

@@ -58,6 +58,11 @@ CLOSE_REFINEMENT_THRESHOLD = 0.05
 CLOSE_OUTPUT_THRESHOLD = 0.01
 CLOSE_FACE_THRESHOLD = 0.85
 CLOSE_LOOKS = 6
+# It is for pictures cut tightly around a face, so a face that it finds has to fill the picture: the
+# longer side of its box, over the picture's shorter side, is 0.95 or more in all of 124 held-out
+# pictures of RAF-DB and, but for one in 64 (0.71), 0.8 or more in FER2013's, enlarged. What it
+# takes for a face in flowers, dogs, number plates and motorcycles has 0.03 to 0.66.
+CLOSE_LEAST_SHARE = 0.75
 
 # Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
 # pixels of a level that are made at once, and pixels and crops that go through a network at once,
@@ -213,8 +218,8 @@ class Detector:
 
         In a picture cut tightly around a face the first networks see more edge than face, and their
         box is too far off for a good score of the last. So the second network passes more there,
-        and the last looks again and again where it has moved a box to. Frames
-        of a clip have their neighbours instead.
+        and the last looks again and again where it has moved a box to. Only a face that fills its
+        picture counts then. Frames of a clip have their neighbours instead.
         """
         faces = self.detect(images)
         empty = np.setdiff1d(np.arange(len(images)), faces.image_index)
@@ -238,6 +243,7 @@ class Detector:
             faces = self._locate_faces(frames, index, boxes)
             if closely:
                 faces = self._look_again(frames, faces)
+                faces = faces.select(_fill_frame(faces.boxes, height, width))
         least = max(self.face_threshold, CLOSE_FACE_THRESHOLD) if closely else self.face_threshold
         faces = faces.select(faces.scores > least)
         keep = suppress_overlaps(faces.boxes, faces.scores, faces.image_index, OVERLAP, "min")
@@ -421,6 +427,13 @@ def _move_boxes(boxes: Any, regression: Any) -> Any:
     """Move the edges of boxes by fractions of their sides, counted with both edge pixels."""
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     return boxes + regression * np.concatenate([sides, sides], axis=1)
+
+
+def _fill_frame(boxes: Floats, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Return which boxes ``(N, 4)`` are large enough to be faces of a picture cut tightly."""
+    visible = clip_boxes(boxes, width, height)
+    longer = (visible[:, 2:] - visible[:, :2]).max(axis=1)
+    return np.asarray(longer >= CLOSE_LEAST_SHARE * min(height, width), np.bool_)
 
 
 def _clip_faces(faces: FaceDetections, height: int, width: int) -> FaceDetections:

@@ -58,23 +58,30 @@ class Neighbours:
 
 
 def introduce_neighbours(
-    batches: Iterator[tuple[FrameBatch, Any]],
-) -> Iterator[tuple[FrameBatch, Any, Neighbours]]:
+    items: Iterator[tuple[Any, Any]],
+) -> Iterator[tuple[Any, Any, Neighbours | None]]:
     """Yield pairs of frames and tensor with what each shares with those of its clip around it.
 
-    The batches are to be begun in this order: each waits for what the one before hands on.
+    Whatever is no batch of frames of a clip is passed on, and parts those around it. The batches
+    are to be begun in this order: each waits for what the one before hands on.
     """
-    first, here = None, next(batches, None)
+    first, here = None, next(items, None)
     while here is not None:
-        # An empty batch, which ends a clip, is not kept until the next clip begins.
-        upcoming = next(batches, None) if len(here[0]) else None
-        after = upcoming[0] if upcoming is not None and len(upcoming[0]) else None
-        if after is not None and after.clip != here[0].clip:
-            after = None
+        if not _is_of_clip(here[0]):
+            # Not kept until what follows it is there.
+            yield *here, None
+            here = next(items, None)
+            continue
+        upcoming = next(items, None)
+        after = upcoming[0] if upcoming is not None and _is_of_clip(upcoming[0]) else None
         handed: Future[FaceDetections] = Future()
         yield *here, Neighbours(first, after, handed)
         first = None if after is None else handed
-        here = upcoming or next(batches, None)
+        here = upcoming
+
+
+def _is_of_clip(item: object) -> bool:
+    return isinstance(item, FrameBatch) and not item.are_stills
 
 
 def detect_between(

@@ -9,8 +9,12 @@ from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.stream import VideoStream
 
-from batchfer.media.containers import find_video_stream, open_container
+from batchfer.media.containers import find_video_stream, open_container, to_seconds, to_ticks
+from batchfer.media.losses import Losses
 
 logger = logging.getLogger(__name__)
 
@@ -24,29 +28,25 @@ of the container agrees with it."""
 MAX_CLAIM_S = 366 * 24 * 3600.0
 """A container that claims to last longer is not believed."""
 
-
-MENDS = {
-    "start": "the clip begins at 0 s, not where its first frame says",
-    "astray": "a frame whose time is out of order is shown half a frame after the one before",
-    "anew": "where times start anew or leap, they run on from the frame before",
-}
-"""What is done to times that cannot be right."""
-
 _TIMELESS = ("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "dv", "mjpeg", "vc1", "obu")
 """Containers without a length of their own; what FFmpeg makes up is no claim."""
 
 
-def read_claimed_end(container: Any, stream: Any) -> Fraction | None:
+_DECODING_TIMES = ("avi", "asf", "asf_o", "mpegvideo", "m4v")
+"""Containers that store when pictures are decoded, not when they are shown."""
+
+
+def read_claimed_end(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Return the last time that a container claims to have in s, before its start is subtracted."""
     if container.format.name in _TIMELESS:
         return None
     if stream.duration is not None and stream.duration > 0:
-        end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+        end = to_seconds((stream.start_time or 0) + stream.duration, stream.time_base)
     elif container.duration is not None and container.duration > 0:
         end = Fraction((container.start_time or 0) + container.duration, av.time_base)
     else:
         return None
-    return Fraction(end) if end <= MAX_CLAIM_S else None
+    return end if end <= MAX_CLAIM_S else None
 
 
 def read_index(path: Path, max_pixels: int, end: Fraction) -> list[Fraction]:
@@ -59,10 +59,10 @@ def read_index(path: Path, max_pixels: int, end: Fraction) -> list[Fraction]:
         stream = find_video_stream(container)
         try:
             # Matroska's index lies at the end, and is read when somebody jumps.
-            container.seek(round(end / stream.time_base), stream=stream)
+            container.seek(to_ticks(end, stream.time_base), stream=stream)
         except av.FFmpegError as error:
             logger.debug("seek to %s: %s", end, error)
-        return [Fraction(entry.timestamp) * stream.time_base for entry in stream.index_entries]
+        return [to_seconds(entry.timestamp, stream.time_base) for entry in stream.index_entries]
 
 
 class Clock:
@@ -70,16 +70,25 @@ class Clock:
 
     def __init__(
         self,
-        origin: Fraction = Fraction(0),
-        fps: Fraction | None = None,
-        stream: Any = None,
-        claimed_end: Fraction | None = None,
-        read_index: Callable[[Fraction], list[Fraction]] = lambda _: [],
+        losses: Losses,
+        origin: Fraction,
+        fps: Fraction | None,
+        stream: VideoStream,
+        claimed_end: Fraction | None,
+        read_index: Callable[[Fraction], list[Fraction]],
     ) -> None:
-        """Start before the first frame of a stream."""
+        """Start before the first frame of a stream.
+
+        Args:
+            losses: Where mended times are counted.
+            origin: The container's start in s.
+            fps: The rate that the container states.
+            stream: The video.
+            claimed_end: What `read_claimed_end` returns.
+            read_index: `read_index` of this file.
+        """
         self.origin = origin
-        self.mends: dict[str, int] = {}
-        self.first_mended_s: float | None = None
+        self._losses = losses
         self._claimed_end = claimed_end
         self._claimed_end_s = -math.inf if claimed_end is None else float(claimed_end - origin)
         self._read_index = read_index
@@ -88,49 +97,49 @@ class Clock:
         self.varies = False
         self.end_s = 0.0
         self._first_step_s: float | None = None
+        self._last_step_s = self.step_s
         self._shift_s = 0.0
-        self._stream_start: int | None = None
+        self.by_decoding_times = stream.container.format.name in _DECODING_TIMES
+        self._decoding_delay: int | None = None
+        self._first_ticks = stream.start_time
         self._stream_end_s = math.inf
-        if stream is not None:
-            self._stream_start = stream.start_time
-            if stream.duration is not None and stream.duration > 0:
-                ticks = (stream.start_time or 0) + stream.duration
-                self._stream_end_s = float(ticks * stream.time_base - origin)
+        if stream.duration is not None and stream.duration > 0:
+            ticks = (stream.start_time or 0) + stream.duration
+            self._stream_end_s = float(to_seconds(ticks, stream.time_base) - origin)
         self._begun = False
         self.restart()
 
     def restart(self) -> None:
         """Forget the frames so far, as after a jump."""
         self._last_s: float | None = None
-        self._n_astray = 0
-        self._decoding_delay = 0
 
-    def read(self, frame: Any) -> float:
-        """Return the time of the next frame in order."""
-        time_s = self._read_raw(frame) + self._shift_s
+    def begin(self, packet: "Packet[Any]") -> None:
+        """Learn where the stream starts, if the container does not say, from its first packet."""
+        if self._first_ticks is None:
+            self._first_ticks = packet.pts if packet.dts is None else packet.dts
+
+    def read(self, frame: av.VideoFrame, peek: Callable[[], av.VideoFrame | None]) -> float:
+        """Return the time of the next frame in order; ``peek`` returns the one that follows it."""
+        self._choose_times(frame)
+        time_s = self._read_raw(frame)
+        if time_s is None:
+            time_s = self._last_s + self._step() if self._last_s is not None else 0.0
+        else:
+            time_s += self._shift_s
         if not self._begun and not (0 <= time_s <= MAX_GAP_S or self._is_claimed(0.0, time_s)):
             # The container misstates its start; the picture begins with the clip.
             self._shift_s, time_s = -time_s, 0.0
-            self._count_mend("start", time_s)
+            self._losses.add_mend("start", time_s)
         self._begun = True
         last_s = self._last_s
         if last_s is not None:
-            if last_s <= time_s <= last_s + MAX_GAP_S or self._is_claimed(last_s, time_s):
-                self._n_astray = 0
-            elif self._n_astray == 0:
-                # One frame out of order, as behind a damaged part, is shown where it comes.
-                self._n_astray = 1
-                time_s = last_s + self.step_s / 2
-                self._count_mend("astray", time_s)
-            else:
-                # Joined recordings start anew in the middle; the clock runs on.
-                self._shift_s += last_s + self.step_s - time_s
-                time_s = last_s + self.step_s
-                self._count_mend("anew", time_s)
+            if not self._follows(last_s, time_s):
+                time_s = self._mend(last_s, time_s, peek())
             if self._first_step_s is None:
                 self._first_step_s = time_s - last_s
             elif abs(time_s - last_s - self._first_step_s) > 0.002:
                 self.varies = True
+            self._last_step_s = time_s - last_s
         self._last_s = time_s
         self.end_s = time_s + self._read_duration(frame, time_s)
         # An edit list may cut the last frame short; a stream that ends before it is not believed.
@@ -138,10 +147,27 @@ class Clock:
             self.end_s = self._stream_end_s
         return time_s
 
-    def _count_mend(self, how: str, time_s: float) -> None:
-        self.mends[how] = self.mends.get(how, 0) + 1
-        if self.first_mended_s is None:
-            self.first_mended_s = time_s
+    def _follows(self, last_s: float, time_s: float) -> bool:
+        """Return whether a frame may have this time after one at ``last_s``."""
+        return last_s < time_s <= last_s + MAX_GAP_S or self._is_claimed(last_s, time_s)
+
+    def _mend(self, last_s: float, time_s: float, following: av.VideoFrame | None) -> float:
+        """Return the time of a frame whose own does not follow the last one."""
+        next_s = None if following is None else self._read_raw(following)
+        if next_s is None or self._follows(last_s, next_s + self._shift_s):
+            # One frame out of order, as behind a damaged part, is shown where it comes.
+            mended_s = last_s + self.step_s / 2
+            self._losses.add_mend("astray", mended_s)
+            return mended_s
+        mended_s = last_s + self._step()
+        self._shift_s += mended_s - time_s
+        self._losses.add_mend("joined" if time_s < last_s else "leap", mended_s)
+        return mended_s
+
+    def _step(self) -> float:
+        """Return how long a frame lasts that does not say it, in seconds."""
+        # The average rate that FFmpeg makes of decoding times may be any.
+        return self._last_step_s if self.by_decoding_times else self.step_s
 
     def _is_claimed(self, last_s: float, time_s: float) -> bool:
         """Return whether the container as a whole knows of so long a time without a frame.
@@ -163,24 +189,39 @@ class Clock:
         marks_s = sorted(float(time - self.origin) for time in [*times, self._claimed_end])
         return float(np.diff(marks_s, prepend=min(marks_s[0], 0.0)).max())
 
-    def guess(self, packet: Any) -> float:
+    def time_packet(self, packet: "Packet[Any]") -> float:
         """Return the time of a packet that may give no frame, where the clock stands if unknown."""
         ticks = packet.pts if packet.pts is not None else packet.dts
         if ticks is None:
             return self.end_s
-        return float(ticks * packet.time_base - self.origin) + self._shift_s
+        return float(to_seconds(ticks, packet.time_base) - self.origin) + self._shift_s
 
-    def _read_raw(self, frame: Any) -> float:
-        if frame.pts is not None:
-            return float(frame.pts * frame.time_base - self.origin)
-        if frame.dts is not None:
-            # AVI stores decoding times alone; they run ahead of the first picture shown.
-            if self._last_s is None and self._stream_start is not None:
-                self._decoding_delay = frame.dts - self._stream_start
-            return float((frame.dts - self._decoding_delay) * frame.time_base - self.origin)
-        return 0.0 if self._last_s is None else self._last_s + self.step_s - self._shift_s
+    def _choose_times(self, frame: av.VideoFrame) -> None:
+        """Choose by which times frames are told, given the next one.
 
-    def _read_duration(self, frame: Any, time_s: float) -> float:
-        duration_s = float(frame.duration * frame.time_base) if frame.duration else self.step_s
+        Decoding times rise by a frame with each picture that leaves the decoder, whatever its
+        place in the file, but run ahead by what a decoder keeps to sort. FFmpeg also gives some
+        pictures of a stream that has no other times (those that no other refers to) a presentation
+        time, which is none: once a picture came without, all are told by decoding times.
+        """
+        if frame.dts is None:
+            return
+        self.by_decoding_times |= frame.pts is None
+        if self._decoding_delay is None:
+            start = self._first_ticks if frame.pts is None else frame.pts
+            is_first = self._last_s is None and start is not None
+            self._decoding_delay = frame.dts - start if is_first and start is not None else 0
+
+    def _read_raw(self, frame: av.VideoFrame) -> float | None:
+        """Return the time that a frame has in its file, None if it has none."""
+        ticks = frame.pts
+        if self.by_decoding_times:
+            ticks = None if frame.dts is None else frame.dts - (self._decoding_delay or 0)
+        return None if ticks is None else float(to_seconds(ticks, frame.time_base) - self.origin)
+
+    def _read_duration(self, frame: av.VideoFrame, time_s: float) -> float:
+        duration_s = self.step_s
+        if frame.duration:
+            duration_s = float(to_seconds(frame.duration, frame.time_base))
         is_fine = duration_s <= MAX_GAP_S or self._is_claimed(time_s, time_s + duration_s)
         return duration_s if duration_s > 0 and is_fine else self.step_s

@@ -4,9 +4,13 @@ import os
 import stat
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, cast
 
 import av
+from av.container import InputContainer
+from av.container.core import Flags
+from av.stream import Disposition
+from av.video.stream import VideoStream
 
 from batchfer.errors import InputError, Reason, one_line
 from batchfer.schema import MediaInfo
@@ -24,6 +28,9 @@ VIDEO_FORMATS = (
 )
 """Containers that may be opened. Playlists, scripts and picture sequences open other files and are
 left out; audio is in, so that a sound file is told apart from a file that is no media at all."""
+
+RAW_FORMATS = ("h264", "hevc", "mpegvideo", "m4v", "vc1", "obu", "mjpeg")
+"""Streams without a container: they have no times, FFmpeg counts 25 frames/s whatever they say."""
 
 ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
 VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"0&\xb2u")
@@ -110,7 +117,7 @@ def _read_ebml_size(file: BinaryIO) -> int | None:
     return None if size == (1 << 7 * (n_more + 1)) - 1 else size
 
 
-def open_container(path: Path, max_pixels: int, **options: str) -> Any:
+def open_container(path: Path, max_pixels: int, **options: str) -> InputContainer:
     """Open a container by absolute path; nothing in it can open another file or the network."""
     try:
         container = av.open(
@@ -124,7 +131,7 @@ def open_container(path: Path, max_pixels: int, **options: str) -> Any:
     except (av.FFmpegError, ValueError) as error:
         raise _explain_open(path, error) from error
     # Without this, containers that store no presentation times (AVI) get wrong ones made up.
-    container.flags &= ~av.container.Flags.gen_pts.value
+    container.flags &= ~cast(int, Flags.gen_pts.value)
     return container
 
 
@@ -148,19 +155,31 @@ def _explain_open(path: Path, error: Exception) -> InputError:
     return InputError(Reason.NOT_MEDIA, "not a video in a known format")
 
 
-def find_video_stream(container: Any) -> Any:
+def find_video_stream(container: InputContainer) -> VideoStream:
     """Return the stream to analyze: the default one, else the first. Cover art is no video."""
-    disposition = av.stream.Disposition
-    streams = [s for s in container.streams.video if not s.disposition & disposition.attached_pic]
+    videos = container.streams.video
+    streams = [s for s in videos if Disposition.attached_pic not in s.disposition]
     if not streams:
         raise InputError(Reason.NO_VIDEO_STREAM, "the file holds no video")
-    stream = next((s for s in streams if s.disposition & disposition.default), streams[0])
+    stream = next((s for s in streams if Disposition.default in s.disposition), streams[0])
     if stream.codec_context is None:
         raise InputError(Reason.UNSUPPORTED, "no decoder for the video in the file")
     return stream
 
 
-def find_origin(container: Any, stream: Any) -> Fraction:
+def to_seconds(ticks: int, time_base: Fraction | None) -> Fraction:
+    """Return a time of a stream, packet or frame in seconds."""
+    assert time_base is not None, "FFmpeg gives every stream a tick"
+    return ticks * time_base
+
+
+def to_ticks(seconds: Fraction | float, time_base: Fraction | None) -> int:
+    """Return a time in seconds in the ticks of a stream."""
+    assert time_base is not None, "FFmpeg gives every stream a tick"
+    return round(Fraction(seconds) / time_base)
+
+
+def find_origin(container: InputContainer, stream: VideoStream) -> Fraction:
     """Return the time of the container's start in seconds, from which players count.
 
     Sound often begins a little before zero, with samples that players drop; the picture then still
@@ -175,14 +194,16 @@ def find_origin(container: Any, stream: Any) -> Fraction:
         return min(starts, default=Fraction(0))
     origin = Fraction(container.start_time, av.time_base)
     if origin < 0:
-        own = 0 if stream.start_time is None else stream.start_time * stream.time_base
-        return min(Fraction(own), Fraction(0))
+        own = to_seconds(stream.start_time or 0, stream.time_base)
+        return min(own, Fraction(0))
     # The container rounds to microseconds; a stream that begins there knows the exact time.
     exact = [start for start in starts if abs(start - origin) <= Fraction(1, av.time_base)]
     return min(exact, default=origin)
 
 
-def read_info(path: Path, container: Any, stream: Any, max_pixels: int) -> MediaInfo:
+def read_info(
+    path: Path, container: InputContainer, stream: VideoStream, max_pixels: int
+) -> MediaInfo:
     """Return what a container claims of its video stream."""
     context = stream.codec_context
     width, height = context.width, context.height
@@ -190,6 +211,8 @@ def read_info(path: Path, container: Any, stream: Any, max_pixels: int) -> Media
         width, height = _read_stored_size(path)
     check_frame_size(width, height, max_pixels)
     fps = stream.average_rate or stream.guessed_rate
+    if container.format.name in RAW_FORMATS:
+        fps = stream.guessed_rate  # what the codec says; the average is that of made-up times
     if fps is not None and not Fraction(1, 3600) <= fps <= 10_000:
         fps = None
     duration_s = None
@@ -234,3 +257,13 @@ def check_size(width: int, height: int, max_pixels: int) -> None:
         raise InputError(
             Reason.TOO_LARGE, f"{width}x{height} pixels exceed --max-pixels {max_pixels}"
         )
+
+
+def read_timecode(path: Path) -> str:
+    """Return the timecode of a clip's first frame, as ``01:00:00:00``, empty if it has none."""
+    try:
+        with open_container(path, 2**29) as container:
+            tables = [container.metadata, *(stream.metadata for stream in container.streams)]
+            return next((str(one["timecode"]) for one in tables if one.get("timecode")), "")
+    except InputError:
+        return ""

@@ -3,12 +3,16 @@
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import av
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.container import OutputContainer
+from av.packet import Packet
 
 from batchfer.errors import InputError, Reason, one_line
 from batchfer.media.clock import MAX_GAP_S
@@ -17,6 +21,8 @@ from batchfer.media.containers import (
     find_origin,
     find_video_stream,
     open_container,
+    to_seconds,
+    to_ticks,
 )
 
 logger = logging.getLogger(__name__)
@@ -32,7 +38,11 @@ class Sound:
     """The sound of a source, muxed piece by piece beside the video."""
 
     def __init__(
-        self, path: Path, output: Any, mode: Literal["copy", "encode"], n_pixels: int = 0
+        self,
+        path: Path,
+        output: OutputContainer,
+        mode: Literal["copy", "encode"],
+        n_pixels: int = 0,
     ) -> None:
         """Open the clip, whose frames have ``n_pixels``, a second time, for its sound alone."""
         self._source = open_container(path, max(n_pixels, MAX_FRAME_PIXELS))
@@ -41,31 +51,34 @@ class Sound:
         if audio.codec_context is None:
             raise InputError(Reason.UNSUPPORTED, "no decoder for the sound")
         self._origin = find_origin(self._source, find_video_stream(self._source))
-        self._resampler: Any = None
-        self._form: tuple[str, str, int] | None = None
         self._decoded_s = Fraction(0)
-        if mode == "copy":
-            name = audio.codec_context.codec.canonical_name
-            if name not in AUDIO_IN_MP4:
-                raise ValueError(f"MP4 does not carry {name}")
-            self._stream = output.add_stream_from_template(audio)
-        else:
-            rate = audio.codec_context.sample_rate
-            rate = rate if rate in (16_000, 22_050, 24_000, 32_000, 44_100, 48_000) else 48_000
-            layout = "mono" if audio.codec_context.channels == 1 else "stereo"
-            self._stream = output.add_stream("aac", rate=rate, layout=layout)
-            self._stream.bit_rate = 128_000
-            self._target = {"format": "fltp", "layout": layout, "rate": rate}
-            self._resampler = av.AudioResampler(**self._target)
         self._input = audio
-        pieces = self._copy() if self._resampler is None else self._decode()
-        first = next(pieces, None)
+        packets = self._open_copy() if mode == "copy" else self._open_encoder()
+        first = next(packets, None)
         if first is None:  # some muxers refuse a stream in which nothing comes, at the very end
             raise ValueError("nothing of it can be read")
-        self._packets = self._read(itertools.chain([first], pieces))
+        self._packets = itertools.chain([first], packets)
         self._time_s = -math.inf
         self._last_dts: int | None = None
         self._is_kept = False
+
+    def _open_copy(self) -> "Iterator[Packet[Any]]":
+        """Add a stream for the sound as it is, and return its packets."""
+        name = self._input.codec_context.codec.canonical_name
+        if name not in AUDIO_IN_MP4:
+            raise ValueError(f"MP4 does not carry {name}")
+        self._stream = self._output.add_stream_from_template(self._input)
+        return self._copy()
+
+    def _open_encoder(self) -> "Iterator[Packet[Any]]":
+        """Add a stream for the sound as AAC, and return its packets."""
+        context = self._input.codec_context
+        rate = context.sample_rate
+        rate = rate if rate in (16_000, 22_050, 24_000, 32_000, 44_100, 48_000) else 48_000
+        layout = "mono" if context.channels == 1 else "stereo"
+        self._stream = self._output.add_stream("aac", rate=rate, layout=layout)
+        self._stream.bit_rate = 128_000
+        return self._encode(lambda: AudioResampler("fltp", layout, rate))
 
     def mux(self, until_s: float) -> None:
         """Write the sound up to a time, all of it if that is infinite."""
@@ -98,16 +111,7 @@ class Sound:
         """Close the source."""
         self._source.close()
 
-    def _read(self, pieces: Iterator[Any]) -> Iterator[Any]:
-        """Yield the packets to be written from copied packets or decoded frames."""
-        if self._resampler is None:
-            yield from pieces
-            return
-        for frame in pieces:
-            yield from self._stream.encode(frame)
-        yield from self._stream.encode(None)
-
-    def _demux(self) -> Iterator[Any]:
+    def _demux(self) -> "Iterator[Packet[Any]]":
         """Yield the packets of the sound; where joined recordings start anew, times run on."""
         shift = 0
         expected: int | None = None
@@ -128,7 +132,7 @@ class Sound:
             except av.FFmpegError as error:
                 logger.debug("demuxing sound: %s", error)
 
-    def _copy(self) -> Iterator[Any]:
+    def _copy(self) -> "Iterator[Packet[Any]]":
         end = None
         if self._input.duration is not None:
             end = (self._input.start_time or 0) + self._input.duration
@@ -143,32 +147,43 @@ class Sound:
             packet.pts, packet.dts = pts - shift, packet.dts - shift
             yield packet
 
-    def _decode(self) -> Iterator[Any]:
-        """Yield resampled frames whose times count from the container's start."""
+    def _encode(self, make_resampler: Callable[[], AudioResampler]) -> "Iterator[Packet[Any]]":
+        """Yield encoded packets; sound that changes its form gets another resampler."""
+        resampler = make_resampler()
+        form = None
+        for frame in self._decode():
+            own = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if form not in (own, None):
+                for part in resampler.resample(None):
+                    yield from self._stream.encode(part)
+                resampler = make_resampler()
+            form = own
+            for part in resampler.resample(frame):
+                yield from self._stream.encode(part)
+        for part in resampler.resample(None):
+            yield from self._stream.encode(part)
+        yield from self._stream.encode(None)
+
+    def _decode(self) -> Iterator[AudioFrame]:
+        """Yield decoded frames whose times count from the container's start."""
         for packet in self._demux():
             try:
-                frames = packet.decode()
+                frames = self._input.decode(packet)
             except av.FFmpegError as error:
                 logger.debug("sound at %s: %s", packet.pts, error)
                 continue
             for frame in frames:
                 self._place(frame)
-                form = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if form != self._form and self._form is not None:
-                    yield from self._resampler.resample(None)
-                    self._resampler = av.AudioResampler(**self._target)
-                self._form = form
-                yield from self._resampler.resample(frame)
-        yield from self._resampler.resample(None)
+                yield frame
 
-    def _place(self, frame: Any) -> None:
+    def _place(self, frame: AudioFrame) -> None:
         """Let the time of a frame count from the container's start.
 
-        What a decoder still holds at the end, as those of WMA do, comes without a time: it follows.
+        The last frames of some decoders, as of WMA's, have no time: they follow the others.
         """
         if frame.pts is None:
-            frame.pts = round(self._decoded_s / frame.time_base)
+            frame.pts = to_ticks(self._decoded_s, frame.time_base)
         else:
-            frame.pts -= round(self._origin / frame.time_base)
+            frame.pts -= to_ticks(self._origin, frame.time_base)
         length = Fraction(frame.samples, frame.sample_rate)
-        self._decoded_s = frame.pts * frame.time_base + length
+        self._decoded_s = to_seconds(frame.pts, frame.time_base) + length

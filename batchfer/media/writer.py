@@ -7,10 +7,12 @@ from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import av
 import numpy as np
+from av.packet import Packet
+from av.stream import Stream
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError, one_line
@@ -47,7 +49,7 @@ class VideoWriter:
 
         Args:
             path: The file to write.
-            info: The size of the frames, their pixels' shape, and the tick of their times.
+            info: The size of the frames, their rate, and the tick of their times.
             audio_from: The video whose sound is added.
 
         Raises:
@@ -59,10 +61,11 @@ class VideoWriter:
         self._pad = ((0, info.height % 2), (0, info.width % 2), (0, 0))
         self._time_base = _choose_time_base(info.time_base)
         self._reformatter = VideoReformatter()
-        self._pending: Any = None
-        self._held: Any = None
-        self._first_pts: int | None = None
-        self._first_dts: int | None = None
+        # Each waits for the next one: a frame lasts until then, and so does the last packet.
+        self._last_frame: av.VideoFrame | None = None
+        self._last_packet: Packet[Stream] | None = None
+        self._start = self._end = 0  # of the last frame, in ticks
+        self._first_delay = 0
         self._has_sound = False
         self._sound: Sound | None = None
         modes: tuple[Literal["copy", "encode"] | None, ...] = (None,)
@@ -102,7 +105,7 @@ class VideoWriter:
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.time_base = self._time_base
-        context.sample_aspect_ratio = self._info.pixel_aspect
+        context.sample_aspect_ratio = Fraction(1)
         context.thread_count = ENCODER_THREADS
         # Without frames out of order the last packet is the last picture, and ends when it should.
         # Without adaptive quantization encoding takes up to a quarter less time, and most files are
@@ -150,7 +153,7 @@ class VideoWriter:
         """
         self.write_converted(self.convert(image), time_s)
 
-    def convert(self, image: Images) -> Any:
+    def convert(self, image: Images) -> av.VideoFrame:
         """Return a frame ``(H,W,3)`` RGB as `write_converted` takes it; may be another thread."""
         if image.shape != (self._info.height, self._info.width, 3):
             raise ValueError(f"a frame of shape {image.shape} in a video of {self._info}")
@@ -164,14 +167,14 @@ class VideoWriter:
             threads=1,
         )
 
-    def write_converted(self, picture: Any, time_s: float) -> None:
+    def write_converted(self, picture: av.VideoFrame, time_s: float) -> None:
         """Do what `write` does for a frame that `convert` returned."""
         picture.time_base = self._time_base
-        picture.pts = round(time_s / self._time_base)
-        if self._pending is not None:
-            picture.pts = max(picture.pts, self._pending.pts + 1)
-            self._encode_pending(picture.pts)
-        self._pending = picture
+        start = round(time_s / self._time_base)
+        if self._last_frame is not None:
+            start = max(start, self._start + 1)
+            self._encode_last(self._last_frame, start)
+        self._last_frame, self._start = picture, start
 
     def end(self, end_s: float) -> None:
         """Say when the last frame ends, in seconds; call it after the last `write`.
@@ -179,49 +182,46 @@ class VideoWriter:
         Raises:
             OutputError: The file cannot be written.
         """
-        if self._pending is not None:
-            self._encode_pending(round(end_s / self._time_base))
-            self._pending = None
+        if self._last_frame is not None:
+            self._encode_last(self._last_frame, round(end_s / self._time_base))
+            self._last_frame = None
 
-    def _encode_pending(self, end: int) -> None:
+    def _encode_last(self, frame: av.VideoFrame, end: int) -> None:
         """Encode the last frame given, now that it is known when it ends, in ticks.
 
         One that lasts longer than MP4 lets it is shown again and again.
         """
-        start = self._pending.pts
-        self._end = max(end, start + 1)
+        self._end = max(end, self._start + 1)
         try:
-            while (left := self._end - self._pending.pts) > 0:
-                self._pending.duration = min(left, MAX_STEP_TICKS)
-                self._mux(self._stream.encode(self._pending))
-                self._pending.pts += self._pending.duration
+            for pts in range(self._start, self._end, MAX_STEP_TICKS):
+                frame.pts, frame.duration = pts, min(self._end - pts, MAX_STEP_TICKS)
+                self._mux(self._stream.encode(frame))
             if self._sound is not None:
-                self._sound.mux(float(start * self._time_base))
+                self._sound.mux(float(self._start * self._time_base))
         except av.FFmpegError as error:
             raise self._explain(error) from error
 
     def _finish(self) -> None:
-        if self._pending is not None:
+        if self._last_frame is not None:
             step_s = 1 / float(self._info.fps or 25)
-            self.end(float(self._pending.pts * self._time_base) + step_s)
+            self.end(float(self._start * self._time_base) + step_s)
         self._mux(self._stream.encode(None))
-        if self._held is not None:
+        if (packet := self._last_packet) is not None:
             # MP4 sums up decoding times, so the last packet takes what is left to the true end.
-            shown = self._end - (self._first_pts or 0)
-            left = shown - (self._held.dts - (self._first_dts or 0))
-            self._held.duration = max(self._held.duration, left)
-            self._container.mux(self._held)
+            left = self._end - self._first_delay - (packet.dts or 0)
+            packet.duration = max(packet.duration or 0, left)
+            self._container.mux(packet)
         if self._sound is not None:
             self._sound.mux(math.inf)
 
-    def _mux(self, packets: Iterable[Any]) -> None:
+    def _mux(self, packets: "Iterable[Packet[Stream]]") -> None:
         """Write all packets but the last, whose duration is known at the end."""
         for packet in packets:
-            if self._held is None:
-                self._first_pts, self._first_dts = packet.pts, packet.dts
+            if self._last_packet is None:
+                self._first_delay = (packet.pts or 0) - (packet.dts or 0)
             else:
-                self._container.mux(self._held)
-            self._held = packet
+                self._container.mux(self._last_packet)
+            self._last_packet = packet
 
     def _abandon(self) -> None:
         """Close everything that is still open, whatever state it is in."""
@@ -239,7 +239,7 @@ class VideoWriter:
         problem = f"cannot write the video: {one_line(error)}"
         if isinstance(error, (OSError, MemoryError)):
             return OutputError(problem)
-        # The muxer looks at some packets late, and does not say whose they were.
+        # An error of the muxer does not say whether a packet of the sound caused it.
         return SoundError(problem) if self._has_sound else InputError(Reason.OUTPUT_ERROR, problem)
 
 

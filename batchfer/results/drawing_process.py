@@ -3,13 +3,12 @@
 import logging
 import mmap
 import os
-import queue
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +17,10 @@ import pandas as pd
 from batchfer.errors import InputError, MachineError, OutputError, SoundError
 from batchfer.machine import keep_memory
 from batchfer.media.writer import VideoWriter
-from batchfer.processes import Messenger, PythonProcess, take_requests
+from batchfer.processes import Helper, HelperDiedError, Owner
 from batchfer.results.drawing import DrawingThreads, FaceTrack, draw_timeline
 from batchfer.results.painter import FacePainter
-from batchfer.schema import FrameBatch, MediaInfo
+from batchfer.schema import FrameBatch, Integers, MediaInfo, Times
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +31,42 @@ MOST_PARTS = 4
 """Frames go to the process that draws in parts of about so many bytes, as many as fit at a time."""
 
 
+class Begin(NamedTuple):
+    """Asks for a video, whose frames will come by the first bytes of a shared file."""
+
+    path: Path
+    info: MediaInfo
+    audio_from: Path
+    file: int
+    n_bytes: int
+
+
+class Draw(NamedTuple):
+    """Asks for frames to be drawn, which lie in the shared memory from ``start`` on."""
+
+    part: int
+    start: int
+    shape: tuple[int, ...]
+    frames: Integers
+    times_s: Times
+    faces: FaceTrack
+
+
+class End(NamedTuple):
+    """Says that no frame comes any more, and when the last one ends."""
+
+    end_s: float
+
+
+class Drawn(NamedTuple):
+    """Tells that a part of the shared memory is free again."""
+
+    part: int
+
+
+Told = Literal["begun", "ended"] | Drawn
+
+
 class DrawingProcess:
     """A process that draws and encodes one video after another, beside the networks.
 
@@ -39,33 +74,31 @@ class DrawingProcess:
     those waiting who feed the networks. Frames go there through memory that both share; not by
     ``/dev/shm``, which containers keep small.
 
-    Every method but `close` raises `ChildProcessError` where the process has died or cannot be
-    used, and what is raised there: `InputError`, `OutputError`, `MachineError`, `MemoryError`, or
-    `RuntimeError` for a bug.
+    Every method but `close` raises `HelperDiedError` where the process has died or cannot be used,
+    and what is raised there: `InputError`, `OutputError`, `MachineError`, `MemoryError`, or
+    `HelperError` for a bug.
     """
 
     def __init__(self) -> None:
         """Start it; it gets ready by itself."""
         self._size = 0
-        level = logging.getLogger("batchfer").getEffectiveLevel()
         with _as_death():
             self._file = _open_shared_file()
-        code = f"from batchfer.results.drawing_process import serve; serve({self._file}, {level})"
         try:
-            self._process = PythonProcess(code, self._file)
-        except ChildProcessError:
+            self._helper = Helper(__name__, [self._file])
+        except HelperDiedError:
             os.close(self._file)
             raise
 
     def close(self) -> None:
         """End it, whatever it does; a video that was not finished is left as it is."""
-        self._process.close()
+        self._helper.close()
         os.close(self._file)
 
     @property
     def is_alive(self) -> bool:
         """Whether it can take another video."""
-        return self._process.is_alive
+        return self._helper.is_alive
 
     def begin(self, path: Path, info: MediaInfo, audio_from: Path) -> None:
         """Begin a video, as `VideoWriter` does."""
@@ -81,7 +114,7 @@ class DrawingProcess:
             os.posix_fallocate(self._file, 0, size)
             self._memory = _share_memory(self._file, size)
         self._size = size
-        self._process.ask("begin", path, info, audio_from, self._size)
+        self._helper.ask(Begin(path, info, audio_from, self._file, size))
         self._wait_for("begun")
 
     def put(self, frames: FrameBatch, table: pd.DataFrame) -> None:
@@ -95,40 +128,40 @@ class DrawingProcess:
             images = frames.images[part]
             start = number * self._part_bytes
             self._memory[start : start + images.nbytes] = images.reshape(-1)
-            where = (number, start, images.shape)
-            self._process.ask("draw", *where, frames.frames[part], frames.times_s[part], faces)
+            which = frames.frames[part], frames.times_s[part]
+            self._helper.ask(Draw(number, start, images.shape, *which, faces))
 
     def end(self, end_s: float) -> None:
         """Say that no frame comes any more; ``end_s`` is when the last one ends."""
-        self._process.ask("end", end_s)
+        self._helper.ask(End(end_s))
 
     def finish(self) -> None:
         """Wait, behind `end`, until the file is complete."""
         self._wait_for("ended")
 
-    def _hear(self) -> str:
-        """Take in the next thing that it tells, and return what that is."""
+    def _hear(self) -> Told:
+        """Take in the next thing that it tells, and return it."""
         try:
-            name, content = self._process.hear()
+            told: Told = self._helper.hear()
         except SoundError as error:
             # Nothing can go on in the midst of a video: that is drawn anew elsewhere.
-            raise self._process.end(error) from error
-        if name == "drawn":
-            self._free.append(content)
-        return name
+            raise self._helper.end(error) from error
+        if isinstance(told, Drawn):
+            self._free.append(told.part)
+        return told
 
-    def _wait_for(self, name: str) -> None:
-        while self._hear() != name:
+    def _wait_for(self, what: Told) -> None:
+        while self._hear() != what:
             pass
 
 
 @contextmanager
 def _as_death() -> Iterator[None]:
-    """Raise what the system refuses as `ChildProcessError`: drawing can do without the process."""
+    """Raise what the system refuses as `HelperDiedError`: drawing can do without the process."""
     try:
         yield
     except OSError as refusal:
-        raise ChildProcessError(f"no process that draws: {refusal}") from refusal
+        raise HelperDiedError(f"no process that draws: {refusal}") from refusal
 
 
 def _open_shared_file() -> int:
@@ -152,7 +185,7 @@ class DrawingPool:
     def __init__(self) -> None:
         """Start the first one, which gets ready by itself."""
         self._idle: list[DrawingProcess] = []
-        with suppress(ChildProcessError):
+        with suppress(HelperDiedError):
             self._idle.append(DrawingProcess())
 
     def __enter__(self) -> Self:
@@ -169,7 +202,7 @@ class DrawingPool:
         """Give a process for one video; one that is not done with it is ended.
 
         Raises:
-            ChildProcessError: There is none, and none can be started.
+            HelperDiedError: There is none, and none can be started.
         """
         while self._idle and not self._idle[-1].is_alive:
             self._idle.pop().close()
@@ -185,39 +218,35 @@ class DrawingPool:
                 process.close()
 
 
-def serve(file: int, log_level: int) -> None:
-    """Draw the videos that are asked for on stdin; the life of a `DrawingProcess`."""
+def serve(owner: Owner) -> None:
+    """Draw the videos that are asked for; the life of a `DrawingProcess`."""
     import cv2
 
     keep_memory()
     cv2.setNumThreads(0)
-    messenger = Messenger(log_level)
-    requests = take_requests()
-    while True:
-        with messenger.tell_errors(InputError, OutputError, MachineError, MemoryError):
-            _draw_video(requests, file, messenger)
+    draw = partial(_draw_video, owner)
+    owner.answer(draw, InputError, OutputError, MachineError, MemoryError)
 
 
-def _draw_video(requests: queue.SimpleQueue[Any], file: int, messenger: Messenger) -> None:
+def _draw_video(owner: Owner, begin: Begin) -> None:
     """Draw one video; after an error the process is of no further use to its owner."""
-    _, path, info, audio_from, size = requests.get()
     try:
-        memory = _share_memory(file, size)
+        memory = _share_memory(begin.file, begin.n_bytes)
     except OSError as refusal:
         # No fault of the video: it is drawn where this process is gone.
         logger.debug("no memory to draw in: %s", refusal)
         os._exit(1)
     painter = FacePainter()
     with ExitStack() as stack:
-        writer = stack.enter_context(VideoWriter(path, info, audio_from))
+        writer = stack.enter_context(VideoWriter(begin.path, begin.info, begin.audio_from))
         # The one who asks may wait for room and ask for nothing more.
-        failed = partial(requests.put, ("failed", 0.0))
+        failed = partial(owner.push, End(0.0))
         drawing = stack.enter_context(DrawingThreads(writer, failed))
-        messenger.send("begun")
-        while (request := requests.get())[0] == "draw":
-            number, start, shape, frames, times_s, faces = request[1:]
-            images = memory[start:][: np.prod(shape)].reshape(shape)
-            drawn = partial(messenger.send, "drawn", number)
-            drawing.put(FrameBatch(images, frames, times_s), draw_timeline(faces, painter), drawn)
-        drawing.finish(request[1])
-    messenger.send("ended")
+        owner.tell("begun")
+        while isinstance(request := owner.next_request(), Draw):
+            images = memory[request.start :][: np.prod(request.shape)].reshape(request.shape)
+            frames = FrameBatch(images, request.frames, request.times_s)
+            drawn = partial(owner.tell, Drawn(request.part))
+            drawing.put(frames, draw_timeline(request.faces, painter), drawn)
+        drawing.finish(request.end_s)
+    owner.tell("ended")

@@ -6,20 +6,25 @@ segments of `batchfer.timeline.segments.find_segments`.
 """
 
 import html
+import logging
 import mimetypes
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 
 from batchfer.errors import UsageError
-from batchfer.files import atomic_write
+from batchfer.files import atomic_write, display_name
+from batchfer.media.containers import read_timecode
 from batchfer.schema import EMOTIONS, MediaInfo, Timeline
 from batchfer.timeline.files import write_csv
 from batchfer.timeline.segments import SMOOTHING_S, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
+
+_log = logging.getLogger(__name__)
 
 FORMATS: Mapping[str, str] = {
     "pyfeat": ".csv",
@@ -63,6 +68,8 @@ _MARKER_COLORS = {
     "neutral": "WHITE",
 }
 """Names of `opentimelineio.schema.MarkerColor`."""
+
+_TRANSPORT_STREAMS = {".ts", ".tts", ".mts", ".m2t", ".m2ts"}
 
 
 def export_timeline(
@@ -201,8 +208,19 @@ def _to_clock(ms: int, point: str) -> str:
 
 
 def _find_way(document: Path, media: Path) -> str:
-    """Return the relative path from where a document lies to its clip."""
-    return Path(os.path.relpath(media.resolve(), document.resolve().parent)).as_posix()
+    """Return the relative URL of a clip from where a document lies, or of one beside it."""
+    way = media.name
+    if media.is_file():
+        way = Path(os.path.relpath(media.resolve(), document.resolve().parent)).as_posix()
+    return quote(os.fsencode(way))
+
+
+def _name_mime_type(media: Path) -> str:
+    """Return the type of a clip; tables of types take ``.ts`` for another kind of file."""
+    if media.suffix.lower() in _TRANSPORT_STREAMS:
+        return "video/mp2t"
+    guessed = mimetypes.guess_type(media.name)[0] or ""
+    return guessed if guessed.startswith(("video/", "image/")) else "video/unknown"
 
 
 def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
@@ -211,12 +229,9 @@ def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
 
     document = Eaf(author="batchfer")
     document.remove_tier("default")
-    mime = mimetypes.guess_type(media.path.name)[0] or "video/unknown"
-    near = url = f"./{media.path.name}"
-    if media.path.is_file():
-        url = media.path.resolve().as_uri()
-        near = f"./{_find_way(path, media.path)}"
-    document.add_linked_file(url, relpath=near, mimetype=mime)
+    near = f"./{_find_way(path, media.path)}"
+    url = media.path.resolve().as_uri() if media.path.is_file() else near
+    document.add_linked_file(url, relpath=near, mimetype=_name_mime_type(media.path))
     for person, part in segments.groupby("person", sort=False):
         document.add_tier(person)
         for (start, end), emotion in zip(_to_milliseconds(part), part["emotion"], strict=True):
@@ -239,21 +254,38 @@ def _write_textgrid(segments: pd.DataFrame, media: MediaInfo, end_s: float, path
     grid.save(str(path), format="long_textgrid", includeBlankSpaces=True, reportingMode="silence")
 
 
+def _find_first_frame(media: Path, rate: float) -> float:
+    """Return the number of a clip's first frame by its timecode, 0 where it has none."""
+    from opentimelineio.opentime import from_timecode
+
+    timecode = read_timecode(media) if media.is_file() else ""
+    try:
+        return float(from_timecode(timecode, rate).value) if timecode else 0.0
+    except ValueError:
+        _log.warning("%s: the timecode %s is left out", display_name(media), timecode)
+        return 0.0
+
+
 def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
-    """Write an OpenTimelineIO timeline: the clip on one track, with a coloured marker a segment."""
+    """Write an OpenTimelineIO timeline: the clip on one track, with a coloured marker a segment.
+
+    Its times count from the clip's timecode, as editors count in it, or from 0 if it has none.
+    """
     import opentimelineio as otio
 
     rate = float(media.fps) if media.fps else 1000.0
+    first = _find_first_frame(media.path, rate)
 
     def span(start_s: float, end_s: float) -> otio.opentime.TimeRange:
         start, end = round(start_s * rate), max(round(end_s * rate), round(start_s * rate) + 1)
         return otio.opentime.TimeRange(
-            otio.opentime.RationalTime(start, rate), otio.opentime.RationalTime(end - start, rate)
+            otio.opentime.RationalTime(first + start, rate),
+            otio.opentime.RationalTime(end - start, rate),
         )
 
     name = media.path.name
     whole = span(0.0, end_s)
-    target = _find_way(path, media.path) if media.path.is_file() else name
+    target = _find_way(path, media.path)
     reference = otio.schema.ExternalReference(target_url=target, available_range=whole)
     clip = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
     for segment in segments.to_dict("records"):

@@ -1,8 +1,9 @@
 """Draws faces on a frame: a box around each, and a card with its emotions beside it.
 
-Sizes follow the frame, so that a clip reads alike from 320x240 to 4K. A card that would hide a
-face, or for which there is no room, becomes a one-line label. Colours are `EMOTION_COLORS`, always
-with the word beside them.
+Sizes follow the frame, so that a clip reads alike from 320x240 to 4K. Cards that would hide a face,
+or for which there is no room, become labels; a label that would hide another's face shrinks to
+the name, and where that would, too, there is none. Colours are `EMOTION_COLORS`, with the word
+beside them wherever there is room.
 """
 
 import re
@@ -16,6 +17,7 @@ from batchfer.results.plates import (
     COLORS,
     PLATE,
     Color,
+    Detail,
     Mask,
     Pixels,
     Rect,
@@ -28,6 +30,20 @@ from batchfer.schema import EMOTIONS, Floats, Images
 
 _GUESSED_NAME = re.compile(r"(P\d+)?")
 """What `batchfer.timeline.table.assign_people` calls somebody whom the user has not named."""
+
+
+MOST_HIDDEN = 0.08
+"""Largest part of somebody else's box that a card or a label may hide: not more than a corner."""
+
+LABEL_HIDES = 0.15
+"""A label that hides more of its own face than this is a lower one."""
+
+LABEL_WIDTH = 3
+"""So is one that is more than this many times as wide: who was not found may be beside."""
+
+
+Rects = npt.NDArray[np.int64]
+"""Several rectangles, ``(N,4)``."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +139,23 @@ def _overlap(a: Rect, b: Rect) -> int:
     return max(width, 0) * max(height, 0)
 
 
+def _area(rect: Rect) -> int:
+    return max(_overlap(rect, rect), 1)
+
+
+def _measure_overlaps(places: Rects, others: Rects) -> Rects:
+    """Return the px that each of K places shares with each of N others, ``(K,N)``."""
+    least = np.maximum(places[:, None, :2], others[None, :, :2])
+    most = np.minimum(places[:, None, 2:], others[None, :, 2:])
+    return np.asarray(np.clip(most - least, 0, None).prod(axis=-1))
+
+
+def _spare_faces(places: Rects, boxes: Rects) -> npt.NDArray[np.bool_]:
+    """Return which of K places hide no more than they may of any of these faces, ``(K,)``."""
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=-1)
+    return np.asarray((_measure_overlaps(places, boxes) <= MOST_HIDDEN * areas).all(axis=1))
+
+
 def _list_places(box: Rect, size: tuple[int, int], frame: tuple[int, int], gap: int) -> list[Rect]:
     """Return where a plate may stand beside a box, the best places first, within the frame."""
     x1, y1, x2, y2 = box
@@ -174,18 +207,13 @@ class FacePainter:
         for index, place in cards.items():
             _blend(image, place, *draw_card(faces.names[index], faces.probabilities[index], style))
             plates.append(place)
-        for index, box in enumerate(boxes):
-            if index in cards:
-                continue
-            name, probabilities = faces.names[index], faces.probabilities[index]
-            for tall in (True, False):
-                raster, mask = draw_label(name, probabilities, style, tall)
-                size = (raster.shape[1], raster.shape[0])
-                place, hidden = _place_label(box, size, (width, height), boxes, plates)
-                if hidden == 0:
-                    break
-            _blend(image, place, raster, mask)
-            plates.append(place)
+        table = np.array(boxes, np.int64)
+        for index in range(len(boxes)):
+            if index not in cards:
+                label = _choose_label(index, faces, table, plates, (width, height), style)
+                if label is not None:
+                    _blend(image, *label)
+                    plates.append(label[0])
         return image
 
     def _place_cards(
@@ -205,9 +233,11 @@ class FacePainter:
         chosen: dict[int, int] = {}
         for index, size in zip(large, sizes, strict=True):
             kept = self._sides.get(faces.ids[index])
-            plates = [*cards.values(), *boxes[:index], *boxes[index + 1 :]]
+            others, plates = [*boxes[:index], *boxes[index + 1 :]], [*cards.values()]
             best = (
-                _choose_place(boxes[index], size, frame, style.gap, plates, kept) if fits else None
+                _choose_place(boxes[index], size, frame, style.gap, others, plates, kept)
+                if fits
+                else None
             )
             if best is None:
                 fits = False
@@ -226,36 +256,66 @@ def _choose_place(
     size: tuple[int, int],
     frame: tuple[int, int],
     gap: int,
+    others: list[Rect],
     plates: list[Rect],
     kept: int | None,
 ) -> tuple[int, Rect] | None:
     """Return the side and place of a card that hides least, None if each would hide much."""
     best: tuple[float, int, Rect] | None = None
-    for side, place in enumerate(_list_places(box, size, frame, gap)):
-        own = _overlap(place, box) / max(_overlap(box, box), 1)
-        hidden = sum(_overlap(place, plate) for plate in plates) / (size[0] * size[1])
+    places = _list_places(box, size, frame, gap)
+    spares = _spare_faces(np.array(places), np.array(others, np.int64).reshape(-1, 4))
+    for side, place in enumerate(places):
+        own = _overlap(place, box) / _area(box)
+        hidden = sum(_overlap(place, plate) for plate in (*others, *plates)) / _area(place)
         cost = 4 * own + 6 * hidden + 0.02 * side - 0.25 * (side == kept)
-        if own <= 0.1 and hidden <= 0.03 and (best is None or cost < best[0]):
+        fine = own <= 0.1 and hidden <= 0.03 and spares[side]
+        if fine and (best is None or cost < best[0]):
             best = (cost, side, place)
     return None if best is None else best[1:]
 
 
+def _choose_label(
+    index: int,
+    faces: DrawnFaces,
+    boxes: Rects,
+    plates: list[Rect],
+    frame: tuple[int, int],
+    style: Style,
+) -> tuple[Rect, Pixels, Mask] | None:
+    """Return the place and raster of a face's label: the fullest that hides no other's face."""
+    x1, y1, x2, y2 = boxes[index].tolist()
+    others = np.delete(boxes, index, axis=0)
+    taken = np.array(plates, np.int64).reshape(-1, 4)
+    details: tuple[Detail, ...] = ("columns", "strip", "name")
+    for detail in details:
+        raster, mask = draw_label(faces.names[index], faces.probabilities[index], style, detail)
+        size = (raster.shape[1], raster.shape[0])
+        place = _place_label((x1, y1, x2, y2), size, frame, others, taken)
+        if place is None:
+            continue
+        hides_little = _overlap(place, (x1, y1, x2, y2)) <= LABEL_HIDES * (x2 - x1) * (y2 - y1)
+        if detail != "columns" or (hides_little and size[0] <= LABEL_WIDTH * (x2 - x1)):
+            return place, raster, mask
+    return None
+
+
 def _place_label(
-    box: Rect, size: tuple[int, int], frame: tuple[int, int], boxes: list[Rect], plates: list[Rect]
-) -> tuple[Rect, int]:
-    """Return the place of a label that hides least, and how many px it hides."""
+    box: Rect, size: tuple[int, int], frame: tuple[int, int], others: Rects, plates: Rects
+) -> Rect | None:
+    """Return the place of a label that hides least of any face, None if each hides another's."""
     width, height = size
-    best: tuple[int, Rect] | None = None
-    for y in (box[1] - height, box[3], box[1]):
-        for x in (box[0], box[2] - width):
-            left = min(max(x, 0), max(frame[0] - width, 0))
-            top = min(max(y, 0), max(frame[1] - height, 0))
-            place = (left, top, left + width, top + height)
-            hidden = sum(_overlap(place, other) for other in (*plates, *boxes))
-            if best is None or hidden < best[0]:
-                best = (hidden, place)
-    assert best is not None
-    return best[1], best[0]
+    corners = np.array(
+        [(x, y) for y in (box[1] - height, box[3], box[1]) for x in (box[0], box[2] - width)]
+    )
+    room = np.maximum(np.array(frame) - size, 0)
+    corners = np.clip(corners, 0, room)
+    places = np.hstack([corners, corners + size])
+    fine = _spare_faces(places, others) & ~_measure_overlaps(places, plates).any(axis=1)
+    if not fine.any():
+        return None
+    hidden = _measure_overlaps(places, np.vstack([others, box])).sum(axis=1)
+    left, top, right, bottom = places[np.where(fine, hidden, hidden.max() + 1).argmin()].tolist()
+    return left, top, right, bottom
 
 
 def _draw_box(image: Pixels, box: Rect, color: Color, style: Style, thin: bool) -> None:

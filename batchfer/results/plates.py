@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -206,8 +206,15 @@ def _shorten(text: str, size_px: int, width: int) -> Mask:
     return line[:, :width]
 
 
-def draw_label(name: str, probabilities: Floats, style: Style, tall: bool) -> tuple[Pixels, Mask]:
-    """Return the label of a face: one line over small columns, or over a strip of shares."""
+Detail = Literal["columns", "strip", "name"]
+"""What a label shows: all emotions as columns or as a strip below its words, or no word but whose
+it is, over the colour of the emotion."""
+
+
+def draw_label(
+    name: str, probabilities: Floats, style: Style, detail: Detail
+) -> tuple[Pixels, Mask]:
+    """Return the label of a face: one line over what ``detail`` says."""
     best = int(probabilities.argmax())
     texts = [
         (_shorten(name, style.font, 6 * style.font), _DIM),
@@ -215,7 +222,13 @@ def draw_label(name: str, probabilities: Floats, style: Style, tall: bool) -> tu
         (_render_text(f"{100 * float(probabilities[best]):.0f}%", style.font), _WHITE),
     ]
     space = round(0.45 * style.font)
-    width = max(sum(text.shape[1] + space for text, _ in texts) + space, 6 * style.font)
+    if detail == "name":
+        space = round(0.25 * style.font)
+        texts, probabilities = texts[:1], np.eye(len(EMOTIONS), dtype=np.float32)[best]
+    width = sum(text.shape[1] + space for text, _ in texts) + space
+    if detail != "name":
+        width = max(width, 6 * style.font)
+    tall = detail == "columns"
     line = texts[0][0].shape[0] + 2
     columns = round(1.6 * style.font) if tall else max(2, round(0.25 * style.font))
     height = line + columns + (space if tall else 0)
@@ -225,17 +238,31 @@ def draw_label(name: str, probabilities: Floats, style: Style, tall: bool) -> tu
     for text, color in texts:
         _put_text(raster, mask, text, x, 1, color)
         x += text.shape[1] + space
+    _fill_foot(raster, mask, probabilities, style, line, space, tall)
+    return raster, mask
+
+
+def _fill_foot(
+    raster: Pixels,
+    mask: Mask,
+    probabilities: Floats,
+    style: Style,
+    line: int,
+    space: int,
+    tall: bool,
+) -> None:
+    """Draw all emotions below the line of a label: columns if it is tall, else a strip."""
+    height, width = mask.shape
     if tall:
+        foot = height - space
         ends = np.linspace(space, width - space, len(EMOTIONS) + 1).round().astype(int)
-        foot = line + columns
         for index, emotion in enumerate(EMOTIONS):
             start, stop = int(ends[index]), int(ends[index + 1]) - max(1, style.font // 8)
-            top = foot - max(style.line, round(float(probabilities[index]) * columns))
+            top = foot - max(style.line, round(float(probabilities[index]) * (foot - line)))
             _fill(raster, mask, (start, line, stop, foot), _TRACK)
             _fill(raster, mask, (start, top, stop, foot), COLORS[emotion])
     else:
         ends = np.round(np.append(0, np.cumsum(probabilities)) * width).astype(int)
         for index, emotion in enumerate(EMOTIONS):
-            rect = (int(ends[index]), height - columns, int(ends[index + 1]), height)
+            rect = (int(ends[index]), line, int(ends[index + 1]), height)
             _fill(raster, mask, rect, COLORS[emotion])
-    return raster, mask

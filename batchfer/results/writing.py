@@ -11,7 +11,7 @@ import pandas as pd
 from batchfer.errors import BatchferError, UsageError
 from batchfer.files import atomic_write, display_name
 from batchfer.options import OutputOptions
-from batchfer.processes import Messenger, PythonProcess, take_requests
+from batchfer.processes import Helper, HelperDiedError, Owner
 from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.report.index import write_index
 from batchfer.results.report.video import write_report
@@ -103,13 +103,10 @@ class ResultsProcess:
 
     def __init__(self) -> None:
         """Start it; it gets ready by itself."""
-        level = logging.getLogger("batchfer").getEffectiveLevel()
-        self._process: PythonProcess | None = None
+        self._helper: Helper | None = None
         try:
-            self._process = PythonProcess(
-                f"from batchfer.results.writing import serve; serve({level})"
-            )
-        except ChildProcessError as refusal:
+            self._helper = Helper(__name__)
+        except HelperDiedError as refusal:
             logger.debug("of those that write results: %s", refusal)
 
     def __enter__(self) -> Self:
@@ -118,32 +115,31 @@ class ResultsProcess:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        if self._process is not None:
-            self._process.close()
+        if self._helper is not None:
+            self._helper.close()
 
     def write(self, *arguments: Any) -> None:
         """Do what `write_results` does with these arguments, and raise what it raises."""
-        if self._process is not None:
+        if self._helper is not None:
             try:
-                self._process.ask(*arguments)
-                self._process.hear()
+                self._helper.ask(arguments)
+                self._helper.hear()
                 return
-            except ChildProcessError as death:
+            except HelperDiedError as death:
                 logger.debug("of those that write results: %s", death)
         write_results(*arguments)
 
 
-def serve(log_level: int) -> None:
-    """Write the results that are asked for on stdin; the life of a `ResultsProcess`."""
-    messenger = Messenger(log_level)
-    requests = take_requests()
+def serve(owner: Owner) -> None:
+    """Write the results that are asked for; the life of a `ResultsProcess`."""
+
+    def write(arguments: tuple[Any, ...]) -> None:
+        write_results(*arguments)
+        owner.tell("written")
+
     with suppress(ImportError):  # the first page tells
         import bokeh.plotting  # noqa: F401  (before that page needs it)
-    while True:
-        arguments = requests.get()
-        with messenger.tell_errors(BatchferError, OSError, MemoryError):
-            write_results(*arguments)
-            messenger.send("written")
+    owner.answer(write, BatchferError, OSError, MemoryError)
 
 
 def write_index_pages(

@@ -57,6 +57,24 @@ def name_persons(table: pd.DataFrame) -> "pd.Series[str]":
     return names.astype("string").fillna("unknown").where(has_face(table))
 
 
+TOLD_TRACKS = 6
+"""Tracks of a person that are named; the table has all."""
+
+
+def name_tracks(table: pd.DataFrame) -> dict[str, str]:
+    """Return the tracks of each person as annotated videos name them: ``#0, #3``.
+
+    These are drawn before anybody knows which tracks are one person.
+    """
+    faces = pd.DataFrame({"person": name_persons(table), "face_id": table["face_id"]}).dropna()
+    told = {}
+    for person, ids in faces.drop_duplicates().groupby("person")["face_id"]:
+        names = [f"#{face_id}" for face_id in sorted(ids)]
+        more = [f"{len(names) - TOLD_TRACKS} more"] if len(names) > TOLD_TRACKS else []
+        told[str(person)] = ", ".join(names[:TOLD_TRACKS] + more)
+    return told
+
+
 def names_of(faces: pd.DataFrame) -> tuple[list[str], Integers]:
     """Return the persons in order of appearance, and the index of each row's person."""
     codes, found = pd.factorize(name_persons(faces).astype(object))
@@ -113,6 +131,8 @@ def build_table(
         if measures.dtype == np.bool_:
             values = spread(measures[order], False, np.bool_)
             columns[name] = pd.arrays.BooleanArray(values, ~has_face)
+        elif measures.dtype == np.object_:
+            columns[name] = pd.array(spread(measures[order], None, object), "string")
         else:
             columns[name] = spread(measures[order], np.nan, np.float32)
     return pd.DataFrame(columns)

@@ -48,6 +48,76 @@ def test_times_that_are_none(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("my clip.mp4", "type `batchfer video 'my clip.mp4'`"),
+        ("a.JPG", "type `batchfer images a.JPG`"),
+        ("gone.xyz", "type `batchfer video gone.xyz` or `batchfer images gone.xyz`"),
+        ("folder", "type `batchfer video folder` or `batchfer images folder`"),
+    ],
+)
+def test_a_file_without_a_command_is_told_which(
+    name: str,
+    advice: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert run(name) == ExitCode.USAGE
+    assert capsys.readouterr().err == f"batchfer: {name} is no command: {advice}\n"
+    assert run("vidoe") == ExitCode.USAGE
+    assert "Did you mean" in capsys.readouterr().err
+
+
+WARN = """
+import logging
+from batchfer.cli.output import set_up_logging, tell_repeats
+from batchfer.options import Telling
+set_up_logging(Telling(quiet={quiet}, verbose={verbose}))
+log = logging.getLogger("batchfer.media.sound")
+for name in ("a", "b"):
+    for _ in range(3):
+        log.warning("the sound of %s", name)
+        log.debug("more of %s", name)
+log.warning("once")
+log.error("bad")
+tell_repeats()
+"""
+
+
+@pytest.mark.parametrize(("quiet", "verbose"), [(False, False), (True, False), (False, True)])
+def test_a_warning_is_said_once_with_a_count(quiet: bool, verbose: bool) -> None:
+    script = WARN.format(quiet=quiet, verbose=verbose)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    lines = told.stderr.splitlines()
+    assert lines.count("DEBUG: more of a") == (3 if verbose else 0)
+    warnings = [
+        "WARNING: the sound of a",
+        "WARNING: the sound of b",
+        "WARNING: once",
+        "ERROR: bad",
+        "WARNING: 3 times in all: the sound of a",
+        "WARNING: 3 times in all: the sound of b",
+    ]
+    rest = [line for line in lines if not line.startswith("DEBUG")]
+    assert rest == (["ERROR: bad"] if quiet else warnings)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+@pytest.mark.parametrize("words", [["models"], ["--version"], ["--help"]])
+def test_an_output_that_takes_nothing_is_exit_code_6(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "batchfer", *words], stdout=full, stderr=subprocess.PIPE,
+            text=True, cwd=ROOT,
+        )  # fmt: skip
+    assert told.returncode == ExitCode.OUTPUT
+    assert told.stderr == "batchfer: standard output: cannot write, No space left on device\n"
+
+
+@pytest.mark.parametrize(
     ("words", "code", "told"),
     [
         (["video", "no_such_file.mp4"], 2, "no such file"),

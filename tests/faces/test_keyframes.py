@@ -14,6 +14,7 @@ from skimage import data
 
 from batchfer import analyze_images, analyze_video
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
+from batchfer.analysis.stream import analyze, stream
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.cuts import describe_frames
 from batchfer.faces.keyframes import Neighbours, find_cuts, match_faces
@@ -98,8 +99,8 @@ def test_nobody_who_stays_half_a_second_is_missed(
     scene: Scene, full: Analyzer, sparse: Analyzer
 ) -> None:
     n_frames = 62
-    expected = find_boxes(full.stream(make_batches(scene, n_frames, 8)))
-    found = find_boxes(sparse.stream(make_batches(scene, n_frames, 10), EVERY))
+    expected = find_boxes(analyze(full, make_batches(scene, n_frames, 8)))
+    found = find_boxes(analyze(sparse, make_batches(scene, n_frames, 10)))
     assert len(found) == len(expected) == n_frames
     overlaps = [
         measure_iou(boxes, others).max(axis=1, initial=0.0)
@@ -122,9 +123,7 @@ def test_quiet_clips_are_searched_in_key_frames_alone(
     sparse: Analyzer, count_searched: Callable[..., list[int]]
 ) -> None:
     searched = count_searched(sparse)
-    found = find_boxes(
-        sparse.stream(make_batches(lambda t: show((20 + 2 * t, 60, 150)), 40, 10), EVERY)
-    )
+    found = find_boxes(analyze(sparse, make_batches(lambda t: show((20 + 2 * t, 60, 150)), 40, 10)))
     assert [len(boxes) for boxes in found] == [1] * 40
     assert sum(searched) == 40 // EVERY + 1, "every fifth frame and the last, none of them twice"
 
@@ -133,12 +132,11 @@ def test_quiet_clips_are_searched_in_key_frames_alone(
 def test_clips_of_one_stream_know_nothing_of_each_other(sparse: Analyzer) -> None:
     scenes = [lambda t: show((20 + 2 * t, 60, 150)), people_come_and_go, lambda _: show()]
     clips = [list(make_batches(scene, 23, 10)) for scene in scenes]
-    alone = [boxes for clip in clips for boxes in find_boxes(sparse.stream(iter(clip), EVERY))]
+    alone = [boxes for clip in clips for boxes in find_boxes(analyze(sparse, iter(clip)))]
     together = find_boxes(
-        sparse.stream(
-            (replace(batch, clip=number) for number, clip in enumerate(clips) for batch in clip),
-            EVERY,
-        )
+        item
+        for item in stream(sparse, (item for clip in clips for item in [*clip, None]))
+        if isinstance(item, AnalyzedBatch)
     )
     assert len(together) == len(alone) == 3 * 23
     for boxes, others in zip(together, alone, strict=True):
@@ -153,7 +151,7 @@ def test_frames_far_apart_in_time_are_all_searched(
         replace(batch, times_s=batch.times_s * RATE)
         for batch in make_batches(lambda _: show((20, 60, 150)), 20, 10)
     )
-    find_boxes(sparse.stream(batches, EVERY))
+    find_boxes(analyze(sparse, batches))
     assert sum(searched) == 20
 
 
@@ -185,13 +183,13 @@ def test_a_failed_batch_fails_those_that_wait_for_it(
 ) -> None:
     monkeypatch.setattr(sparse.detector, "_propose_faces", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(sparse.stream(make_batches(lambda _: show(), 200, 10), EVERY))
+        list(analyze(sparse, make_batches(lambda _: show(), 200, 10)))
 
 
 def test_an_empty_scene_and_a_single_frame(sparse: Analyzer) -> None:
-    assert list(sparse.stream(iter([]), EVERY)) == []
+    assert list(analyze(sparse, iter([]))) == []
     for n_frames in (1, 2, 11):
-        found = find_boxes(sparse.stream(make_batches(lambda _: show(), n_frames, 10), EVERY))
+        found = find_boxes(analyze(sparse, make_batches(lambda _: show(), n_frames, 10)))
         assert [len(boxes) for boxes in found] == [0] * n_frames
 
 

@@ -6,17 +6,21 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from batchfer.faces.crops import FACE_POINTS
 from batchfer.faces.quality import (
     BLURRED_BELOW,
+    LOW_SCORE_BELOW,
     TURNED_ABOVE_DEGREES,
     estimate_yaw,
+    find_flags,
     find_issues,
     flag_uncertain,
     measure_blur,
     measure_entropy,
+    measure_outside,
     measure_quality,
 )
-from batchfer.schema import QUALITY_COLUMNS, TIMELINE_COLUMNS
+from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS, FaceDetections
 
 # Five points of a head in cm, x right, y up, z towards the viewer: not the module's own.
 HEAD = np.array([[-3.2, 3, 0], [3.2, 3, 0], [0, 0, 3.6], [-2.5, -3.5, 0.4], [2.5, -3.5, 0.4]])
@@ -36,7 +40,9 @@ def project_head(yaw: float, pitch: float = 0, roll: float = 0) -> npt.NDArray[n
 def test_no_faces() -> None:
     columns = measure_quality(
         np.zeros((0, 64, 64, 3), np.uint8),
-        np.zeros((0, 5, 2), np.float32),
+        FaceDetections.empty(),
+        (360, 640),
+        np.zeros(0, bool),
         np.zeros((0, 7), np.float32),
         0.5,
     )
@@ -87,6 +93,48 @@ def test_uncertain_is_a_confidence_below_the_limit() -> None:
     assert not flag_uncertain(probabilities, 0.5).any()
 
 
+def test_a_flag_makes_a_face_uncertain_and_says_why() -> None:
+    """One sure of its emotion: bad scores, half outside, blurred, turned, covered, all of it."""
+    frontal = project_head(0)[0]
+    landmarks = np.stack([frontal, frontal, frontal - (320, 0), frontal, project_head(60)[0],
+                          frontal, project_head(-60)[0] - (320, 0)])  # fmt: skip
+    scores = np.array([1, LOW_SCORE_BELOW - 0.01, 1, 1, 1, 1, 0.8], np.float32)
+    n_faces = len(scores)
+    boxes = np.zeros((n_faces, 4), np.float32)
+    faces = FaceDetections(np.zeros(n_faces, np.int64), boxes, scores, landmarks.astype(np.float32))
+    noise = np.random.default_rng(0).integers(0, 255, (n_faces, 64, 64, 3), np.uint8)
+    noise[[3, 6]] = 90
+    covered = np.array([False] * 5 + [True] * 2)
+    probabilities = np.tile(np.eye(7, dtype=np.float32)[3], (n_faces, 1))
+    columns = measure_quality(noise, faces, (360, 640), covered, probabilities, 0.5)
+    assert columns["flags"].tolist() == [None, *FLAGS, "|".join(FLAGS)]
+    assert columns["uncertain"].tolist() == [False] + [True] * 6
+    unsure = measure_quality(noise, faces, (360, 640), covered, probabilities, 1.1)
+    assert unsure["uncertain"].all() and unsure["flags"][0] is None
+
+
+def test_outside_is_the_part_of_a_face_beyond_its_frame() -> None:
+    points = np.array(FACE_POINTS)[None] * 100
+    places = np.concatenate([points + shift for shift in ((0, 0), (-50, 0), (50, 0), (0, -30))])
+    assert measure_outside(places, 100, 100) == pytest.approx([0, 0.5, 0.5, 0.3])
+    assert measure_outside(places + np.array([0, 1000]), 100, 100) == pytest.approx(1)
+    assert measure_outside(np.zeros((1, 5, 2)), 100, 100).shape == (1,)
+
+
+def test_flags_are_read_from_their_column_or_else_from_measures() -> None:
+    flags = pd.array([None, "low_score", "outside|covered", "|".join(FLAGS)], "string")
+    table = pd.DataFrame({"flags": flags, "blur": [0.0] * 4})
+    assert find_flags(table).to_numpy().astype(int).tolist() == [
+        [0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 1],
+        [1, 1, 1, 1, 1],
+    ]
+    older = pd.DataFrame({"blur": [20.0, 500], "yaw": [0.0, -50]})
+    assert find_flags(older)[["blurred", "turned"]].to_numpy().tolist() == [[1, 0], [0, 1]]
+    assert not find_flags(pd.DataFrame(index=range(3))).any(axis=None)
+
+
 def test_issues_of_a_timeline() -> None:
     rows = {
         "face_id": pd.array([0, 0, 1, None], "Int64"),
@@ -100,7 +148,8 @@ def test_issues_of_a_timeline() -> None:
     table = pd.DataFrame(rows)
     issues = find_issues(table)
     assert abs(rows["yaw"][0]) > TURNED_ABOVE_DEGREES
-    assert issues.to_numpy().tolist() == [
+    known = ["no_face", "small", "blurred", "turned", "uncertain"]
+    assert issues[known].to_numpy().tolist() == [
         [False, False, False, True, False],
         [False, False, True, False, True],
         [False, True, False, False, False],

@@ -39,7 +39,7 @@ def read_files(paths: list[Path]) -> None:
                         writer.write(image, float(time_s))
                 writer.end(reader.end_s)
             copy.unlink()
-            reader.loss()
+            reader.losses.explain()
 
 
 def make_seeds(folder: Path) -> list[bytes]:

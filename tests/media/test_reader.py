@@ -16,9 +16,9 @@ from clips import draw, make_clip, read_index
 from PIL import Image
 
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.media.clock import MENDS
 from batchfer.media.images import read_image, write_image
-from batchfer.media.reader import VideoReader, probe, read_frames
+from batchfer.media.losses import MENDS
+from batchfer.media.reader import VideoReader, probe, read_frames_at
 from batchfer.media.sampling import FrameSelector
 from batchfer.media.writer import VideoWriter
 from batchfer.schema import Images, MediaInfo
@@ -80,7 +80,7 @@ def test_every_frame_is_read_in_order(name: str, tmp_path: Path) -> None:
     assert times[0] == pytest.approx(0, abs=0.05)
     assert reader.end_s == pytest.approx(1.0, abs=0.1)
     assert reader.n_decoded == 24
-    assert reader.loss() is None
+    assert reader.losses.explain() is None
     assert (reader.info.width, reader.info.height) == CONTAINERS[name].get("size", (96, 64))
     assert reader.info.has_audio == ("sound" in CONTAINERS[name])
 
@@ -152,9 +152,9 @@ def test_frames_that_change_size_are_scaled_to_the_first(tmp_path: Path) -> None
     large = make_clip(tmp_path / "b.h264", options=FAST, n_frames=10, size=(192, 128))
     both = tmp_path / "both.h264"
     both.write_bytes(small.read_bytes() + large.read_bytes() + small.read_bytes())
-    reader, images, _, _ = read_all(both)
+    _, images, _, _ = read_all(both)
     assert images.shape == (30, 64, 96, 3)
-    assert reader.size_changes == 2
+    assert not (images == 0).all(axis=(0, 2, 3)).any(), "no borders where the shape is the same"
     assert [read_index(image) for image in images] == 3 * list(range(10))
 
 
@@ -193,7 +193,7 @@ def test_a_selector_takes_one_frame_a_slot() -> None:
 def test_single_frames_are_read_by_their_times(tmp_path: Path) -> None:
     path = make_clip(tmp_path / "a.mp4", options=FAST | {"g": "24"}, n_frames=200 + 56 * 2)
     wanted = [0.0, 1 / 24, 12.5, 3 / 24]
-    found = list(read_frames(path, [*wanted, 99.0]))
+    found = list(read_frames_at(path, [*wanted, 99.0]))
     assert [time_s for time_s, _ in found] == sorted(wanted)
     assert [read_index(image) for _, image in found] == [0, 1, 3, round(12.5 * 24) % 256]
 
@@ -211,7 +211,7 @@ def test_samples_are_as_described(
     name: str, n_frames: int, size: tuple[int, int], seconds: float, has_audio: bool, varies: bool
 ) -> None:
     reader = read_all(Path(__file__).parents[2] / "samples" / "clips" / name)[0]
-    assert (reader.n_decoded, reader.loss()) == (n_frames, None)
+    assert (reader.n_decoded, reader.losses.explain()) == (n_frames, None)
     assert (reader.info.width, reader.info.height) == size
     assert reader.end_s == pytest.approx(seconds, abs=0.001)
     assert (reader.info.has_audio, reader.variable_rate) == (has_audio, varies)
@@ -394,14 +394,14 @@ def test_half_a_file_gives_its_frames_and_says_so(name: str, tmp_path: Path) -> 
     reader, images, frames, _ = read_all(write(tmp_path / f"half_{name}", content[:cut]))
     assert 10 < len(frames) < 90
     assert [read_index(image) for image in images[:10]] == list(range(10))
-    loss = reader.loss()
+    loss = reader.losses.explain()
     if name.endswith(".ts"):
         return  # A transport stream has neither length nor index: its cut is no sure loss.
     assert loss is not None
     assert loss[0] is Reason.TRUNCATED
-    assert reader.is_truncated
-    assert reader.first_bad_s == pytest.approx(len(frames) / 24, abs=0.2)
-    assert abs(reader.n_lost - (96 - len(frames))) <= 1
+    assert reader.losses.truncated_s == reader.end_s
+    assert reader.losses.first_bad_s == pytest.approx(len(frames) / 24, abs=0.2)
+    assert abs(reader.losses.n_lost - (96 - len(frames))) <= 1
 
 
 @pytest.mark.parametrize("name", DAMAGED)
@@ -413,12 +413,12 @@ def test_a_zeroed_middle_loses_frames_and_says_so(name: str, tmp_path: Path) -> 
     assert 30 < len(frames) < 96
     assert read_index(images[-1]) == 95, "what comes after the damage is read"
     assert np.all(np.diff(times) >= 0)
-    loss = reader.loss()
+    loss = reader.losses.explain()
     assert loss is not None
     assert loss[0] is Reason.CORRUPT
-    assert reader.n_lost >= 96 - len(frames)
-    assert reader.first_bad_s is not None
-    assert reader.first_bad_s < 3
+    assert reader.losses.n_lost >= 96 - len(frames)
+    assert reader.losses.first_bad_s is not None
+    assert reader.losses.first_bad_s < 3
 
 
 def test_damaged_frames_are_the_same_in_every_run(tmp_path: Path) -> None:
@@ -427,9 +427,9 @@ def test_damaged_frames_are_the_same_in_every_run(tmp_path: Path) -> None:
         content[at] ^= 0xFF
     path = write(tmp_path / "flipped.mkv", content)
     first, second = read_all(path), read_all(path)
-    assert first[0].loss() is not None
+    assert first[0].losses.explain() is not None
     assert np.array_equal(first[1], second[1])
-    assert first[0].loss() == second[0].loss()
+    assert first[0].losses.explain() == second[0].losses.explain()
 
 
 def test_an_incomplete_index_is_named(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_times_that_the_whole_container_agrees_on_are_kept(name: str, tmp_path: 
     path = make_clip(tmp_path / name, ticks=ticks, time_base=tick, **LAPSES[name])  # type: ignore[arg-type]
     reader, images, _, times = read_all(path)
     assert times == [0, 18_000, 36_000, 36_040]
-    assert (reader.loss(), reader.mends) == (None, {})
+    assert (reader.losses.explain(), reader.losses.mends) == (None, {})
     copy(path, tmp_path / "copy.mp4")
     _, copied_images, _, copied_times = read_all(tmp_path / "copy.mp4")
     assert copied_times == times
@@ -600,7 +600,7 @@ def test_an_index_of_frames_alone_is_believed(tmp_path: Path) -> None:
     at = content.index(b"vids") + 20  # scale and rate of the stream: a frame in five hours
     content[at : at + 8] = (18_000).to_bytes(4, "little") + (1).to_bytes(4, "little")
     reader, _, _, times = read_all(write(path, content))
-    assert (times, reader.loss()) == ([0, 18_000, 36_000], None)
+    assert (times, reader.losses.explain()) == ([0, 18_000, 36_000], None)
 
 
 def test_a_frame_that_lasts_longer_than_mp4_lets_it_is_shown_again(tmp_path: Path) -> None:
@@ -621,7 +621,7 @@ def test_a_leap_that_the_index_knows_nothing_of_is_mended_and_told(tmp_path: Pat
         tmp_path / "a.mkv", ticks=range(0, 36_000_000, 600_000), time_base=Fraction(1, 1000),
         options=FAST | {"g": "1"},
     )  # fmt: skip
-    assert read_all(path)[0].loss() is None
+    assert read_all(path)[0].losses.explain() is None
     content = path.read_bytes()
     time_of_third = b"\xe7\x83" + (1_800_000).to_bytes(3, "big")
     assert content.count(time_of_third) == 1
@@ -630,27 +630,42 @@ def test_a_leap_that_the_index_knows_nothing_of_is_mended_and_told(tmp_path: Pat
     reader, _, _, times = read_all(path)
     assert [t for i, t in enumerate(times) if i != 3] == [600 * i for i in range(60) if i != 3]
     assert 1200 < times[3] < 2400
-    assert reader.mends == {"astray": 1}
+    assert reader.losses.mends == {"astray": 1}
 
 
-@pytest.mark.parametrize("gap", [18_000, -3])
-def test_mended_times_are_told(gap: int, tmp_path: Path) -> None:
-    ticks = [*range(10, 22), *range(22 + 24 * gap, 34 + 24 * gap)]
-    if gap < 0:  # a recording that starts anew
-        first = make_clip(tmp_path / "a.ts", 48, options=FAST).read_bytes()
-        path = write(tmp_path / "joined.ts", 2 * first)
-    else:
-        path = make_clip(tmp_path / "a.ts", ticks=ticks, options=FAST)
-    reader, _, _, times = read_all(path)
-    assert np.all(np.diff(times) > 0)
-    assert max(np.diff(times)) < 2
-    assert reader.mends["anew"] == 1
-    assert set(reader.mends) <= set(MENDS)
-    loss = reader.loss()
+def test_a_leap_of_times_is_mended_and_told(tmp_path: Path) -> None:
+    ticks = [*range(10, 22), *range(22 + 24 * 18_000, 34 + 24 * 18_000)]
+    reader, _, _, times = read_all(make_clip(tmp_path / "a.ts", ticks=ticks, options=FAST))
+    assert times == pytest.approx([index / 24 for index in range(24)], abs=1e-4)
+    assert reader.losses.mends == {"leap": 1}
+    assert set(reader.losses.mends) <= set(MENDS)
+    loss = reader.losses.explain()
     assert loss is not None
     assert loss[0] is Reason.CORRUPT
-    assert f"times mended: {sum(reader.mends.values())}" in loss[1]
-    assert reader.first_mended_s in times
+    assert "times mended: 1" in loss[1]
+    assert reader.losses.first_mended_s in times
+
+
+@pytest.mark.parametrize("sound", ["aac", None])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_nothing_is_lost_where_recordings_are_joined(
+    codec: str, sound: str | None, tmp_path: Path
+) -> None:
+    first = make_clip(tmp_path / "a.ts", codec=codec, sound=sound)
+    second = make_clip(tmp_path / "b.ts", codec=codec, sound=sound, first_index=24)
+    joined = write(tmp_path / "joined.ts", first.read_bytes() + 2 * second.read_bytes())
+    reader, images, _, times = read_all(joined)
+    assert [read_index(image) for image in images] == [*range(48), *range(24, 48)]
+    assert np.diff(times) == pytest.approx(np.full(71, 1 / 24), abs=1e-4)
+    losses = reader.losses
+    assert losses.mends == {"joined": 2}
+    assert (losses.explain(), losses.first_bad_s, losses.first_flaw_s) == (None, None, None)
+    assert losses.gaps == []
+    # The same file with a hole is not whole.
+    content = joined.read_bytes()
+    hole = len(content) // 2 // 188 * 188
+    write(joined, content[: hole // 3] + content[hole // 3 + 188 * 7 :])
+    assert read_all(joined)[0].losses.explain() is not None
 
 
 def test_odd_sizes_get_one_more_row_and_column(tmp_path: Path) -> None:
@@ -670,13 +685,6 @@ def test_colours_survive_writing_in_high_definition(tmp_path: Path) -> None:
     copied = read_all(tmp_path / "a.mp4")[1][0]
     for row, column in ((60, 60), (-60, 60), (360, 1200)):
         assert np.abs(copied[row, column].astype(int) - image[row, column]).max() <= 6
-
-
-def test_pixels_that_are_not_square_stay_so(tmp_path: Path) -> None:
-    info = MediaInfo(tmp_path, 96, 64, pixel_aspect=Fraction(4, 3))
-    with VideoWriter(tmp_path / "a.mp4", info) as writer:
-        writer.write(draw(0), 0.0)
-    assert probe(tmp_path / "a.mp4").pixel_aspect == Fraction(4, 3)
 
 
 def test_writing_is_the_same_in_every_run(tmp_path: Path) -> None:

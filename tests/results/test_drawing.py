@@ -15,6 +15,7 @@ from batchfer import processes
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
+from batchfer.processes import HelperDiedError
 from batchfer.results import drawing_process
 from batchfer.results.drawing import FaceTrack, annotate_clip, draw_timeline, interpolate_faces
 from batchfer.results.drawing_process import DrawingPool, DrawingProcess
@@ -174,14 +175,14 @@ def test_memory_that_is_refused_there_is_no_fault_of_the_video(
     with DrawingPool() as pool:
         with pool.lend() as process:
             draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
-        child = process._process.popen.pid
+        child = process._helper.process.pid
         pages = int(Path(f"/proc/{child}/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + 2**23
         resource.prlimit(child, resource.RLIMIT_AS, (most, most))
         monkeypatch.setattr(drawing_process, "PART_BYTES", 2**26)  # more than it may map now
         with pool.lend() as again:
             assert again is process
-            with pytest.raises(ChildProcessError, match="the process is gone"):
+            with pytest.raises(HelperDiedError, match="the process is gone"):
                 again.begin(tmp_path / "again.mp4", info, info.path)
         with pool.lend() as another:
             draw_elsewhere(another, info.path, table, tmp_path / "another.mp4")
@@ -198,7 +199,7 @@ def test_a_full_disk_in_the_middle_of_a_video_is_told(tmp_path: Path) -> None:
         pool.lend() as process,
     ):
         process.begin(tmp_path / "out.mp4", info, info.path)
-        child = process._process.popen.pid
+        child = process._helper.process.pid
         resource.prlimit(child, resource.RLIMIT_FSIZE, (30_000, 30_000))
         for first in range(0, 400, 4):
             frames = np.arange(first, first + 4)
@@ -252,7 +253,7 @@ def test_where_no_process_can_be_started_that_is_told(monkeypatch: pytest.Monkey
     monkeypatch.setattr(processes, "start_python", refuse)
     with (
         DrawingPool() as pool,
-        pytest.raises(ChildProcessError, match="unavailable"),
+        pytest.raises(HelperDiedError, match="unavailable"),
         pool.lend(),
     ):
         raise AssertionError("there is none")
@@ -261,8 +262,8 @@ def test_where_no_process_can_be_started_that_is_told(monkeypatch: pytest.Monkey
 def test_one_that_died_while_it_waited_is_not_lent(tmp_path: Path) -> None:
     info, table = make_clip_of_a_face(tmp_path / "in.mp4", 5, 1)
     with DrawingPool() as pool:
-        pool._idle[0]._process.popen.kill()
-        pool._idle[0]._process.popen.wait()
+        pool._idle[0]._helper.process.kill()
+        pool._idle[0]._helper.process.wait()
         with pool.lend() as process:
             draw_elsewhere(process, info.path, table, tmp_path / "out.mp4")
     assert len(read_frames(tmp_path / "out.mp4")) == 5
@@ -289,12 +290,12 @@ def test_a_process_that_dies_is_noticed_and_replaced(
 ) -> None:
     info, table = make_clip_of_a_face(tmp_path / "in.mp4", 60, 1)
     with DrawingPool() as pool:
-        with pytest.raises(ChildProcessError), pool.lend() as process:
+        with pytest.raises(HelperDiedError), pool.lend() as process:
             go_on = getattr(process, step)
 
             def die_first(*arguments: object) -> None:
-                process._process.popen.kill()
-                process._process.popen.wait()
+                process._helper.process.kill()
+                process._helper.process.wait()
                 go_on(*arguments)
 
             monkeypatch.setattr(process, step, die_first)

@@ -3,9 +3,12 @@
 import ast
 import importlib
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+import av
 import numpy as np
 import opentimelineio as otio
 import pandas as pd
@@ -189,7 +192,7 @@ def test_elan(timeline: Timeline, tmp_path: Path) -> None:
         annotations = document.get_annotation_data_for_tier(person)
         assert [(a / 1000, b / 1000, value) for a, b, value in annotations] == expected
     (linked,) = document.get_linked_files()
-    assert linked["MEDIA_URL"] == linked["RELATIVE_MEDIA_URL"] == "./Räume & co.mp4"
+    assert linked["MEDIA_URL"] == linked["RELATIVE_MEDIA_URL"] == "./R%C3%A4ume%20%26%20co.mp4"
     assert linked["MIME_TYPE"] == "video/mp4"
     named = Eaf(str(export(timeline, "eaf", tmp_path, people=NAMES)))
     assert set(named.get_tier_names()) == set(NAMES.values())
@@ -216,7 +219,7 @@ def test_praat(timeline: Timeline, tmp_path: Path) -> None:
 def test_otio(timeline: Timeline, tmp_path: Path) -> None:
     sequence = otio.adapters.read_from_file(str(export(timeline, "otio", tmp_path)))
     (clip,) = sequence.find_clips()
-    assert clip.media_reference.target_url == "Räume & co.mp4"
+    assert clip.media_reference.target_url == "R%C3%A4ume%20%26%20co.mp4"
     assert clip.duration() == otio.opentime.RationalTime(150, 25)
     told = [
         (mark.name, mark.marked_range.start_time.value, mark.marked_range.duration.value)
@@ -227,6 +230,61 @@ def test_otio(timeline: Timeline, tmp_path: Path) -> None:
     assert len({mark.color for mark in clip.markers}) == 3
     confidence = clip.markers[0].metadata["batchfer"]["mean_confidence"]
     assert confidence == pytest.approx(0.7)
+
+
+def make_clip(path: Path, timecode: str = "") -> Timeline:
+    """A clip of two seconds, and a timeline of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        if timecode:
+            container.metadata["timecode"] = timecode
+        stream = container.add_stream("mpeg4", 25)
+        stream.width, stream.height = 64, 48
+        for _ in range(50):
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8))
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return Timeline(replace(MEDIA, path=path, duration_s=2.0), make_table()[:50])
+
+
+@pytest.mark.parametrize("name", ["Räume & co#1?.mp4", "50 %.mp4", "a:b.mp4"])
+def test_links_are_urls(name: str, tmp_path: Path) -> None:
+    """Any character of a name that means something in a URL is written as %XX."""
+    timeline = make_clip(tmp_path / "my clips" / name)
+    (linked,) = Eaf(str(export(timeline, "eaf", tmp_path))).get_linked_files()
+    for link in (linked["MEDIA_URL"], linked["RELATIVE_MEDIA_URL"]):
+        assert Path(unquote(urlsplit(link).path)).name == name
+    sequence = otio.adapters.read_from_file(str(export(timeline, "otio", tmp_path)))
+    (clip,) = sequence.find_clips()
+    target = urlsplit(clip.media_reference.target_url)
+    assert (target.scheme, unquote(target.path)) == ("", f"my clips/{name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("a.ts", "video/mp2t"),
+        ("A.MTS", "video/mp2t"),
+        ("a.mp4", "video/mp4"),
+        ("a.csv", "video/un"),
+    ],
+)
+def test_elan_is_told_the_kind_of_clip(name: str, kind: str, tmp_path: Path) -> None:
+    timeline = Timeline(replace(MEDIA, path=Path(name)), make_table())
+    (linked,) = Eaf(str(export(timeline, "eaf", tmp_path))).get_linked_files()
+    assert linked["MIME_TYPE"].startswith(kind)
+
+
+@pytest.mark.parametrize(("timecode", "first"), [("", 0), ("01:00:00:05", 90_005)])
+def test_otio_counts_from_the_timecode_of_the_clip(
+    timecode: str, first: int, tmp_path: Path
+) -> None:
+    timeline = make_clip(tmp_path / "clip.mov", timecode)
+    sequence = otio.adapters.read_from_file(str(export(timeline, "otio", tmp_path)))
+    (clip,) = sequence.find_clips()
+    for span in (clip.media_reference.available_range, clip.source_range):
+        assert (span.start_time.value, span.duration.value) == (first, 50)
+    assert clip.markers[0].marked_range.start_time.value == first
 
 
 def test_what_cannot_be_exported(tmp_path: Path) -> None:

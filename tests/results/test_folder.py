@@ -64,12 +64,12 @@ def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -
         with pytest.raises(OutputError):
             process.write(tmp_path / "missing", timeline, facts, None, outputs)
         # It may be short of memory and killed for it: the work is done all the same.
-        assert process._process is not None
-        process._process.popen.kill()
-        process._process.popen.wait()
+        assert process._helper is not None
+        process._helper.process.kill()
+        process._helper.process.wait()
         process.write(tmp_path / "after", timeline, facts, timeline.media.path, outputs)
         assert read_files(tmp_path / "after") == expected
-    assert not process._process.is_alive
+    assert not process._helper.is_alive
 
 
 def test_results_are_written_where_no_process_can_be_had(
@@ -81,7 +81,7 @@ def test_results_are_written_where_no_process_can_be_had(
     monkeypatch.setattr(processes, "start_python", refuse)
     timeline, facts = load_result(result)
     with ResultsProcess() as process:
-        assert process._process is None
+        assert process._helper is None
         process.write(tmp_path, timeline, facts, timeline.media.path, OutputOptions())
     assert (tmp_path / "report.html").is_file()
 

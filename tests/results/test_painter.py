@@ -109,6 +109,37 @@ def test_no_card_hides_a_face_of_a_group() -> None:
         np.testing.assert_array_equal(drawn[y1 + 15 : y2 - 15, x1 + 15 : x2 - 15], 90)
 
 
+def test_no_card_hides_a_small_face_in_the_background() -> None:
+    """There is hardly more than a card's corner of it."""
+    image = np.full((360, 640, 3), 90, np.uint8)
+    large, clear = (260, 90, 380, 250), FacePainter()
+    (x1, y1, x2, y2) = measure_changes(image, clear.draw(image, make_faces([large])))
+    card = (x1, y1, 250, y2) if x1 < 200 else (390, y1, x2, y2)
+    for place in range(12):
+        x = card[0] + (card[2] - card[0] - 18) * (place % 4) // 3
+        y = card[1] + (card[3] - card[1] - 22) * (place // 4) // 2
+        drawn = FacePainter().draw(image, make_faces([large, (x, y, x + 18, y + 22)]))
+        inside = drawn[y + 8 : y + 14, x + 6 : x + 12]
+        np.testing.assert_array_equal(inside, 90)
+
+
+def test_a_crowd_side_by_side_keeps_its_faces() -> None:
+    """Labels shrink to names, and go where a name would hide somebody else, too."""
+    image = np.full((550, 810, 3), 90, np.uint8)
+    boxes = [(90.0 * i + 5, 110.0 * j + 5, 90.0 * i + 83, 110.0 * j + 105)
+             for j in range(5) for i in range(9)]  # fmt: skip
+    drawn = FacePainter().draw(image, make_faces(boxes))
+    for x1, y1, x2, y2 in np.array(boxes).astype(int):
+        middle = drawn[y1 + 26 : y2 - 26, x1 + 12 : x2 - 12]
+        np.testing.assert_array_equal(middle, 90)
+    close = [(x, y, x + 14.0, y + 16.0) for y in range(0, 520, 16) for x in range(0, 800, 14)]
+    crowd = FacePainter().draw(image, make_faces(close))
+    frames = np.zeros(image.shape[:2], bool)
+    for x1, y1, x2, y2 in np.array(close).astype(int):
+        frames[y1 + 4 : y2 - 4, x1 + 4 : x2 - 4] = True
+    assert (crowd[frames] == 90).mean() > 0.97
+
+
 def test_a_card_does_not_jump_while_the_face_moves_a_little() -> None:
     image = np.full((360, 640, 3), 90, np.uint8)
     painter = FacePainter()

@@ -22,7 +22,8 @@ from PIL import Image, ImageColor
 
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media import reader as media
-from batchfer.media.reader import VideoReader, read_frames
+from batchfer.media.reader import VideoReader, read_frames_at
+from batchfer.results.painter import DrawnFaces
 from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
 from batchfer.results.report.index import write_index
 from batchfer.results.report.page import format_clock
@@ -149,20 +150,20 @@ def test_frames_are_read_by_their_times(
             for image, frame, time_s in zip(batch.images, batch.frames, batch.times_s, strict=True):
                 if frame % 17 == 3:
                     wanted[float(time_s)] = image.copy()
-    read = list(read_frames(CLIPS / name, reversed(list(wanted))))
+    read = list(read_frames_at(CLIPS / name, reversed(list(wanted))))
     assert [time_s for time_s, _ in read] == sorted(wanted)
     assert all(np.array_equal(image, wanted[time_s]) for time_s, image in read)
 
 
 def test_a_time_without_a_frame_is_left_out() -> None:
-    assert list(read_frames(CLIPS / "portrait.mp4", [])) == []
-    read = [time_s for time_s, _ in read_frames(CLIPS / "portrait.mp4", [0.0, 0.0123, 1e6])]
+    assert list(read_frames_at(CLIPS / "portrait.mp4", [])) == []
+    read = [time_s for time_s, _ in read_frames_at(CLIPS / "portrait.mp4", [0.0, 0.0123, 1e6])]
     assert read == [0.0]
 
 
 def test_frames_of_a_file_that_is_gone() -> None:
     with pytest.raises(InputError):
-        list(read_frames(CLIPS / "gone.mp4", [0.0]))
+        list(read_frames_at(CLIPS / "gone.mp4", [0.0]))
 
 
 # --- faces worth showing ------------------------------------------------------------------------
@@ -323,6 +324,16 @@ def test_names_are_text_wherever_they_stand() -> None:
     page = check_page(render_report(Timeline(timeline.media, table), facts))
     assert EVIL in page.text
     assert "</script" not in "".join(page.json)
+
+
+def test_beside_a_person_stand_the_tracks_that_the_video_shows() -> None:
+    timeline = make_timeline(120, 2)
+    table = timeline.table.assign(person=timeline.table["face_id"].map({0: "P2", 1: "P1"}))
+    table.loc[table["frame"] >= 60, "face_id"] += 7
+    page = check_page(render_report(Timeline(timeline.media, table), FACTS))
+    assert re.search(r"P1\s+#1, #8", page.text) and re.search(r"P2\s+#0, #7", page.text)
+    drawn = set(DrawnFaces.from_rows(table).names)
+    assert drawn == {"#0", "#1", "#7", "#8"}
 
 
 def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:

@@ -31,7 +31,7 @@ from batchfer.timeline.summaries import (
     summarize_events,
     summarize_people,
 )
-from batchfer.timeline.table import assign_people, name_persons
+from batchfer.timeline.table import assign_people, name_persons, name_tracks
 from batchfer.timeline.user_tables import (
     match_files,
     read_events,
@@ -562,3 +562,17 @@ def test_two_hours_take_seconds() -> None:
     assert len(bin_timeline(table, 1)) >= 7220
     assert len(smooth(table)) == n_rows
     assert time.perf_counter() - started < 15
+
+
+def test_the_tracks_of_a_person_are_named_as_in_the_video() -> None:
+    ids = pd.array([0, 2, 0, 1, None, *range(10, 17)], "Int64")
+    persons = pd.array(["P1", "P1", "P1", "P2", None, *["P3"] * 7], "string")
+    emotions = pd.array([None if person is pd.NA else "sad" for person in persons], "string")
+    table = pd.DataFrame({"face_id": ids, "person": persons, "emotion": emotions})
+    assert name_tracks(table) == {
+        "P1": "#0, #2",
+        "P2": "#1",
+        "P3": "#10, #11, #12, #13, #14, #15, 1 more",
+    }
+    assert name_tracks(table.drop(columns="person").head(1)) == {"face 0": "#0"}
+    assert name_tracks(table.head(0)) == {}

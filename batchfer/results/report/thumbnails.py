@@ -14,7 +14,7 @@ import pandas as pd
 from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
 from batchfer.faces.quality import BLURRED_BELOW, find_issues
-from batchfer.media.reader import read_frames
+from batchfer.media.reader import read_frames_at
 from batchfer.schema import EMOTIONS, Floats, Integers, Times
 from batchfer.timeline.segments import SMOOTHING_S, smooth
 from batchfer.timeline.summaries import summarize_people
@@ -154,7 +154,7 @@ def cut_thumbnails(
         wanted.setdefault(item.time_s, {})[item.key] = item
     pictures: dict[tuple[int, int], bytes] = {}
     try:
-        for time_s, image in read_frames(path, wanted, max_pixels):
+        for time_s, image in read_frames_at(path, wanted, max_pixels):
             items = list(wanted[time_s].values())
             crops = crop_faces(image, np.array([item.box for item in items]), THUMBNAIL_PX)
             pictures |= {

@@ -28,7 +28,7 @@ from batchfer.results.report.thumbnails import (
 from batchfer.schema import EMOTIONS, Timeline
 from batchfer.timeline.segments import SMOOTHING_S, frame_durations, row_durations
 from batchfer.timeline.summaries import summarize_people
-from batchfer.timeline.table import name_persons
+from batchfer.timeline.table import name_persons, name_tracks
 
 LISTED_PEOPLE = 100
 """Persons in that table; of more, the page tells the number."""
@@ -87,10 +87,11 @@ def render_report(
     rest = summary.drop(shown.index).sort_values("seconds_on_screen", ascending=False)
     chosen = choose_thumbnails(table, smooth_s, shown["person"])
     thumbnails = {} if cut is None else cut(chosen)
+    tracks = name_tracks(table)
     portraits = {item.person: item for item in chosen if item.purpose == "person"}
     lanes = [
         _tell_person(row, clip.seconds, thumbnails.get(portraits[row["person"]].key))
-        | {"id": f"lane-{index}"}
+        | {"id": f"lane-{index}", "tracks": tracks.get(row["person"], "")}
         for index, row in enumerate(shown.to_dict("records"))
     ]
     moments = [
@@ -116,7 +117,7 @@ def render_report(
         warnings=_list_warnings(facts),
         lanes=lanes,
         rest=[
-            _tell_person(row, clip.seconds, None)
+            _tell_person(row, clip.seconds, None) | {"tracks": tracks.get(row["person"], "")}
             for row in rest.head(LISTED_PEOPLE).to_dict("records")
         ],
         n_unlisted=max(0, len(rest) - LISTED_PEOPLE),
