@@ -5,7 +5,7 @@ presentation timestamps, and frames count from 0. Every type accepts zero rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -223,7 +223,10 @@ Status = Literal["ok", "partial", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts."""
+    """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts.
+
+    ``first_bad_s`` is the first time in s at which frames were lost or times mended, if any were.
+    """
 
     job: Job
     status: Status
@@ -234,4 +237,4 @@ class JobResult:
     n_people: int = 0
     emotion: str = ""
     seconds: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    first_bad_s: float | None = None
