@@ -168,8 +168,10 @@ def prepare_output(output: Path) -> None:
 
 
 @contextmanager
-def lock_output(output: Path) -> Iterator[None]:
-    """Hold the output folder alone; the lock vanishes with the process.
+def lock_output(output: Path) -> Iterator[int | None]:
+    """Hold the output folder alone, and give the open file that holds it, if there is one.
+
+    The lock vanishes with this process and those that have inherited the file.
 
     Raises:
         OutputError: Another run holds it.
@@ -187,7 +189,8 @@ def lock_output(output: Path) -> Iterator[None]:
         for leftover in parts.glob(".*"):  # of `atomic_write` in a killed run
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink(missing_ok=True)
-        yield
+        # The library has no other name for it.
+        yield lock._context.lock_file_fd
     finally:
         lock.release()
 

@@ -1,252 +1,99 @@
-"""From inputs to results: decode, detect, link, crop, classify, write, draw.
+"""A batch, carried out: the table of contents.
 
-`analyze_video` and `analyze_images` return a `Timeline`; `run_videos` and `run_images` do whole
-batches of jobs into an output folder. Both stand on `Analyzer`, which keeps the networks and runs
-sub-batches of frames side by side.
+Inputs -> jobs -> what is on record -> executor -> outcomes -> what joins them.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
+from batchfer.batch.events import Ended, Progress, Silence, Task
+from batchfer.batch.executors import Executor
+from batchfer.batch.picture_records import PictureRecords
+from batchfer.batch.records import Batch, Records
+from batchfer.batch.video_records import VideoRecords
+from batchfer.files import lock_output
+from batchfer.options import AnalyzeOptions
+from batchfer.schema import JobResult, Timeline
 
-from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
-from batchfer.analysis.linker import FaceLinker, analyze_frames
-from batchfer.analysis.stream import stream
-from batchfer.batch.jobs import Kind, plan_jobs
-from batchfer.batch.parts import PictureRows, build_empty_pictures_table
-from batchfer.batch.pictures import (
-    publish_pictures,
-    read_pictures,
-    run_images,
-    split_pictures,
-    write_pictures_page,
-)
-from batchfer.batch.records import (
-    find_hindrance,
-    is_current,
-    list_joint_files,
-    name_copy,
-    recall_result,
-    see_bins_fit,
-    skip_result,
-)
-from batchfer.batch.videos import draws_beside, renew_videos, run_videos
-from batchfer.batch.worker import Batch, Progress, Watch
-from batchfer.emotions.card import find_model
-from batchfer.errors import Reason
-from batchfer.files import display_name, hash_file, lock_output, mark_input, prepare_output
-from batchfer.media.reader import VideoReader
-from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.results.drawing_process import DrawingPool
-from batchfer.results.journal import Journal, hash_settings
-from batchfer.results.ownership import refuse_foreign, refuse_other_pictures
-from batchfer.results.writing import ResultsProcess, write_index_pages, write_results
-from batchfer.schema import QUALITY_COLUMNS, Job, JobResult, MediaInfo, Timeline
-from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
-from batchfer.timeline.table import assign_people, build_empty_table
-from batchfer.timeline.user_tables import match_files, read_events, read_participants, split_events
+if TYPE_CHECKING:
+    from batchfer.analysis.analyzer import Analyzer
+
+
+def run_batch(
+    batch: Batch, executor: Executor, progress: Progress | None = None
+) -> Iterator[JobResult]:
+    """Carry out what a command asks for; yield what became of each input once it is on record.
+
+    What is up to date is skipped, of a video whose numbers are there only the results are made
+    again, and without anything to do no network is loaded.
+
+    Raises:
+        BatchferError: The batch cannot be begun, or its output no longer be written; a bad input
+            ends itself alone.
+    """
+    records = (VideoRecords if batch.kind == "video" else PictureRecords)(batch)
+    with lock_output(batch.output) as lock:
+        settled, tasks = records.sort()
+        results = [*records.skipped, *settled]
+        yield from results
+        if records.are_over(settled):
+            return
+        with closing(perform(tasks, records, executor, lock, progress or Silence())) as told:
+            for result in told:
+                results.append(result)
+                yield result
+                if batch.outputs.fail_fast and result.status == "failed":
+                    return
+        if (joint := records.join(results, are_new=bool(tasks))) is not None:
+            executor.join(joint)
+
+
+def perform(
+    tasks: Sequence[Task],
+    records: Records,
+    executor: Executor,
+    lock: int | None,
+    progress: Progress,
+) -> Generator[JobResult]:
+    """Have tasks done; each is on record before it is told."""
+    if not tasks:
+        return
+    records.begin(tasks, progress)
+    for group in records.group(tasks):
+        with closing(executor.run(group, lock)) as events:
+            for event in events:
+                records.note(progress, event)
+                if isinstance(event, Ended):
+                    yield from records.record(event.results)
 
 
 def analyze_video(
-    path: str | Path,
-    options: AnalyzeOptions | None = None,
-    *,
-    analyzer: Analyzer | None = None,
+    path: str | Path, options: AnalyzeOptions | None = None, *, analyzer: "Analyzer | None" = None
 ) -> Timeline:
     """Return the emotion timeline of one video; writes nothing.
 
-    Args:
-        path: The video.
-        options: What to look for; those of ``analyzer`` if it is given.
-        analyzer: Loaded networks to use again; loaded for this call if None.
+    The options are those of ``analyzer``, networks to use again, if that is given.
 
     Raises:
-        InputError: The file cannot be analyzed, with the reason.
+        InputError: A file cannot be analyzed, with the reason.
         ModelError: The model cannot be used.
     """
-    analyzer = analyzer or Analyzer(options)
-    max_pixels, rotate = analyzer.options.max_pixels, analyzer.options.rotate
-    with VideoReader(Path(path), max_pixels, rotate) as reader:
-        linker = FaceLinker(analyzer)
-        tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
-        table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)
-        return Timeline(reader.info, assign_people(table, linker.join_people()))
+    from batchfer.analysis.analyzer import Analyzer
+    from batchfer.analysis.linker import tabulate_video
 
-
-def run_jobs(
-    kind: Kind,
-    inputs: Sequence[Path],
-    output: Path,
-    options: AnalyzeOptions,
-    outputs: OutputOptions,
-    machine: Machine,
-    progress: Progress,
-    watch: Watch | None = None,
-) -> Iterator[JobResult]:
-    """Process files and folders into an output folder; yield each input's outcome.
-
-    What is up to date is skipped, of a video whose numbers are there only the results are made
-    again, and if nothing is left no network is loaded. A bad input ends itself and never the batch.
-
-    Args:
-        kind: What the inputs are.
-        inputs: Files and folders as given.
-        output: Folder for all results, made if missing.
-        options: What decides the numbers.
-        outputs: What is written.
-        machine: What of this machine is used.
-        progress: Told what happens.
-        watch: Of the process that supervises this one, if there is one.
-
-    Raises:
-        UsageError: A given path does not exist, or bins are too short for a video.
-        NothingToDoError: The folders hold no media.
-        OutputError: The output cannot be written.
-        ModelError: The model cannot be used.
-        MachineError: The device asked for is not there.
-    """
-    jobs, skipped = plan_jobs(inputs, output, kind)
-    settings = hash_settings(options, outputs, hash_file(find_model(options.model)))
-    # The user's tables are read before any work, so that a slip in them costs nothing.
-    recordings = [job.name for job in jobs]
-    participants = None
-    if outputs.participants is not None:
-        participants = read_participants(outputs.participants)
-        match_files(participants["file"], recordings)
-        nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
-        join_recordings([(name, nobody) for name in recordings], participants)
-    events = {} if outputs.events is None else split_events(read_events(outputs.events), recordings)
-    if outputs.bin_s is not None and kind == "video":
-        see_bins_fit(jobs, outputs.bin_s, options)
-    joint = list_joint_files(kind, outputs)
-    copies = [name_copy(job, output) for job in jobs if kind == "image" and outputs.annotate]
-    # Before there is anything of ours in the folder.
-    refuse_foreign(Journal(output), joint, copies, outputs.overwrite)
-    prepare_output(output)
-    with lock_output(output):
-        journal = Journal(output)
-        journal.claims = joint
-        rows = PictureRows(output, outputs.overwrite) if kind == "image" else None
-        if rows is not None and not outputs.overwrite:
-            refuse_other_pictures(jobs, inputs, journal, rows.names)
-        yield from skipped
-        if not jobs:
-            return
-        todo, current = [], []
-        for job in jobs:
-            entry = None if outputs.overwrite else journal.finished(job.name, job.source, settings)
-            if entry is not None and is_current(job, entry, output, outputs, rows):
-                current.append(skip_result(recall_result(job, entry)))
-                continue
-            windows = events.get(job.name)
-            if detail := find_hindrance(job, output, outputs, journal, windows, rows):
-                current.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
-            else:
-                todo.append(job)
-        results = [*skipped, *current]
-        yield from current
-        refused = [result for result in current if result.status == "failed"]
-        if refused and (outputs.fail_fast or len(refused) == len(jobs)):
-            return
-        watch = watch or Watch()
-        if rows is None and todo:
-            progress.begin_batch(len(todo))
-            if not outputs.overwrite:
-                for result in renew_videos(
-                    [*todo], output, outputs, journal, settings, events, progress, watch
-                ):
-                    todo.remove(result.job)
-                    results.append(result)
-                    yield result
-        names = {job.name for job in jobs}
-        if not todo and rows is None:
-            # A run before may have ended before these, or had other participants.
-            owns_index = journal.owns("index.html")
-            ordered = _sort_results(results, jobs)
-            write_index_pages(output, ordered, outputs, participants, owns_index)
-            return
-        if not todo and rows is not None:
-            if not (rows.is_unfinished or not rows.names <= names or rows.lacks(outputs)):
-                return
-            if (told := rows.recall_run()) is not None:  # then no network is needed
-                publish_pictures(jobs, jobs, rows, told, output, outputs)
-                write_pictures_page(output, outputs, results)
-                return
-        marks = {job.name: mark_input(job.source) for job in todo}
-        with ExitStack() as stack:
-            write: Callable[..., None] = write_results
-            drawing = None
-            if rows is None:  # processes that get ready while the networks load
-                if outputs.report or len(todo) > 1:
-                    write = stack.enter_context(ResultsProcess()).write
-                if draws_beside(options, outputs):
-                    drawing = stack.enter_context(DrawingPool())
-            batch = Batch(
-                output,
-                outputs,
-                Analyzer(options, machine.device, machine.batch_size, machine.workers),
-                write,
-                drawing,
-                journal,
-                settings,
-                marks,
-                events,
-                progress,
-                watch,
-            )
-            if rows is not None:
-                progress.begin_batch(1)
-            run = run_videos(todo, batch) if rows is None else run_images(todo, jobs, rows, batch)
-            stack.enter_context(closing(run))
-            for result in run:
-                results.append(result)
-                yield result
-                if outputs.fail_fast and result.status == "failed":
-                    return
-        if rows is None:
-            owns_index = journal.owns("index.html")
-            ordered = _sort_results(results, jobs)
-            write_index_pages(output, ordered, outputs, participants, owns_index)
-        else:
-            write_pictures_page(output, outputs, results)
-
-
-def _sort_results(results: Sequence[JobResult], jobs: Sequence[Job]) -> list[JobResult]:
-    """Return the outcomes in the order of the jobs, behind those of what became none."""
-    places = {job.name: place for place, job in enumerate(jobs)}
-    return sorted(results, key=lambda result: places.get(result.job.name, -1))
+    return tabulate_video(Path(path), analyzer or Analyzer(options))
 
 
 def analyze_images(
     paths: Sequence[str | Path],
     options: AnalyzeOptions | None = None,
     *,
-    analyzer: Analyzer | None = None,
+    analyzer: "Analyzer | None" = None,
 ) -> Timeline:
-    """Return one timeline for all pictures, its first column ``input``; writes nothing.
+    """Return one timeline for all pictures, its first column ``input``; see `analyze_video`."""
+    from batchfer.analysis.analyzer import Analyzer
+    from batchfer.batch.pictures import tabulate_pictures
 
-    Args:
-        paths: Pictures of any mix of sizes.
-        options: What to look for; those of ``analyzer`` if it is given.
-        analyzer: Loaded networks to use again; loaded for this call if None.
-
-    Raises:
-        InputError: A picture cannot be read, with the reason.
-        ModelError: The model cannot be used.
-    """
-    analyzer = analyzer or Analyzer(options)
-    jobs = [Job(Path(path), display_name(path), Path(path)) for path in paths]
-    tables = {}
-    with closing(stream(analyzer, read_pictures(jobs, analyzer))) as items:
-        for item in items:
-            if not isinstance(item, AnalyzedBatch):
-                raise item.error
-            for picture in split_pictures(item, jobs):
-                tables[picture.position] = picture.rows.cut()
-    ordered = [tables[index] for index in sorted(tables)]
-    table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
-    folder = os.path.commonpath([job.source.absolute().parent for job in jobs] or [Path.cwd()])
-    return Timeline(MediaInfo(Path(folder), 0, 0), table)
+    return tabulate_pictures([Path(path) for path in paths], analyzer or Analyzer(options))

@@ -225,7 +225,11 @@ Status = Literal["ok", "partial", "failed", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class JobResult:
-    """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts."""
+    """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts.
+
+    ``first_bad_s`` is the first time in s at which frames were lost or times mended, if any were.
+    ``smaller_faces`` tells of faces that are smaller than asked for (`faces.small_faces`).
+    """
 
     job: Job
     status: Status
@@ -236,4 +240,5 @@ class JobResult:
     n_people: int = 0
     emotion: str = ""
     seconds: float = 0.0
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    first_bad_s: float | None = None
+    smaller_faces: Mapping[str, int] = field(default_factory=dict)

@@ -14,11 +14,9 @@ import tempfile
 import time
 import types
 from collections.abc import Callable
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -32,25 +30,22 @@ Run = Callable[[Path, str], tuple[int, int, float]]
 def load_batchfer(model: str) -> Run:
     """Modes: ``table``, ``video``, ``default`` (each with a number of key frames), ``detect``."""
     from batchfer.analysis.analyzer import Analyzer
+    from batchfer.batch.tools import Tools
     from batchfer.faces.detector import Detector
     from batchfer.machine import keep_memory
     from batchfer.media.reader import VideoReader
-    from batchfer.options import AnalyzeOptions
-    from batchfer.results.drawing_process import DrawingPool
-    from batchfer.results.writing import ResultsProcess
+    from batchfer.options import AnalyzeOptions, Machine
 
     keep_memory()  # as the worker process of the command does
-    beside = {"ResultsProcess": ResultsProcess(), "DrawingPool": DrawingPool()}
-    analyzers: dict[tuple[int, int], Analyzer] = {}
+    sets: dict[tuple[int, int], Tools] = {}
 
-    def get_analyzer(min_face_px: int, detect_every: int) -> Analyzer:
+    def get_tools(min_face_px: int, detect_every: int) -> tuple[Tools, Analyzer]:
         key = (min_face_px, detect_every)
-        if key not in analyzers:
-            options = AnalyzeOptions(
-                model=model, min_face_px=min_face_px, detect_every=detect_every
-            )
-            analyzers[key] = Analyzer(options)
-        return analyzers[key]
+        options = AnalyzeOptions(model=model, min_face_px=min_face_px, detect_every=detect_every)
+        if key not in sets:
+            sets[key] = Tools(Machine())
+            _ = sets[key].write, sets[key].drawing  # the processes get ready
+        return sets[key], sets[key].load(options)
 
     def detect(clip: Path, analyzer: Analyzer) -> tuple[int, int, float]:
         from concurrent.futures import ThreadPoolExecutor
@@ -66,23 +61,24 @@ def load_batchfer(model: str) -> Run:
 
     def run(clip: Path, mode: str) -> tuple[int, int, float]:
         kind, min_face, every = mode.split("-")
-        analyzer = get_analyzer(int(min_face), int(every))
+        tools, analyzer = get_tools(int(min_face), int(every))
         if kind == "detect":
             return detect(clip, analyzer)
         with tempfile.TemporaryDirectory() as folder:
-            return write_results(clip, Path(folder), analyzer, beside, kind)
+            return write_results(clip, Path(folder), tools, analyzer.options, kind)
 
     return run
 
 
 def write_results(
-    clip: Path, folder: Path, analyzer: Any, beside: dict[str, Any], kind: str
+    clip: Path, folder: Path, tools: Any, options: Any, kind: str
 ) -> tuple[int, int, float]:
     """Run the command ``batchfer video``, its networks loaded and its processes running already."""
-    from batchfer import pipeline
-    from batchfer.batch.worker import Progress
+    from batchfer.batch.executors import InProcess
+    from batchfer.batch.records import Batch
     from batchfer.errors import BatchferError
     from batchfer.options import Machine, OutputOptions
+    from batchfer.pipeline import run_batch
     from batchfer.timeline.files import read_timeline
 
     outputs = {
@@ -90,17 +86,10 @@ def write_results(
         "video": OutputOptions(formats=("csv",), annotate=True, report=False),
         "default": OutputOptions(),
     }[kind]
-    loaded = {
-        "Analyzer": lambda *_: analyzer,
-        **{name: partial(contextlib.nullcontext, process) for name, process in beside.items()},
-    }
-    nobody = mock.Mock(Progress)
-    with mock.patch.multiple(pipeline, **loaded):
-        started = time.perf_counter()
-        (result,) = pipeline.run_jobs(
-            "video", [clip], folder, analyzer.options, outputs, Machine("auto", None, None), nobody
-        )
-        seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    batch = Batch("video", [clip], folder, options, outputs)
+    (result,) = run_batch(batch, InProcess(Machine(), tools))
+    seconds = time.perf_counter() - started
     if result.status != "ok":
         raise BatchferError(f"{clip.name}: {result.status}, {result.detail}")
     table = read_timeline(result.job.destination / "timeline.csv")

@@ -25,16 +25,18 @@ import numpy as np
 from compare import CLIPS, describe_machine, say, spell, write_section
 from make_clips import make_clips
 
-from batchfer import pipeline
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.linker import FaceLinker, analyze_frames
 from batchfer.analysis.stream import analyze
-from batchfer.batch.worker import Progress
+from batchfer.batch.executors import InProcess
+from batchfer.batch.records import Batch
+from batchfer.batch.tools import Tools
 from batchfer.machine import keep_memory
 from batchfer.media.images import write_image
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.pipeline import run_batch
 from batchfer.results.drawing import FaceTrack, draw_timeline
 from batchfer.results.painter import FacePainter
 from batchfer.schema import FrameBatch
@@ -294,23 +296,14 @@ def measure_photos(folder: Path, analyzer: Analyzer) -> Stills:
         finally:
             clocks.append(read_clocks())
 
-    with (
-        mock.patch.object(pipeline, "Analyzer", lambda *_: analyzer),
-        mock.patch.object(analyzer, "analyze_batch", analyze),
-    ):
+    executor = InProcess(Machine(), Tools(Machine(), analyzer))
+    with mock.patch.object(analyzer, "analyze_batch", analyze):
         for _ in range(1 + REPEATS):
             with tempfile.TemporaryDirectory() as out:
                 clocks.clear()
                 started = read_clocks()
-                run = pipeline.run_jobs(
-                    "image",
-                    [folder],
-                    Path(out),
-                    analyzer.options,
-                    outputs,
-                    Machine("auto", None, None),
-                    mock.Mock(Progress),
-                )
+                batch = Batch("image", [folder], Path(out), analyzer.options, outputs)
+                run = run_batch(batch, executor)
                 n_pictures = sum(result.status == "ok" for result in run)
                 ended = read_clocks()
                 stills.rates.append(n_pictures / (ended[0] - started[0]))

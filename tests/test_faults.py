@@ -21,16 +21,15 @@ import pytest
 from clips import draw, make_clip
 from ordinary import needs_permissions, obey_permissions
 from PIL import Image
+from running import run_jobs
 
 from batchfer.batch import parts as parts_module
 from batchfer.batch import videos
-from batchfer.batch.executors import Worker
 from batchfer.errors import OutputError
 from batchfer.files import lock_output, prepare_output
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import run_jobs
 from batchfer.results.drawing import DrawingThreads
 from batchfer.results.drawing_process import DrawingProcess
 from batchfer.results.redo import redo_videos
@@ -644,9 +643,9 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
         process._helper.process.wait()
         go_on(process, *arguments)
 
-    def note(clip: videos.Clip, timeline: Timeline) -> None:
-        drawn_afterwards.append(clip.job.name)
-        draw_afterwards(clip, timeline)
+    def note(clip: videos.Clip, timeline: Timeline, folder: Path) -> None:
+        drawn_afterwards.append(clip.task.name)
+        draw_afterwards(clip, timeline, folder)
 
     monkeypatch.setattr(videos.Clip, "_draw_afterwards", note)
     monkeypatch.setattr(DrawingProcess, step, die_first)
@@ -755,23 +754,6 @@ def test_a_changed_input_or_option_is_done_again(toy_model: Path, tmp_path: Path
     assert sorted(told, key=str) == [("ok", None), ("skipped", "up_to_date")]
     again = run("video", [folder], output, toy_model, Counter(), every=5)
     assert [result.status for result in again] == ["ok", "ok"]
-
-
-def test_an_input_that_is_put_off_is_not_late() -> None:
-    told = [("begin", "a.mp4"), ("leave", "a.mp4"), ("end", None)]
-    late: list[float | None] = []
-
-    class Toy:
-        def hear(self, timeout_s: float | None) -> object:
-            late.append(timeout_s)
-            return told[len(late) - 1]
-
-    worker = object.__new__(Worker)
-    worker._timeout_s, worker._begun, worker._is_second = 0.1, set(), False
-    worker._helper = Toy()  # type: ignore[assignment]
-    assert list(worker.results(Counter())) == []
-    assert late[0] is None and late[1] is not None and late[2] is None
-    assert not worker._begun, "nor is it to blame if the process dies while others are at work"
 
 
 # --- lost frames ------------------------------------------------------------------------------

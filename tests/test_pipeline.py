@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ import pandas as pd
 import pytest
 from clips import make_clip
 from PIL import Image
+from running import run_jobs
 from skimage import data
 
-from batchfer import analyze_images, analyze_video, pipeline
+from batchfer import analyze_images, analyze_video
 from batchfer.analysis import stream as stream_module
 from batchfer.analysis.analyzer import NICE, Analyzer
 from batchfer.analysis.stream import stream
 from batchfer.batch import parts as parts_module
 from batchfer.batch import videos
-from batchfer.batch.worker import Watch
+from batchfer.batch.events import Event, Joint, Opened, PutOff, Task
+from batchfer.batch.executors import Hands, share_out
+from batchfer.batch.records import Batch
+from batchfer.batch.tools import Tools
 from batchfer.errors import (
     InputError,
     ModelError,
@@ -36,7 +40,7 @@ from batchfer.errors import (
 )
 from batchfer.faces.detector import Detector
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import run_jobs
+from batchfer.pipeline import run_batch
 from batchfer.results import writing
 from batchfer.results.journal import hash_settings
 from batchfer.results.redo import redo_reports, redo_videos
@@ -413,9 +417,13 @@ def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
     for name in ("a.mp4", "b.mp4", "d.mp4"):
         shutil.copy(CLIPS / "rotated.mp4", folder / name)
     (folder / "c.mp4").write_bytes(b"")
-    watch = Watch(lambda name: told.append(f"begin {name}"))
-    machine, outputs = Machine("cpu", None, 2), OutputOptions(annotate=False)
-    for result in run_jobs("video", [folder], output, options, outputs, machine, Silence(), watch):
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Opened):
+            told.append(f"begin {event.name}")
+
+    outputs = OutputOptions(annotate=False)
+    for result in run_jobs("video", [folder], output, options, outputs, tell=tell):
         told.append(f"{result.status} {result.job.name}")
         lines = (output / "run.jsonl").read_text().splitlines()
         on_record = [json.loads(line)["input"] for line in lines]
@@ -436,23 +444,24 @@ def test_the_page_of_one_video_is_written_while_the_next_is_analyzed(
 
 @pytest.mark.parametrize("detect_every", [1, 3])
 def test_a_video_is_on_record_however_long_the_next_takes_to_begin(
-    detect_every: int, toy_model: Path, tmp_path: Path
+    detect_every: int, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal, was_there = tmp_path / "out" / "run.jsonl", []
     (tmp_path / "in").mkdir()
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(CLIPS / "rotated.mp4", tmp_path / "in" / name)
 
-    def begin(name: str) -> None:
+    def begin(name: str) -> Opened:
         end = time.monotonic() + 60
         while name == "b.mp4" and not journal.exists() and time.monotonic() < end:
             time.sleep(0.02)
         was_there.append(journal.exists())
+        return Opened(name)
 
+    monkeypatch.setattr(videos, "Opened", begin)
     options = AnalyzeOptions(model=str(toy_model), detect_every=detect_every)
-    outputs, machine = OutputOptions(annotate=False), Machine("cpu", None, 2)
-    jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, machine, Silence())
-    results = list(run_jobs(*jobs, Watch(begin)))  # type: ignore[arg-type]
+    outputs = OutputOptions(annotate=False)
+    results = list(run_jobs("video", [tmp_path / "in"], tmp_path / "out", options, outputs))
     assert [result.status for result in results] == ["ok", "ok"]
     assert was_there == [False, True]
 
@@ -504,22 +513,18 @@ def test_videos_without_frames_are_told_in_their_turn(toy_model: Path, tmp_path:
         (tmp_path / "in" / name).write_bytes(b"")
     for name in ("a.mp4", "c.mp4", "e.mp4"):
         shutil.copy(CLIPS / "rotated.mp4", tmp_path / "in" / name)
-    n_begun, told = 0, []
-
-    def begin(_: str) -> None:
-        nonlocal n_begun
-        n_begun += 1
-
-    machine, outputs = Machine("cpu", None, 2), OutputOptions(annotate=False, report=False)
+    events: list[Event] = []
+    outputs = OutputOptions(annotate=False, report=False)
+    inputs, output = [tmp_path / "in"], tmp_path / "out"
     for every in (1, 3):
         options = AnalyzeOptions(model=str(toy_model), start_s=60.0, detect_every=every)
-        jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, machine, Silence())
-        told = [(r.job.name, r.status, r.n_frames) for r in run_jobs(*jobs, Watch(begin))]  # type: ignore[arg-type]
+        results = run_jobs("video", inputs, output, options, outputs, tell=events.append)
+        told = [(result.job.name, result.status, result.n_frames) for result in results]
         assert told == [
             ("a.mp4", "ok", 0), ("b.mp4", "failed", 0), ("c.mp4", "ok", 0),
             ("d.mp4", "failed", 0), ("e.mp4", "ok", 0),
         ]  # fmt: skip
-    assert n_begun == 2 * 5
+    assert sum(isinstance(event, Opened) for event in events) == 2 * 5
 
 
 def test_few_videos_are_open_at_a_time(toy_model: Path, tmp_path: Path) -> None:
@@ -527,32 +532,33 @@ def test_few_videos_are_open_at_a_time(toy_model: Path, tmp_path: Path) -> None:
     for index in range(30):
         (tmp_path / "in" / f"{index:02d}.mp4").write_bytes(b"")
     options = AnalyzeOptions(model=str(toy_model))
-    begun: list[str] = []
-    outputs, machine = OutputOptions(report=False), Machine("cpu", None, 2)
-    inputs, output = [tmp_path / "in"], tmp_path / "out"
-    watch = Watch(begun.append)
-    results = run_jobs("video", inputs, output, options, outputs, machine, Silence(), watch)
+    events: list[Event] = []
+    outputs, inputs, output = OutputOptions(report=False), [tmp_path / "in"], tmp_path / "out"
+    results = run_jobs("video", inputs, output, options, outputs, tell=events.append)
     first = next(results)
     assert first.job.name == "00.mp4"
-    assert len(begun) < 15
+    assert sum(isinstance(event, Opened) for event in events) < 15
     assert len(list(results)) == 29
 
 
-def test_what_fails_between_two_videos_costs_none(toy_model: Path, tmp_path: Path) -> None:
+def test_what_fails_between_two_videos_costs_none(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "in").mkdir()
     for index in range(6):
         make_clip(tmp_path / "in" / f"{index}.mp4", 3)
     begun: list[str] = []
 
-    def begin(name: str) -> None:
+    def begin(name: str) -> Opened:
         begun.append(name)
         if begun.count("3.mp4") == 1 and name == "3.mp4":
             time.sleep(2)  # by then those before are done with
             raise MemoryError
+        return Opened(name)
 
+    monkeypatch.setattr(videos, "Opened", begin)
     options, outputs = AnalyzeOptions(model=str(toy_model)), OutputOptions(report=False)
-    jobs = ("video", [tmp_path / "in"], tmp_path / "out", options, outputs, Machine("cpu", None, 2))
-    results = list(run_jobs(*jobs, Silence(), Watch(begin)))  # type: ignore[arg-type]
+    results = list(run_jobs("video", [tmp_path / "in"], tmp_path / "out", options, outputs))
     assert [result.job.name for result in results] == [f"{index}.mp4" for index in range(6)]
     assert {result.status for result in results} == {"ok"}
     assert begun.count("3.mp4") == 2
@@ -596,16 +602,20 @@ def test_what_the_stream_fails_on_is_tried_alone(
     assert told == [("ok", None), ("ok", None), ("failed", "internal"), ("ok", None)]
 
 
-def test_suspects_are_done_alone(options: AnalyzeOptions, tmp_path: Path) -> None:
+def test_after_a_failure_that_would_end_it_nothing_has_begun(
+    options: AnalyzeOptions, tmp_path: Path
+) -> None:
     folder, told = tmp_path / "in", []
     folder.mkdir()
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(CLIPS / "rotated.mp4", folder / name)
-    watch = Watch(lambda name: told.append(f"begin {name}"), suspects=frozenset({"b.mp4"}))
-    outputs, machine = OutputOptions(annotate=False), Machine("cpu", None, 2)
-    for result in run_jobs(
-        "video", [folder], tmp_path / "out", options, outputs, machine, Silence(), watch
-    ):
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Opened):
+            told.append(f"begin {event.name}")
+
+    outputs = OutputOptions(annotate=False, fail_fast=True)
+    for result in run_jobs("video", [folder], tmp_path / "out", options, outputs, tell=tell):
         told.append(f"{result.status} {result.job.name}")
     assert told == ["begin a.mp4", "ok a.mp4", "begin b.mp4", "ok b.mp4"]
 
@@ -616,7 +626,7 @@ def test_the_page_of_a_single_video_is_written_beside(
     def refuse(*_: object) -> None:
         raise AssertionError("written by this process")
 
-    monkeypatch.setattr(pipeline, "write_results", refuse)
+    monkeypatch.setattr(videos, "write_results", refuse)
     monkeypatch.setattr(writing, "write_results", refuse)
     (result,) = run("video", [CLIPS / "rotated.mp4"], tmp_path, annotate=False).values()
     assert result.status == "ok", result.detail
@@ -634,7 +644,7 @@ def test_times_that_had_to_be_mended_make_a_result_partial(run: Run, tmp_path: P
     facts = json.loads((tmp_path / "out" / "mended.ts" / "run.json").read_text())["frames"]
     assert facts["mended"]["count"] == 1
     assert sum(facts["mended"]["how"].values()) == 1
-    assert facts["mended"]["first_s"] == told["mended.ts"].facts["first_bad_s"]
+    assert facts["mended"]["first_s"] == told["mended.ts"].first_bad_s
     assert (facts["first_bad_s"], facts["missing_s"]) == (None, []), "no frame is lost"
     folder = tmp_path / "out" / "agreed.mkv"
     assert json.loads((folder / "run.json").read_text())["frames"]["mended"]["count"] == 0
@@ -691,7 +701,7 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def load(*_: object) -> Analyzer:
         raise AssertionError("networks are loaded")
 
-    return lambda: monkeypatch.setattr(pipeline, "Analyzer", load)
+    return lambda: monkeypatch.setattr(Tools, "load", load)
 
 
 def test_other_results_of_the_same_numbers_need_no_network(
@@ -768,19 +778,20 @@ def test_what_cannot_be_used_again_is_analyzed_again(
     name: str, options: AnalyzeOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clip, folder = CLIPS / "rotated.mp4", tmp_path / "rotated.mp4"
-    left: list[str] = []
+    events: list[Event] = []
 
     def run(**outputs: Any) -> dict[str, bytes]:
         few = OutputOptions(annotate=False, report=False, **outputs)
-        jobs: Any = ("video", [clip], tmp_path, options, few, Machine("cpu", None, 2), Silence())
-        (result,) = run_jobs(*jobs, Watch(leave=left.append))
+        (result,) = run_jobs("video", [clip], tmp_path, options, few, tell=events.append)
         assert result.status == "ok"
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
     first = run()
     (folder / name).write_bytes(first[name][:100])
     assert run(smooth_s=0.51) == first
-    assert left == ["rotated.mp4"], "the one who watches knows that it waits once more"
+    told = [event for event in events if isinstance(event, Opened | PutOff)][1:]
+    expected = [Opened("rotated.mp4"), PutOff("rotated.mp4"), Opened("rotated.mp4")]
+    assert told == expected, "the one who watches knows that it waits once more"
     assert "rotated.mp4 is analyzed again: " in caplog.text
 
 
@@ -854,11 +865,11 @@ def test_other_results_of_a_partial_video_are_partial(
     assert first.status == "partial"
     no_networks()
     again = run("video", [clip], tmp_path / "out", report=False, smooth_s=1.0)["hole.mkv"]
-    assert (again.status, again.reason, again.detail, again.facts) == (
+    assert (again.status, again.reason, again.detail, again.first_bad_s) == (
         "partial",
         first.reason,
         first.detail,
-        first.facts,
+        first.first_bad_s,
     )
     last = run("video", [clip], tmp_path / "out", report=False, smooth_s=1.0)["hole.mkv"]
     assert last.detail == f"partial: {first.reason}, {first.detail}"
@@ -869,16 +880,29 @@ def test_a_video_that_ended_the_process_is_not_tried_again(
 ) -> None:
     clip, few = CLIPS / "rotated.mp4", {"annotate": False, "report": False}
     run("video", [clip], tmp_path, **few)
-    begun: list[str] = []
     outputs = OutputOptions(**few, smooth_s=1.0)
-    jobs: Any = ("video", [clip], tmp_path, options, outputs, Machine("cpu", None, 2), Silence())
-    watch = Watch(begun.append, {"rotated.mp4": (Reason.TIMEOUT, "too long")})
-    (result,) = run_jobs(*jobs, watch)
-    assert (result.status, result.reason) == ("failed", Reason.TIMEOUT)
+    n_tries = 0
+
+    def hang(tasks: Sequence[Task]) -> Generator[Event]:
+        nonlocal n_tries
+        n_tries += 1
+        yield Opened(tasks[0].name)
+        raise InputError(Reason.TIMEOUT, "too long")
+
+    class Hanging:
+        def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
+            return share_out(Hands(tasks), hang)
+
+        def join(self, joint: Joint) -> None: ...
+
+    batch = Batch("video", [clip], tmp_path, options, outputs)
+    (result,) = run_batch(batch, Hanging())
+    assert (result.status, result.reason, n_tries) == ("failed", Reason.TIMEOUT, 1)
     no_networks()
-    (result,) = run_jobs(*jobs, Watch(begun.append))
+    events: list[Event] = []
+    (result,) = run_jobs("video", [clip], tmp_path, options, outputs, tell=events.append)
     assert result.status == "ok", "the older result is there as before"
-    assert begun[-1] == "rotated.mp4", "the one who watches knows what is at work"
+    assert events[0] == Opened("rotated.mp4"), "the one who watches knows what is at work"
 
 
 def test_a_deleted_result_is_made_again(run: Run, tmp_path: Path) -> None:

@@ -14,16 +14,18 @@ import pandas as pd
 import pytest
 from skimage import data
 
-from batchfer import pipeline
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.batch import parts as parts_module
+from batchfer.batch.executors import InProcess
+from batchfer.batch.records import Batch
+from batchfer.batch.tools import Tools
 from batchfer.emotions.classifier import Classifier, load_classifier
 from batchfer.faces.appearance import describe_faces
 from batchfer.faces.cuts import describe_frames, measure_differences
 from batchfer.faces.detector import Detector
 from batchfer.faces.quality import measure_quality
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import analyze_video, run_jobs
+from batchfer.pipeline import analyze_video, run_batch
 from batchfer.schema import FaceDetections, Images
 
 CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"
@@ -166,12 +168,11 @@ def test_a_clip_has_the_same_table_by_any_batches_and_interruptions(
     n_frames = int(expected["frame"].nunique())
     assert expected["face_id"].nunique() > 1
 
-    def load(options: AnalyzeOptions, device: str, batch_size: int, workers: int) -> Analyzer:
+    def provide(machine: Machine) -> Tools:
         analyzer = copy.copy(loaded)
-        analyzer.options, analyzer._batch_size, analyzer.workers = options, batch_size, workers
-        return analyzer
+        analyzer._batch_size, analyzer.workers = machine.batch_size, machine.workers or 1
+        return Tools(machine, analyzer)
 
-    monkeypatch.setattr(pipeline, "Analyzer", load)
     monkeypatch.setattr(parts_module, "FRAMES_A_PART", 8)
     rng = np.random.default_rng(detect_every)
     for trial in range(3):
@@ -180,6 +181,7 @@ def test_a_clip_has_the_same_table_by_any_batches_and_interruptions(
             machine = Machine("cpu", int(rng.integers(1, 18)), int(rng.integers(1, 4)))
             with suppress(KeyboardInterrupt):
                 progress = Interruption(limit)
-                list(run_jobs("video", [CLIP], output, options, outputs, machine, progress))
+                batch = Batch("video", [CLIP], output, options, outputs)
+                list(run_batch(batch, InProcess(machine, provide(machine)), progress))
         table = pd.read_parquet(output / CLIP.name / "timeline.parquet")
         pd.testing.assert_frame_equal(table, expected, check_exact=True, check_dtype=False)

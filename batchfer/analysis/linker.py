@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from batchfer.faces.cuts import CutDetector
 from batchfer.faces.persons import Appearances, People
 from batchfer.faces.tracking import Tracker
 from batchfer.media.reader import VideoReader
-from batchfer.schema import FrameBatch
-from batchfer.timeline.table import build_table
+from batchfer.schema import QUALITY_COLUMNS, FrameBatch, Timeline
+from batchfer.timeline.table import assign_people, build_empty_table, build_table
 
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
@@ -132,3 +133,17 @@ def analyze_frames(
     with closing(analyze(analyzer, read_frames(reader, analyzer))) as analyzed:
         for batch in analyzed:
             yield batch.frames, linker.link(batch)
+
+
+def tabulate_video(path: Path, analyzer: Analyzer) -> Timeline:
+    """Return the emotion timeline of one video.
+
+    Raises:
+        InputError: The file cannot be analyzed, with the reason.
+    """
+    options = analyzer.options
+    with VideoReader(path, options.max_pixels, options.rotate) as reader:
+        linker = FaceLinker(analyzer)
+        tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
+        table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)
+        return Timeline(reader.info, assign_people(table, linker.join_people()))

@@ -1,229 +1,301 @@
-"""Runs a batch in a process of its own, so that a crash or a hang ends one file, not the night.
+"""Who does the work of a batch: this process, or one of its own that may crash or hang.
 
-`supervise` is `batchfer.pipeline.run_jobs` at arm's length. The worker does everything and tells
-what it is at; whatever it has finished stands in the journal. So it may be killed at any moment and
-started again: after a crash, or when a file takes longer than it may, the file is told off and the
-rest goes on in a new worker; on Ctrl-C the worker is killed, at once and in whatever state.
+A third, as actors of a cluster, is another class with `run` and `join`.
 """
 
 import logging
+import queue
 import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import TYPE_CHECKING, Protocol, Self
 
-from batchfer.batch.jobs import Kind
-from batchfer.errors import BatchferError, Reason
-from batchfer.machine import keep_memory
-from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.processes import Helper, HelperDiedError, Owner
-from batchfer.schema import JobResult
+from batchfer.batch.events import Analyzed, Ended, Event, Joint, Opened, PutOff, Task
+from batchfer.batch.joining import join
+from batchfer.batch.outcomes import fail
+from batchfer.errors import BatchferError, InputError, MachineError, Reason
+from batchfer.options import AnalyzeOptions, Machine
+from batchfer.processes import Helper, HelperDiedError
 
 if TYPE_CHECKING:
-    from batchfer.batch.worker import Progress
+    from batchfer.analysis.analyzer import Analyzer
+    from batchfer.batch.tools import Tools
 
 logger = logging.getLogger(__name__)
 
-Fault = tuple[Reason, str]
+
+WORKER = "batchfer.batch.worker"
+"""The module that a worker process serves."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a worker is asked to do: the arguments of `run_jobs`, and what earlier ones died of.
+class Executor(Protocol):
+    """Does tasks somewhere."""
 
-    ``faults`` maps the names of inputs to what they did to a worker; they are not tried again.
-    ``suspects`` are inputs among which there is such a one; they are tried one by one.
+    def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
+        """Do tasks. Each ends exactly once; nothing else is promised, not even the order.
+
+        Whoever leaves early ends the work; what is on disk is for the next run.
+
+        Args:
+            tasks: Of one batch.
+            lock: The open file that holds its output folder, which whoever works keeps open too:
+                one that is killed leaves the folder locked until its worker is gone.
+
+        Raises:
+            BatchferError: What ends the batch.
+            RuntimeError: The work broke off, and no input is to blame.
+        """
+
+    def join(self, joint: Joint) -> None:
+        """Write what is about all inputs, where what that takes is loaded.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+
+
+class Hands:
+    """Who has what in hand, and what becomes of it where the work breaks off.
+
+    One input in hand: it has failed. Several: each is tried again, alone. None: the others go on,
+    unless nothing has ended since; then no input is to blame. It is the same for a crash, a time
+    that is over, and a stream of frames that fails.
     """
 
-    kind: Kind
-    inputs: Sequence[Path]
-    output: Path
-    options: AnalyzeOptions
-    outputs: OutputOptions
-    machine: Machine
-    faults: Mapping[str, Fault] = field(default_factory=dict)
-    suspects: frozenset[str] = frozenset()
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        """Have everything to do, together."""
+        self._waiting = deque([list(tasks)] if tasks else [])
+        self._group: dict[str, Task] = {}
+        self._n_begun = 0
+        self._opened: set[str] = set()
+        self.since = 0.0
+        """The time of `time.monotonic` at which something was taken in hand or put down."""
 
+    @property
+    def are_empty(self) -> bool:
+        """Whether no input is at work."""
+        return not self._opened
 
-def supervise(
-    kind: Kind,
-    inputs: Sequence[Path],
-    output: Path,
-    options: AnalyzeOptions,
-    outputs: OutputOptions,
-    machine: Machine,
-    progress: "Progress",
-) -> Iterator[JobResult]:
-    """Process inputs as `run_jobs` does, in a worker process; yield each input's outcome once.
+    def take(self) -> Sequence[Task]:
+        """Return what is to be done together next; nothing at the end."""
+        group = self._waiting.popleft() if self._waiting else []
+        self._group = {task.name: task for task in group}
+        self._n_begun = len(group)
+        self._opened.clear()
+        self.since = time.monotonic()
+        return group
 
-    Raises:
-        BatchferError: as of `run_jobs`.
-        RuntimeError: The worker came upon a bug, or dies whatever it does.
-    """
-    task = Task(kind, inputs, output, options, outputs, machine)
-    told: set[int] = set()  # hashes, since a batch may be long
-    while True:
-        worker = Worker(task)
-        try:
-            for result in worker.results(progress):
-                if result.reason is Reason.DUPLICATE:
-                    if not (task.faults or task.suspects):  # by the first worker
-                        yield result
-                    continue
-                key = hash((result.job.source, result.job.name))
-                if key not in told:  # a new worker calls "up to date" what the one before it did
-                    told.add(key)
-                    yield result
+    def note(self, event: Event) -> None:
+        """Learn what has happened to what was taken."""
+        if isinstance(event, Opened):
+            self._opened.add(event.name)
+        elif isinstance(event, PutOff):
+            self._opened.discard(event.name)
+        elif isinstance(event, Ended):
+            for result in event.results:
+                self._opened.discard(result.job.name)
+                self._group.pop(result.job.name, None)
+        else:
             return
-        except WorkerDiedError as death:
-            task = death.draw_lesson(task)
-        finally:
-            worker.kill()
+        self.since = time.monotonic()
 
-
-class WorkerDiedError(Exception):
-    """A worker crashed or was killed for being late; ``begun`` are the inputs it had in hand."""
-
-    def __init__(self, fault: Fault, begun: frozenset[str]) -> None:
-        """Keep what happened, and to which inputs it may have happened."""
-        super().__init__(fault[1])
-        self.fault = fault
-        self.begun = begun
-
-    def draw_lesson(self, task: Task) -> Task:
-        """Return the task without the input that did it, or with fewer that may have done it.
+    def blame(self, error: Exception) -> Sequence[Event]:
+        """Decide who is to blame for what broke the work off, and return what is to be told.
 
         Raises:
-            RuntimeError: No input is to blame.
+            RuntimeError: Nobody is.
         """
-        if not self.begun:
-            raise RuntimeError(f"the worker process died before its first input: {self}") from self
-        if len(self.begun) > 1:
-            return replace(task, suspects=self.begun)
-        (name,) = self.begun
-        logger.warning("%s: %s", name, self)
-        return replace(task, faults={**task.faults, name: self.fault}, suspects=frozenset())
+        suspects = [task for task in self._group.values() if task.name in self._opened]
+        others = [task for task in self._group.values() if task.name not in self._opened]
+        if not suspects and not (others and len(others) < self._n_begun):
+            raise RuntimeError(f"the work broke off with no input in hand: {error}") from error
+        if others:
+            self._waiting.appendleft(others)
+        if len(suspects) != 1:
+            self._waiting.extendleft([task] for task in reversed(suspects))
+            return ()
+        result = fail(suspects[0], error)
+        logger.warning("%s: %s", result.job.name, result.detail)
+        ended = Ended((result,))
+        return (Analyzed(result.job.name), ended) if suspects[0].kind == "video" else (ended,)
 
 
-class Worker:
-    """One worker process, and the way to talk to it."""
-
-    def __init__(self, task: Task) -> None:
-        """Start the process and give it its task."""
-        self._timeout_s = task.outputs.timeout_s
-        self._is_second = bool(task.faults or task.suspects)
-        self._begun: set[str] = set()
+def share_out(
+    hands: Hands, perform: Callable[[Sequence[Task]], Generator[Event]]
+) -> Generator[Event]:
+    """Have everything done that hands hold, and tell what happens; see `Hands` for what fails."""
+    while group := hands.take():
         try:
-            self._helper = Helper(__name__)
-            self._helper.ask(task)
-        except HelperDiedError as death:
-            raise RuntimeError(f"no worker process: {death}") from death
+            with closing(perform(group)) as events:
+                for event in events:
+                    hands.note(event)
+                    yield event
+        except (BatchferError, ImportError) as error:
+            if not isinstance(error, InputError):
+                raise
+            yield from hands.blame(error)
+        except Exception as error:
+            logger.debug("the work broke off", exc_info=True)
+            yield from hands.blame(error)
 
-    def results(self, progress: "Progress") -> Iterator[JobResult]:
-        """Yield the outcomes as they come, and pass on what the worker tells of its progress.
 
-        Raises:
-            WorkerDiedError: It crashed, or was killed since an input took too long.
-            BatchferError: what `run_jobs` raised in it.
+class InProcess:
+    """Does tasks in a thread of this process: for the library, and for tests.
+
+    What happens is told in step: the work goes on when whoever listens has taken it in.
+    """
+
+    def __init__(self, machine: Machine, tools: "Tools | None" = None) -> None:
+        """Get ready.
+
+        Args:
+            machine: What of this machine is used.
+            tools: Networks and helpers that are there already; they stay open.
         """
-        since = time.monotonic()
-        while True:
+        from batchfer.batch.tools import Tools
+
+        self._tools = tools or Tools(machine)
+        self._own = None if tools else self._tools
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the helpers that it has started."""
+        if self._own is not None:
+            self._own.close()
+
+    def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
+        """Do tasks, see `Executor`."""
+        return share_out(Hands(tasks), self._perform)
+
+    def join(self, joint: Joint) -> None:
+        """Write what is about all inputs."""
+        join(joint, self._tools.load)
+
+    def _perform(self, tasks: Sequence[Task]) -> Generator[Event]:
+        from batchfer.batch.worker import perform
+
+        events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        turn, heard = threading.Lock(), threading.Semaphore(0)
+        has_left = threading.Event()
+
+        def tell(event: Event) -> None:
+            with turn:
+                if not has_left.is_set():
+                    events.put(event)
+                    heard.acquire()
+                if has_left.is_set():
+                    raise KeyboardInterrupt
+
+        def work() -> None:
             try:
-                name, content = self._helper.hear(self._measure_patience(since))
-            except TimeoutError:
-                self.kill()
-                detail = f"not done within {self._timeout_s:g} s"
-                raise WorkerDiedError((Reason.TIMEOUT, detail), frozenset(self._begun)) from None
-            except HelperDiedError as death:
-                fault = explain_death(death)
-                raise WorkerDiedError(fault, frozenset(self._begun)) from death
-            if name == "begin":
-                self._begun.add(content)
-                since = time.monotonic()
-            elif name == "leave":
-                self._begun.discard(content)
-                since = time.monotonic()
-            elif name == "result":
-                self._begun.discard(content.job.name)
-                since = time.monotonic()
-                yield content
-            elif name == "end":
+                perform(tasks, self._tools, tell)
+            finally:
+                events.put(None)
+
+        with ThreadPoolExecutor(1, thread_name_prefix="batchfer-work") as pool:
+            working = pool.submit(work)
+            try:
+                while (event := events.get()) is not None:
+                    yield event
+                    heard.release()
+            finally:
+                has_left.set()
+                heard.release()
+            working.result()
+
+
+class OneWorker:
+    """Does tasks in a process of its own: a crash or a hang ends one file, not the night.
+
+    The worker may be killed at any moment, since whatever is finished is on disk; a new one goes
+    on.
+    """
+
+    def __init__(self, machine: Machine, timeout_s: float | None = None) -> None:
+        """Start nothing yet.
+
+        Args:
+            machine: What of this machine is used.
+            timeout_s: The longest time for one input.
+        """
+        self._machine = machine
+        self._timeout_s = timeout_s
+        self._helper: Helper | None = None
+
+    def __enter__(self) -> Self:
+        """Return it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the worker."""
+        self._end()
+
+    def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
+        """Do tasks, see `Executor`."""
+        hands = Hands(tasks)
+        return share_out(hands, lambda group: self._perform(group, hands, lock))
+
+    def join(self, joint: Joint) -> None:
+        """Write what is about all inputs: in the worker, or here if there is none any more."""
+        if self._helper is not None:
+            try:
+                self._helper.ask(joint)
+                self._helper.hear()
                 return
-            elif name != "begin_batch" or not self._is_second:
-                getattr(progress, name)(*content)
+            except HelperDiedError as death:
+                logger.debug("what joins all inputs is written here: %s", death)
+            finally:
+                self._end()
+        join(joint, self._load)
 
-    def _measure_patience(self, since: float) -> float | None:
+    def _load(self, options: AnalyzeOptions) -> "Analyzer":
+        from batchfer.batch.tools import Tools
+
+        return Tools(self._machine).load(options)
+
+    def _perform(self, tasks: Sequence[Task], hands: Hands, lock: int | None) -> Generator[Event]:
+        is_done = False
+        try:
+            if self._helper is None:
+                self._helper = Helper(WORKER, [] if lock is None else [lock])
+                self._helper.ask(self._machine)
+            self._helper.ask(tuple(tasks))
+            while (event := self._helper.hear(self._measure_patience(hands))) is not None:
+                yield event
+            is_done = True
+        except TimeoutError:
+            raise InputError(Reason.TIMEOUT, f"not done within {self._timeout_s:g} s") from None
+        except HelperDiedError as death:
+            raise _explain_death(death) from death
+        finally:
+            if not is_done:
+                self._end()
+
+    def _measure_patience(self, hands: Hands) -> float | None:
         """Return how long to wait for the next event in s; None is for ever."""
-        if self._timeout_s is None or not self._begun:
+        if self._timeout_s is None or hands.are_empty:
             return None
-        return max(since + self._timeout_s - time.monotonic(), 0.0)
+        return max(hands.since + self._timeout_s - time.monotonic(), 0.0)
 
-    def kill(self) -> None:
-        """End the process now, if it still runs."""
-        self._helper.close()
-
-
-def explain_death(death: HelperDiedError) -> Fault:
-    """Return why an input failed that a worker process has died of."""
-    code = death.code or 0
-    if code == -signal.SIGKILL:
-        return Reason.OUT_OF_MEMORY, "the system killed the process, most likely for its memory"
-    how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    return Reason.INTERNAL, f"a library crashed on this file ({how})"
+    def _end(self) -> None:
+        if self._helper is not None:
+            self._helper.close()
+            self._helper = None
 
 
-class OwnerProgress:
-    """Tells the owner of this process how far a batch is."""
-
-    def __init__(self, owner: Owner) -> None:
-        """Remember whom to tell."""
-        self._owner = owner
-
-    def begin_batch(self, n_jobs: int) -> None:
-        """Pass on."""
-        self._owner.tell(("begin_batch", (n_jobs,)))
-
-    def begin_file(self, name: str, total: float | None) -> None:
-        """Pass on."""
-        self._owner.tell(("begin_file", (name, total)))
-
-    def advance(self, n_units: int) -> None:
-        """Pass on."""
-        self._owner.tell(("advance", (n_units,)))
-
-    def end_file(self) -> None:
-        """Pass on."""
-        self._owner.tell(("end_file", ()))
-
-
-def serve(owner: Owner) -> None:
-    """Do the task that is asked for; the life of a worker."""
-    keep_memory()
-    owner.answer(partial(_work, owner), BatchferError, ImportError)
-
-
-def _work(owner: Owner, task: Task) -> None:
-    # The parent starts sooner without it.
-    from batchfer.batch.worker import Watch
-    from batchfer.pipeline import run_jobs
-
-    for result in run_jobs(
-        task.kind,
-        task.inputs,
-        task.output,
-        task.options,
-        task.outputs,
-        task.machine,
-        OwnerProgress(owner),
-        Watch(
-            lambda name: owner.tell(("begin", name)),
-            task.faults,
-            task.suspects,
-            lambda name: owner.tell(("leave", name)),
-        ),
-    ):
-        owner.tell(("result", result))
-    owner.tell(("end", None))
+def _explain_death(death: HelperDiedError) -> BatchferError:
+    """Return what the death of a worker means for the input that it had in hand."""
+    if death.code is None:
+        return MachineError(str(death))
+    if death.code == -signal.SIGKILL:
+        detail = "the system killed the process, most likely for its memory"
+        return InputError(Reason.OUT_OF_MEMORY, detail)
+    how = signal.Signals(-death.code).name if death.code < 0 else f"exit code {death.code}"
+    return InputError(Reason.INTERNAL, f"a library crashed on this file ({how})")

@@ -1,16 +1,17 @@
 """Pictures from files to rows of one table, drawn copies beside."""
 
 import logging
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -18,19 +19,37 @@ import pandas as pd
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
 from batchfer.analysis.stream import Failed, stream
-from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_json
-from batchfer.batch.records import name_copy
-from batchfer.batch.worker import Batch, describe_run, do_nothing
-from batchfer.errors import InputError, Reason
+from batchfer.batch.events import Advanced, Began, Ended, JointPictures, Opened, Task, Tell
+from batchfer.batch.facts import describe_run
+from batchfer.batch.outcomes import attempt, fail
+from batchfer.batch.rows import (
+    PictureParts,
+    PictureRows,
+    TableRows,
+    build_empty_pictures_table,
+    mark_content,
+    write_json,
+)
+from batchfer.batch.tools import Tools
+from batchfer.errors import Reason
 from batchfer.faces.small_faces import FACT, PICTURES_PX, SmallFaceSearch, join_small
-from batchfer.files import atomic_write, describe_source, display_name, mark_input, read_object
+from batchfer.files import atomic_write, describe_source, display_name, read_object
 from batchfer.media.images import read_image, write_image
-from batchfer.options import OutputOptions
+from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import DONE
-from batchfer.results.ownership import forget_copies, list_own_copies, note_copies
+from batchfer.results.ownership import forget_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.results.report.pictures import write_images_report
-from batchfer.schema import EMOTIONS, Floats, FrameBatch, Images, Job, JobResult, MediaInfo
+from batchfer.schema import (
+    EMOTIONS,
+    Floats,
+    FrameBatch,
+    Images,
+    Job,
+    JobResult,
+    MediaInfo,
+    Timeline,
+)
 from batchfer.timeline.files import read_timeline
 from batchfer.timeline.table import build_table
 
@@ -90,7 +109,7 @@ class Unreadable(NamedTuple):
 def read_pictures(
     jobs: Sequence[Job],
     analyzer: Analyzer,
-    begin: Callable[[str], None] = do_nothing,
+    tell: Tell = lambda _: None,
     flaws: dict[int, str] | None = None,
 ) -> Iterator[FrameBatch | Unreadable]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
@@ -100,7 +119,7 @@ def read_pictures(
     Args:
         jobs: The pictures.
         analyzer: Says how many make a batch.
-        begin: Called with the name of a picture before it is read.
+        tell: Told of each picture before it is read.
         flaws: Gets what is missing of a picture, by its position.
     """
     options = analyzer.options
@@ -113,7 +132,7 @@ def read_pictures(
         upcoming = iter(enumerate(jobs))
         while True:
             for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
-                begin(job.name)
+                tell(Opened(job.name))
                 reading.append((index, pool.submit(read, job.source)))
             if not reading:
                 break
@@ -175,38 +194,93 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
         )
 
 
-def run_images(
-    jobs: Sequence[Job], everything: Sequence[Job], rows: PictureRows, batch: Batch
-) -> Generator[JobResult]:
-    """Process pictures: annotated copies as they come, then one table and one ``run.json``.
+def perform_pictures(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
+    """Do pictures of one batch side by side, those of one size together.
 
-    Args:
-        jobs: The pictures to analyze.
-        everything: All pictures of the command in order, those that are up to date among them.
-        rows: The rows of what is done already.
-        batch: What the jobs share.
+    Drawn copies are written as they come, rows in parts; the table of all is to be joined of them.
     """
-    batch.progress.begin_file(f"{len(jobs)} pictures", len(jobs))
-    copies = {job.name: name_copy(job, batch.output) for job in jobs}
-    own = list_own_copies(batch.journal, copies.values())
-    if batch.outputs.annotate:
-        note_copies(batch.output, sorted({*copies.values()} - own))
-    alone = [job for job in jobs if job.name in batch.watch.suspects]
-    together = [job for job in jobs if job.name not in batch.watch.suspects]
-    without_result, smaller = set(), []
-    for group in [*([job] for job in alone), together]:
-        for result in process_pictures(group, rows, batch):
-            if result.status not in DONE:
-                without_result.add(result.job.name)
-                if copies[result.job.name] in own:  # an earlier run may have left one
-                    with suppress(OSError):
-                        result.job.destination.unlink()
-            smaller.append(result.facts.get(FACT, {}))
-            yield result
-    kept = [job for job in everything if job.name not in without_result]
-    run = {**describe_run(batch), FACT: join_small(smaller)}
-    publish_pictures(kept, everything, rows, run, batch.output, batch.outputs)
-    batch.progress.end_file()
+    analyzer = tools.load(tasks[0].options)
+    tell(Began(f"{len(tasks)} pictures", len(tasks)))
+    finished = Finished(tasks[0].output, tell)
+    flaws: dict[int, str] = {}
+    search = SmallFaceSearch(analyzer.detector, PICTURES_PX)
+
+    def finish(picture: Picture) -> tuple[JobResult, TableRows]:
+        task, flaw = tasks[picture.position], flaws.get(picture.position, "")
+        if not len(picture.probabilities):
+            picture = replace(picture, smaller=search.look(picture.image))
+        work = partial(finish_picture, task, picture, task.outputs, flaw)
+        return attempt(task, work), picture.rows
+
+    with (
+        ThreadPoolExecutor(analyzer.workers) as pool,
+        closing(stream(analyzer, read_pictures(tasks, analyzer, tell, flaws))) as items,
+    ):
+        for item in items:
+            if isinstance(item, AnalyzedBatch):
+                finished.add(pool.map(finish, split_pictures(item, tasks)))
+                tell(Advanced(len(item.frames)))
+            elif isinstance(item, Failed):
+                finished.add((fail(tasks[place], item.error), None) for place in item.frames)
+            else:
+                finished.add([(fail(tasks[item.position], item.error), None)])
+            finished.flush_if_due()
+    finished.flush()
+
+
+class Finished:
+    """Outcomes that wait until their rows are on disk, and are told then."""
+
+    def __init__(self, output: Path, tell: Tell) -> None:
+        """Start with none."""
+        self._parts = PictureParts(output)
+        self._tell = tell
+        self._waiting: list[tuple[JobResult, TableRows | None]] = []
+        self._since = time.monotonic()
+
+    def add(self, outcomes: Iterable[tuple[JobResult, TableRows | None]]) -> None:
+        """Keep outcomes, with the rows of those that have any."""
+        self._waiting.extend(outcomes)
+
+    def flush_if_due(self) -> None:
+        """Write down what there is, if it is much or has waited long."""
+        waited_s = time.monotonic() - self._since
+        if len(self._waiting) >= PICTURES_A_PART or waited_s > SECONDS_A_PART:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write down what there is."""
+        self._parts.add([rows for result, rows in self._waiting if rows and result.status in DONE])
+        if self._waiting:
+            self._tell(Ended(tuple(result for result, _ in self._waiting)))
+        self._waiting.clear()
+        self._since = time.monotonic()
+
+
+def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str = "") -> JobResult:
+    """Write the annotated copy of one picture and return its outcome; a ``flaw`` is its loss."""
+    n_faces = len(picture.probabilities)
+    if outputs.annotate:
+        rows = picture.rows.cut()
+        faces = rows if n_faces else rows[:0]
+        image = picture.image
+        job.destination.parent.mkdir(parents=True, exist_ok=True)
+        if outputs.blur_faces:
+            image = hide_faces(image, DrawnFaces.from_rows(faces).boxes)
+        with atomic_write(job.destination) as path:
+            write_image(path, draw_faces(image, faces))
+    means = picture.probabilities.sum(axis=0, dtype=np.float64)
+    return JobResult(
+        job,
+        "partial" if flaw else "ok",
+        Reason.TRUNCATED if flaw else None,
+        flaw,
+        n_frames=1,
+        n_faces=n_faces,
+        n_people=n_faces,
+        emotion=EMOTIONS[means.argmax()] if n_faces else "",
+        smaller_faces=picture.smaller,
+    )
 
 
 def publish_pictures(
@@ -254,6 +328,17 @@ def _is_renamed(job: Job) -> bool:
     return Path(job.name).name != display_name(job.source.name)
 
 
+def join_pictures(joint: JointPictures, load: Callable[[AnalyzeOptions], Analyzer]) -> None:
+    """Write the table of all pictures, ``run.json`` and the report; see `join`."""
+    rows = PictureRows(joint.output, joint.outputs.overwrite)
+    run = None if joint.are_new else rows.recall_run()
+    if run is None:
+        smaller = join_small(result.smaller_faces for result in joint.results)
+        run = {**describe_run(load(joint.options)), FACT: smaller}
+    publish_pictures(joint.kept, joint.jobs, rows, run, joint.output, joint.outputs)
+    write_pictures_page(joint.output, joint.outputs, joint.results)
+
+
 def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[JobResult]) -> None:
     """Write the report of a folder of pictures, if it is asked for."""
     if not outputs.report:
@@ -267,88 +352,21 @@ def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[
     write_json(output / "run.json", facts)
 
 
-def describe_picture(result: JobResult, batch: Batch) -> dict[str, Any]:
-    """Return what the journal is to know of a picture beside its outcome."""
-    job = result.job
-    told: dict[str, Any] = {"source": describe_source(job), "walked": not job.named}
-    if batch.outputs.annotate and result.status in DONE:
-        copy = name_copy(job, batch.output)
-        told |= {"claims": [copy], "files": {copy: mark_input(job.destination)}}
-    return told
+def tabulate_pictures(paths: Sequence[Path], analyzer: Analyzer) -> Timeline:
+    """Return one timeline for all pictures, its first column ``input``.
 
-
-def process_pictures(jobs: Sequence[Job], rows: PictureRows, batch: Batch) -> Iterator[JobResult]:
-    """Process pictures side by side, in groups of one size; each is recorded soon after."""
-    faulty = [job for job in jobs if job.name in batch.watch.faults]
-    jobs = [job for job in jobs if job.name not in batch.watch.faults]
-    pending: list[tuple[JobResult, TableRows | None]] = []
-    flaws: dict[int, str] = {}
-    search = SmallFaceSearch(batch.analyzer.detector, PICTURES_PX)
-
-    def finish(picture: Picture) -> tuple[JobResult, TableRows]:
-        job = jobs[picture.position]
-        if not len(picture.probabilities):
-            picture = replace(picture, smaller=search.look(picture.image))
-        work = partial(finish_picture, job, picture, batch.outputs, flaws.get(picture.position, ""))
-        return batch.attempt(job, work), picture.rows
-
-    def refuse(job: Job, error: Exception) -> None:
-        pending.append((batch.attempt(job, partial(_raise, error)), None))
-
-    def flush() -> Iterator[JobResult]:
-        rows.add([own for result, own in pending if own and result.status in DONE])
-        if pending:
-            batch.record(*[(result, describe_picture(result, batch)) for result, _ in pending])
-        yield from [result for result, _ in pending]
-        pending.clear()
-
-    last_flush_s = time.monotonic()
-    for job in faulty:
-        refuse(job, InputError(*batch.watch.faults[job.name]))
-    with ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(batch.analyzer.workers))
-        pictures = read_pictures(jobs, batch.analyzer, batch.watch.begin, flaws)
-        for item in stack.enter_context(closing(stream(batch.analyzer, pictures))):
-            if isinstance(item, AnalyzedBatch):
-                pending.extend(pool.map(finish, split_pictures(item, jobs)))
-                batch.progress.advance(len(item.frames))
-            elif isinstance(item, Failed):
-                for position in item.frames:
-                    refuse(jobs[position], item.error)
-            else:
-                refuse(jobs[item.position], item.error)
-            waited_s = time.monotonic() - last_flush_s
-            if len(pending) >= PICTURES_A_PART or waited_s > SECONDS_A_PART:
-                yield from flush()
-                last_flush_s = time.monotonic()
-    yield from flush()
-
-
-def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str = "") -> JobResult:
-    """Write the annotated copy of one picture and return its outcome; a ``flaw`` is its loss."""
-    n_faces = len(picture.probabilities)
-    if outputs.annotate:
-        rows = picture.rows.cut()
-        faces = rows if n_faces else rows[:0]
-        image = picture.image
-        job.destination.parent.mkdir(parents=True, exist_ok=True)
-        if outputs.blur_faces:
-            image = hide_faces(image, DrawnFaces.from_rows(faces).boxes)
-        with atomic_write(job.destination) as path:
-            write_image(path, draw_faces(image, faces))
-    means = picture.probabilities.sum(axis=0, dtype=np.float64)
-    return JobResult(
-        job,
-        "partial" if flaw else "ok",
-        Reason.TRUNCATED if flaw else None,
-        flaw,
-        n_frames=1,
-        n_faces=n_faces,
-        n_people=n_faces,
-        emotion=EMOTIONS[means.argmax()] if n_faces else "",
-        facts={FACT: picture.smaller} if picture.smaller else {},
-    )
-
-
-def _raise(error: Exception) -> NoReturn:
-    raise error
+    Raises:
+        InputError: A picture cannot be read.
+    """
+    jobs = [Job(path, display_name(path), path) for path in paths]
+    tables = {}
+    with closing(stream(analyzer, read_pictures(jobs, analyzer))) as items:
+        for item in items:
+            if not isinstance(item, AnalyzedBatch):
+                raise item.error
+            for picture in split_pictures(item, jobs):
+                tables[picture.position] = picture.rows.cut()
+    ordered = [tables[index] for index in sorted(tables)]
+    table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
+    folder = os.path.commonpath([path.absolute().parent for path in paths] or [Path.cwd()])
+    return Timeline(MediaInfo(Path(folder), 0, 0), table)

@@ -1,157 +1,160 @@
-"""What is on record of inputs, and what stands in the way of their results."""
+"""What is on record of the inputs of a batch: what is to do, and what came of it."""
 
-import logging
-import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from batchfer.batch.jobs import Kind
-from batchfer.batch.parts import PictureRows
-from batchfer.errors import InputError, PlaceError, Reason
-from batchfer.files import describe_source, display_name, read_object
-from batchfer.media.reader import probe
+from batchfer.batch.events import Advanced, Analyzed, Began, Event, Joint, Progress, Task
+from batchfer.batch.jobs import Kind, plan_jobs
+from batchfer.batch.outcomes import recall_result, skip_result
+from batchfer.emotions.card import find_model
+from batchfer.errors import Reason
+from batchfer.files import hash_file, mark_input, prepare_output
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.folder import find_foreign, is_drawn_again, list_wanted
-from batchfer.results.journal import Journal, is_whole
-from batchfer.results.ownership import find_obstacle, try_name
+from batchfer.results.journal import Journal, hash_settings
+from batchfer.results.ownership import refuse_foreign
 from batchfer.schema import Job, JobResult
-from batchfer.timeline.summaries import MAX_BIN_ROWS, check_bins
-
-logger = logging.getLogger(__name__)
 
 
-def list_joint_files(kind: Kind, outputs: OutputOptions) -> list[str]:
-    """Return the names of what a run writes beside the results of its inputs."""
-    if kind == "video":
-        return ["summary.csv", *["index.html"] * outputs.report]
-    # A table in a format that is not asked for goes.
-    return ["faces.csv", "faces.parquet", "run.json", *["report.html"] * outputs.report]
+@dataclass(frozen=True)
+class Batch:
+    """What a command asks for: files and folders of one kind, and where their results go."""
+
+    kind: Kind
+    inputs: Sequence[Path]
+    output: Path
+    options: AnalyzeOptions
+    outputs: OutputOptions
 
 
-def name_copy(job: Job, output: Path) -> str:
-    """Return the path of a picture's annotated copy below the output folder."""
-    return str(job.destination.relative_to(output))
+class Records(ABC):
+    """What is on record of the inputs of a batch.
 
-
-def is_current(
-    job: Job,
-    entry: Mapping[str, Any],
-    output: Path,
-    outputs: OutputOptions,
-    rows: "PictureRows | None",
-) -> bool:
-    """Return whether all that an earlier run has written for an unchanged input is there.
-
-    Args:
-        job: The input.
-        entry: What the journal knows of it.
-        output: The folder for all results.
-        outputs: What is asked for.
-        rows: Of pictures: their table.
+    Every method but the first is to be called while the output folder is locked.
     """
-    if rows is not None:
-        has_copy = not outputs.annotate or job.destination.exists()
-        return job.name in rows.names and has_copy and is_whole(entry, output)
-    if outputs.annotate and outputs.blur_faces and is_drawn_again(entry, job.destination):
-        return False  # it may show by now what shall be hidden
-    if not job.destination.exists():
-        return False
-    if not is_whole(entry, job.destination):
-        logger.warning("%s: some of its results are gone or were changed", job.name)
-        return False
-    return True
+
+    joint_files: Sequence[str] = ()
+    """Files that are written beside the results of single inputs."""
+
+    def __init__(self, batch: Batch) -> None:
+        """Find the inputs, and see that the batch can be begun.
+
+        Raises:
+            UsageError: A given path does not exist, a table of the user's cannot be used, or bins
+                are too short for a video.
+            NothingToDoError: The folders hold no media.
+            ModelError: The model is not there.
+            OutputError: The output cannot be written, or what others wrote would be replaced.
+        """
+        self.batch = batch
+        self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
+        model = hash_file(find_model(batch.options.model))
+        self._settings = hash_settings(batch.options, batch.outputs, model)
+        self._check()
+        # Before there is anything of ours in the folder.
+        self._journal = Journal(batch.output)
+        copies = [name for job in self.jobs for name in self._list_copies(job)]
+        refuse_foreign(self._journal, self.joint_files, copies, batch.outputs.overwrite)
+        prepare_output(batch.output)
+
+    def sort(self) -> tuple[list[JobResult], list[Task]]:
+        """Return what has its outcome without work, and what is to do.
+
+        Raises:
+            OutputError: The folder holds other results.
+        """
+        self._open()
+        settled, tasks = [], []
+        for job in self.jobs:
+            entry = None
+            if not self.batch.outputs.overwrite:
+                entry = self._journal.finished(job.name, job.source, self._settings)
+            if entry is not None and self._is_current(job, entry):
+                settled.append(skip_result(recall_result(job, entry)))
+            elif detail := self._find_hindrance(job):
+                settled.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
+            else:
+                tasks.append(self._make_task(job))
+        return settled, tasks
+
+    def are_over(self, settled: Sequence[JobResult]) -> bool:
+        """Return whether there is nothing to do or to join after what was settled."""
+        n_failed = sum(result.status == "failed" for result in settled)
+        ends_batch = n_failed > 0 and self.batch.outputs.fail_fast
+        return ends_batch or n_failed == len(self.jobs)
+
+    def group(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
+        """Return what is to be done together, one group after the other."""
+        return [tasks]
+
+    def record(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
+        """Write down outcomes whose results are on disk, and return them."""
+        known = [(result, {**_mark(result.job), **self._describe(result)}) for result in results]
+        self._journal.append(known, self._settings)
+        return results
+
+    def note(self, progress: Progress, event: Event) -> None:
+        """Pass on what an event means for who watches."""
+        match event:
+            case Began(label, total):
+                progress.begin_file(label, total)
+            case Advanced(n_units):
+                progress.advance(n_units)
+            case Analyzed():
+                progress.end_file()
+
+    @abstractmethod
+    def begin(self, tasks: Sequence[Task], progress: Progress) -> None:
+        """Be told that tasks are about to be done."""
+
+    @abstractmethod
+    def join(self, results: Sequence[JobResult], are_new: bool) -> Joint | None:
+        """Return what is to be written of all inputs, None if that is there.
+
+        Args:
+            results: All outcomes, in any order.
+            are_new: Whether there was anything to do.
+        """
+
+    @abstractmethod
+    def _check(self) -> None:
+        """See that the user's tables fit the inputs."""
+
+    def _open(self) -> None:
+        """Read what earlier runs did."""
+        self._journal = Journal(self.batch.output)
+        self._journal.claims = self.joint_files
+
+    def _list_copies(self, job: Job) -> list[str]:
+        """Return the paths below the output of what is written of an input beside its folder."""
+        return []
+
+    def _make_task(self, job: Job) -> Task:
+        batch = self.batch
+        return Task(
+            *(job.source, job.name, job.destination, job.named),
+            kind=batch.kind,
+            output=batch.output,
+            mark=mark_input(job.source),
+            options=batch.options,
+            outputs=batch.outputs,
+            numbers=self._settings.numbers,
+        )
+
+    @abstractmethod
+    def _is_current(self, job: Job, entry: Mapping[str, Any]) -> bool:
+        """Return whether all that an earlier run has written for an unchanged input is there."""
+
+    @abstractmethod
+    def _find_hindrance(self, job: Job) -> str:
+        """Return why the result of an input cannot be written, "" if it can as far as one sees."""
+
+    @abstractmethod
+    def _describe(self, result: JobResult) -> Mapping[str, Any]:
+        """Return what is to be known of an outcome beside itself."""
 
 
-def find_hindrance(
-    job: Job,
-    output: Path,
-    outputs: OutputOptions,
-    journal: Journal,
-    events: pd.DataFrame | None,
-    rows: "PictureRows | None",
-) -> str:
-    """Return why the result of an input cannot be written, "" if it can as far as one can see.
-
-    Args:
-        job: The input.
-        output: The folder for all results.
-        outputs: What is asked for.
-        journal: What earlier runs did.
-        events: The stimulus windows of a video.
-        rows: Of pictures: their table.
-    """
-    if rows is not None:
-        return find_obstacle(job, output, None) if outputs.annotate else ""
-    if obstacle := find_obstacle(job, output, journal):
-        return obstacle
-    if not outputs.overwrite:
-        if other := find_other(job, journal):
-            where = f"{display_name(job.destination)} holds the results of {other}"
-            return f"{where}; give another -o, or --overwrite"
-        if foreign := find_foreign(job.destination, list_wanted(outputs, events)):
-            return f"{display_name(foreign)} was not written by batchfer; move it away"
-    try:
-        try_name(job, output)
-    except PlaceError as error:
-        return str(error)
-    return ""
-
-
-LONGEST_UNSEEN_S = 24 * 3600.0
-"""Bins that are long enough for a video of this length are not checked against each video."""
-
-
-def see_bins_fit(jobs: Sequence[Job], bin_s: float, options: AnalyzeOptions) -> None:
-    """See that bins make tables that somebody can look at, as far as the videos tell their length.
-
-    Raises:
-        UsageError: They do not.
-    """
-    if LONGEST_UNSEEN_S / bin_s <= MAX_BIN_ROWS:
-        return
-    for job in jobs:
-        try:
-            end_s = probe(job.source, options.max_pixels).duration_s or 0.0
-        except InputError:
-            continue  # it fails when its turn comes
-        check_bins(bin_s, min(end_s, options.end_s or end_s))
-
-
-def find_other(job: Job, journal: Journal) -> str:
-    """Return the video whose results stand where those of a job shall go, "" if it is the job's."""
-    if journal.knows(job.name, job.source):
-        return ""
-    try:
-        source = str(read_object(job.destination / "run.json")["source"])
-    except (OSError, ValueError, KeyError):
-        return ""
-    paths = {os.path.realpath(path) for path in (source, job.source)}
-    is_same = source == describe_source(job) or len(paths) == 1
-    return "" if is_same else source
-
-
-def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
-    """Return the outcome of an input that an earlier run finished and that has not changed."""
-    reason = entry.get("reason")
-    return JobResult(
-        job,
-        entry["status"],
-        reason and Reason(reason),
-        entry.get("detail", ""),
-        n_frames=entry.get("frames", 0),
-        n_faces=entry.get("faces", 0),
-        n_people=entry.get("people", 0),
-        emotion=entry.get("emotion", ""),
-        facts={"first_bad_s": entry["first_bad_s"]} if "first_bad_s" in entry else {},
-    )
-
-
-def skip_result(result: JobResult) -> JobResult:
-    """Return the outcome of an input of which nothing is done again."""
-    # What was lost stays lost.
-    lost = f"partial: {result.reason}, {result.detail}" if result.status == "partial" else ""
-    return replace(result, status="skipped", reason=Reason.UP_TO_DATE, detail=lost, facts={})
+def _mark(job: Job) -> Mapping[str, int]:
+    return job.mark if isinstance(job, Task) else {}

@@ -101,14 +101,20 @@ def _run(
     telling: BatchTelling,
 ) -> NoReturn:
     set_up_logging(telling)
-    from batchfer.batch.executors import supervise
+    from batchfer.batch.executors import OneWorker
+    from batchfer.batch.records import Batch
+    from batchfer.pipeline import run_batch
     from batchfer.results.journal import describe_result
 
     started = time.monotonic()
     summary = BatchSummary()
     stdout = Stdout()
-    with ProgressBars(telling.quiet) as progress:
-        for result in supervise(kind, inputs, output, options, outputs, machine, progress):
+    batch = Batch(kind, inputs, output, options, outputs)
+    with (
+        ProgressBars(telling.quiet) as progress,
+        OneWorker(machine, outputs.timeout_s) as executor,
+    ):
+        for result in run_batch(batch, executor, progress):
             summary.add(result)
             if telling.as_json:
                 stdout.write(json.dumps(describe_result(result), default=str))

@@ -126,7 +126,7 @@ class BatchSummary:
     def add(self, result: "JobResult") -> None:
         """Count an outcome, and note it where it is shown."""
         self._counts[result.status] += 1
-        self._smaller = join_small([self._smaller, result.facts.get(FACT, {})])
+        self._smaller = join_small([self._smaller, result.smaller_faces])
         is_fine = result.status in ("ok", "skipped")
         if not is_fine:
             self._problems.append(f"  {result.job.name}: {result.detail or result.reason}")

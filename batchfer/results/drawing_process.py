@@ -194,6 +194,10 @@ class DrawingPool:
 
     def __exit__(self, *_: object) -> None:
         """End those that wait."""
+        self.close()
+
+    def close(self) -> None:
+        """End those that wait."""
         while self._idle:
             self._idle.pop().close()
 

@@ -226,6 +226,7 @@ def is_whole(entry: Mapping[str, Any], folder: Path) -> bool:
 
 def describe_result(result: JobResult) -> dict[str, Any]:
     """Return one outcome as it stands in the journal and in ``--json``."""
+    lost = {"first_bad_s": result.first_bad_s} if result.status == "partial" else {}
     return {
         "input": result.job.name,
         "status": result.status,
@@ -236,5 +237,5 @@ def describe_result(result: JobResult) -> dict[str, Any]:
         "people": result.n_people,
         "emotion": result.emotion,
         "seconds": round(result.seconds, 3),
-        **result.facts,
+        **lost,
     }

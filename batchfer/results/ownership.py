@@ -7,7 +7,7 @@ Files beside the results are known by the journal's claims, the folder of a vide
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -108,7 +108,8 @@ def find_obstacle(job: Job, output: Path, journal: Journal | None) -> str:
             return f"{display_name(place)} is a link, which is not followed; move it away"
         if place != job.destination and not stat.S_ISDIR(mode):
             return f"{display_name(place)} is a file where a folder is needed; move it away"
-    if journal is None or holds_result(job, journal):
+    files = (journal.find(job.name) or {}).get("files", {}) if journal is not None else {}
+    if journal is None or holds_result(job.destination, files):
         return ""
     return f"{display_name(place)} exists and is no result; move it away"
 
@@ -125,18 +126,16 @@ def is_result(folder: Path) -> bool:
         return False
 
 
-def holds_result(job: Job, journal: Journal) -> bool:
+def holds_result(folder: Path, files: Mapping[str, Mapping[str, int]]) -> bool:
     """Return whether the folder of a video's result is empty or holds an older result.
 
-    One that has lost its ``run.json`` is known by what the journal tells of its files.
+    One that has lost its ``run.json`` is known by ``files``, what the journal tells of them.
     """
-    folder = job.destination
     try:
         if is_result(folder) or next(folder.iterdir(), None) is None:
             return True
     except OSError:
         return False
-    files = (journal.find(job.name) or {}).get("files", {})
     return any(
         mark_input(folder / name).get("size") == mark["size"] for name, mark in files.items()
     )

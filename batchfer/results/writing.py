@@ -115,6 +115,10 @@ class ResultsProcess:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
         if self._helper is not None:
             self._helper.close()
 

@@ -6,20 +6,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
+from running import run_jobs
 
 from batchfer import analyze_video
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.batch.estimate import Plan, make_plan, time_encoding, time_pictures, time_video
-from batchfer.batch.worker import Progress
 from batchfer.cli.output import format_plan
 from batchfer.errors import NothingToDoError
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import run_jobs
 from batchfer.schema import Job, MediaInfo
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -80,13 +78,13 @@ def test_what_is_done_is_left_out(
     assert tell() == (both, 1, 0)
     still = AnalyzeOptions(model=str(toy_model))
     for kind, path, own in (("video", folder / both[0], options), ("image", folder, still)):
-        list(run_jobs(kind, [path], output, own, few, MACHINE, Mock(Progress)))  # type: ignore[arg-type]
+        list(run_jobs(kind, [path], output, own, few, MACHINE))  # type: ignore[arg-type]
     assert tell() == (both[1:], 0, 2)
     plan = make_plan([folder], output, options, few, MACHINE)
     assert "analyzed already, and not counted here: 2" in list(format_plan(plan))
     assert tell(overwrite=True) == (both, 1, 0)
     assert tell(replace(options, every=2)) == (both, 0, 1)
-    list(run_jobs("video", [folder], output, options, few, MACHINE, Mock(Progress)))
+    list(run_jobs("video", [folder], output, options, few, MACHINE))
     monkeypatch.setattr("batchfer.batch.estimate.Analyzer", None)  # nothing is left to be timed
     plan = make_plan([folder], output, options, few, MACHINE)
     assert plan.n_done == 3

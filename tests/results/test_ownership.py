@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from clips import make_clip
+from running import run_jobs
 
 from batchfer import pipeline
 from batchfer.analysis.analyzer import Analyzer
@@ -19,7 +20,6 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import run_jobs
 from batchfer.results.journal import Journal, hash_settings
 from batchfer.results.redo import redo_videos
 from batchfer.schema import Job, JobResult

@@ -27,7 +27,7 @@ def write_index(path: Path, results: Sequence[JobResult]) -> None:
     for result in results:
         folder = result.job.destination
         has_folder = result.status != "failed" and (folder / "run.json").is_file()
-        facts = _read_facts(folder / "run.json") if has_folder else result.facts
+        facts = _read_facts(folder / "run.json") if has_folder else {}
         shares = _read_shares(folder / "summary.csv") if has_folder else {}
         report = folder / "report.html"
         href = link_to(path.parent, report) if has_folder and report.is_file() else None

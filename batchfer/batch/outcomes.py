@@ -1,0 +1,81 @@
+"""What becomes of an input: outcomes of work, of errors, and of earlier runs."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from batchfer.errors import InputError, OutputError, PlaceError, Reason
+from batchfer.processes import HelperError
+from batchfer.schema import Job, JobResult, Status
+
+logger = logging.getLogger(__name__)
+
+
+def attempt(job: Job, work: Callable[[], JobResult], started: float | None = None) -> JobResult:
+    """Do one job, or the rest of it, and turn whatever it raises into its outcome.
+
+    Args:
+        job: The job.
+        work: What is to be done.
+        started: The time of `time.monotonic` at which the job began; now if None.
+
+    Raises:
+        OutputError: The output can no longer be written, which ends the batch.
+    """
+    started = time.monotonic() if started is None else started
+    try:
+        result = work()
+    except Exception as error:
+        if isinstance(error, OutputError) and not isinstance(error, PlaceError):
+            raise
+        result = fail(job, error)
+    return replace(result, seconds=time.monotonic() - started)
+
+
+def fail(job: Job, error: Exception) -> JobResult:
+    """Return the outcome of a job that an error has ended."""
+    reason, detail = explain(error)
+    foreign = reason is Reason.NOT_MEDIA and not job.named
+    status: Status = "skipped" if foreign else "failed"
+    return JobResult(job, status, reason, detail)
+
+
+def explain(error: Exception) -> tuple[Reason, str]:
+    """Return what an error means for the input that it came from."""
+    if isinstance(error, InputError):
+        return error.reason, error.detail
+    if isinstance(error, PlaceError):
+        return Reason.OUTPUT_ERROR, str(error)
+    if isinstance(error, FileNotFoundError):
+        return Reason.VANISHED, "the file is gone"
+    if isinstance(error, MemoryError):
+        return Reason.OUT_OF_MEMORY, "not enough memory"
+    logger.debug("what ended an input", exc_info=error)
+    told = "" if isinstance(error, HelperError) else f"{type(error).__name__}: "
+    return Reason.INTERNAL, f"{told}{' '.join(str(error).split())[:300]}"
+
+
+def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
+    """Return the outcome of an input that an earlier run finished and that has not changed."""
+    reason = entry.get("reason")
+    return JobResult(
+        job,
+        entry["status"],
+        reason and Reason(reason),
+        entry.get("detail", ""),
+        n_frames=entry.get("frames", 0),
+        n_faces=entry.get("faces", 0),
+        n_people=entry.get("people", 0),
+        emotion=entry.get("emotion", ""),
+        first_bad_s=entry.get("first_bad_s"),
+    )
+
+
+def skip_result(result: JobResult) -> JobResult:
+    """Return the outcome of an input of which nothing is done again."""
+    # What was lost stays lost.
+    lost = f"partial: {result.reason}, {result.detail}" if result.status == "partial" else ""
+    skipped = replace(result, status="skipped", reason=Reason.UP_TO_DATE, detail=lost)
+    return replace(skipped, first_bad_s=None)

@@ -1,0 +1,160 @@
+"""What is on record of videos, and what stands in the way of their results."""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from batchfer.batch.events import JointVideos, Progress, Task
+from batchfer.batch.records import Batch, Records
+from batchfer.errors import InputError, PlaceError
+from batchfer.files import describe_source, display_name, read_object
+from batchfer.results.journal import Journal, is_whole
+from batchfer.results.ownership import find_obstacle, try_name
+from batchfer.schema import Job, JobResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+LONGEST_UNSEEN_S = 24 * 3600.0
+"""Bins that are long enough for a video of this length are not checked against each video."""
+
+
+class VideoRecords(Records):
+    """What is on record of videos: each has a folder of its own."""
+
+    def __init__(self, batch: Batch) -> None:
+        """Find the videos, and see that they can be begun, see `Records`."""
+        self.joint_files = ["summary.csv", *["index.html"] * batch.outputs.report]
+        self._events: Mapping[str, pd.DataFrame] = {}
+        self._participants: pd.DataFrame | None = None
+        super().__init__(batch)
+
+    def begin(self, tasks: Sequence[Task], progress: Progress) -> None:
+        """Be told that videos are about to be done."""
+        progress.begin_batch(len(tasks))
+
+    def group(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
+        """Return what is to be done together: nothing comes after a failure that ends it all."""
+        return [[task] for task in tasks] if self.batch.outputs.fail_fast else [tasks]
+
+    def join(self, results: Sequence[JobResult], are_new: bool) -> JointVideos:
+        """Return what is to be written of all videos.
+
+        Always: a run before may have ended before that, or had other participants.
+        """
+        places = {job.name: place for place, job in enumerate(self.jobs)}
+        ordered = sorted(results, key=lambda result: places.get(result.job.name, -1))
+        owns_index = self._journal.owns("index.html")
+        batch, own = self.batch, tuple(ordered)
+        return JointVideos(batch.output, batch.outputs, own, self._participants, owns_index)
+
+    def _check(self) -> None:
+        """Read the user's tables, so that a slip in them costs no work."""
+        outputs, recordings = self.batch.outputs, [job.name for job in self.jobs]
+        if outputs.participants is not None:
+            self._participants = _read_participants(outputs.participants, recordings)
+        if outputs.events is not None:
+            from batchfer.timeline.user_tables import read_events, split_events
+
+            self._events = split_events(read_events(outputs.events), recordings)
+        if outputs.bin_s is not None:
+            self._see_bins_fit(outputs.bin_s)
+
+    def _see_bins_fit(self, bin_s: float) -> None:
+        """See that bins make tables that somebody can look at, as far as videos tell their length.
+
+        Raises:
+            UsageError: They do not.
+        """
+        from batchfer.media.reader import probe
+        from batchfer.timeline.summaries import MAX_BIN_ROWS, check_bins
+
+        options = self.batch.options
+        if LONGEST_UNSEEN_S / bin_s <= MAX_BIN_ROWS:
+            return
+        for job in self.jobs:
+            try:
+                end_s = probe(job.source, options.max_pixels).duration_s or 0.0
+            except InputError:
+                continue  # it fails when its turn comes
+            check_bins(bin_s, min(end_s, options.end_s or end_s))
+
+    def _make_task(self, job: Job) -> Task:
+        known = None
+        if not self.batch.outputs.overwrite and job.destination.exists():
+            known = self._journal.analyzed(job.name, job.source, self._settings)
+        older = (self._journal.find(job.name) or {}).get("files", {})
+        events = self._events.get(job.name)
+        return replace(super()._make_task(job), events=events, older=older, known=known)
+
+    def _is_current(self, job: Job, entry: Mapping[str, Any]) -> bool:
+        from batchfer.results.folder import is_drawn_again
+
+        outputs = self.batch.outputs
+        if outputs.annotate and outputs.blur_faces and is_drawn_again(entry, job.destination):
+            return False  # it may show by now what shall be hidden
+        if not job.destination.exists():
+            return False
+        if not is_whole(entry, job.destination):
+            logger.warning("%s: some of its results are gone or were changed", job.name)
+            return False
+        return True
+
+    def _find_hindrance(self, job: Job) -> str:
+        batch = self.batch
+        if obstacle := find_obstacle(job, batch.output, self._journal):
+            return obstacle
+        if not batch.outputs.overwrite:
+            if other := find_other(job, self._journal):
+                where = f"{display_name(job.destination)} holds the results of {other}"
+                return f"{where}; give another -o, or --overwrite"
+            if job.destination.exists() and (foreign := self._find_foreign(job)):
+                return f"{display_name(foreign)} was not written by batchfer; move it away"
+        try:
+            try_name(job, batch.output)
+        except PlaceError as error:
+            return str(error)
+        return ""
+
+    def _find_foreign(self, job: Job) -> Path | None:
+        from batchfer.results.folder import find_foreign, list_wanted
+
+        wanted = list_wanted(self.batch.outputs, self._events.get(job.name))
+        return find_foreign(job.destination, wanted)
+
+    def _describe(self, result: JobResult) -> Mapping[str, Any]:
+        from batchfer.results.folder import mark_files
+
+        return {"files": mark_files(result.job.destination)}
+
+
+def _read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":
+    """Return the user's table of who took part, which joins the recordings."""
+    import pandas as pd
+
+    from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
+    from batchfer.timeline.user_tables import match_files, read_participants
+
+    participants = read_participants(path)
+    match_files(participants["file"], recordings)
+    nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
+    join_recordings([(name, nobody) for name in recordings], participants)
+    return participants
+
+
+def find_other(job: Job, journal: Journal) -> str:
+    """Return the video whose results stand where those of a job shall go, "" if it is the job's."""
+    if journal.knows(job.name, job.source):
+        return ""
+    try:
+        source = str(read_object(job.destination / "run.json")["source"])
+    except (OSError, ValueError, KeyError):
+        return ""
+    paths = {os.path.realpath(path) for path in (source, job.source)}
+    is_same = source == describe_source(job) or len(paths) == 1
+    return "" if is_same else source

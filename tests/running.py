@@ -1,0 +1,47 @@
+"""Runs of batches in this process, which share networks and the processes beside them."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+from batchfer.batch.events import Event, Joint, Progress, Task
+from batchfer.batch.executors import InProcess
+from batchfer.batch.jobs import Kind
+from batchfer.batch.records import Batch
+from batchfer.batch.tools import Tools
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.pipeline import run_batch
+from batchfer.schema import JobResult
+
+MACHINE = Machine("cpu", None, 2)
+get_tools = cache(Tools)
+
+
+class Watched:
+    """An executor whose events somebody else hears as well."""
+
+    def __init__(self, tell: Callable[[Event], object], machine: Machine = MACHINE) -> None:
+        self._tell, self._own = tell, InProcess(machine, get_tools(machine))
+
+    def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
+        for event in self._own.run(tasks, lock):
+            self._tell(event)
+            yield event
+
+    def join(self, joint: Joint) -> None:
+        self._own.join(joint)
+
+
+def run_jobs(
+    kind: Kind,
+    inputs: Sequence[Path],
+    output: Path,
+    options: AnalyzeOptions,
+    outputs: OutputOptions,
+    machine: Machine = MACHINE,
+    progress: Progress | None = None,
+    tell: Callable[[Event], object] = lambda _: None,
+) -> Iterator[JobResult]:
+    """Run a batch as the command does, but in this process; ``tell`` hears its events."""
+    batch = Batch(kind, inputs, output, options, outputs)
+    return run_batch(batch, Watched(tell, machine), progress)
