@@ -218,8 +218,8 @@ def test_smaller_faces_are_told_of_pictures_without_any(run: Run, tmp_path: Path
     Image.fromarray(np.full((200, 320, 3), 120, np.uint8)).save(folder / "grey.png")
     shutil.copy(STILLS / "admiral.png", folder)
     results = run("image", [folder], tmp_path / "out")
-    assert {name for name, result in results.items() if result.facts} == {"far.png"}
-    told = results["far.png"].facts["smaller_faces"]
+    assert {name for name, result in results.items() if result.smaller_faces} == {"far.png"}
+    told = results["far.png"].smaller_faces
     assert told["count"] == 1 and 20 < told["smallest_px"] < 40
     assert results["far.png"].n_faces == 0
     facts = json.loads((tmp_path / "out/run.json").read_text())
@@ -239,9 +239,9 @@ def test_smaller_faces_are_told_of_a_clip_without_any(run: Run, tmp_path: Path) 
         container.mux(stream.encode())
     (result,) = run("video", [clip], tmp_path / "out").values()
     assert result.n_faces == 0
-    assert result.facts["smaller_faces"]["count"] == 1
+    assert result.smaller_faces["count"] == 1
     facts = json.loads((tmp_path / "out/far.mp4/run.json").read_text())
-    assert facts["smaller_faces"] == result.facts["smaller_faces"]
+    assert facts["smaller_faces"] == result.smaller_faces
     assert "smaller than --min-face" in (tmp_path / "out/far.mp4/report.html").read_text()
 
 

@@ -27,7 +27,7 @@ from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.files import atomic_write, hash_file
 from batchfer.schema import EMOTIONS, Floats, Integers
 from batchfer.training.agreement import measure_agreements
-from batchfer.training.face_sets import Splits
+from batchfer.training.face_sets import FaceSet, Splits
 from batchfer.training.figures import (
     apply_temperature,
     find_uncertain_below,
@@ -82,20 +82,7 @@ def publish(
     """
     raw = predict_each(model, splits.validation, recipe.flip_average)
     path = options.output / f"{options.model}.keras"
-    with atomic_write(path) as unfinished:
-        model.save(unfinished, include_optimizer=False)
-        full = unfinished.read_bytes()
-        halve_precision(unfinished)
-        small = load_network_file(unfinished)
-        halved = predict_each(small, splits.validation, recipe.flip_average)
-        labels = splits.validation.labels
-        accuracy, after = (
-            {name: float((one.argmax(axis=1) == labels).mean()) for name, one in some.items()}
-            for some in (raw, halved)
-        )
-        if any(abs(after[name] - accuracy[name]) > HALF_TOLERANCE for name in raw):
-            logger.warning("half precision changes accuracy to %s: stored in full", after)
-            unfinished.write_bytes(full)
+    _save(model, path, raw, splits.validation, recipe.flip_average)
     if options.export_h5:
         with atomic_write(options.output / f"{options.model}.h5") as unfinished:
             export_h5(keep_read_out(model, LABELS), unfinished)
@@ -132,6 +119,29 @@ def publish(
     with atomic_write(locate_card(path)) as unfinished:
         unfinished.write_text(format_card(card), encoding="utf-8")
     return Trained(path, card, tuple(history))
+
+
+def _save(
+    model: Any, path: Path, raw: Mapping[str, Floats], validation: FaceSet, flip_average: bool
+) -> None:
+    """Write a network in half precision, or in full where that changes too many answers.
+
+    ``raw`` is what each read-out says of the validation faces, by its name.
+    """
+
+    def measure_accuracy(said: Mapping[str, Floats]) -> dict[str, float]:
+        labels = validation.labels
+        return {name: float((one.argmax(axis=1) == labels).mean()) for name, one in said.items()}
+
+    with atomic_write(path) as unfinished:
+        model.save(unfinished, include_optimizer=False)
+        full = unfinished.read_bytes()
+        halve_precision(unfinished)
+        halved = predict_each(load_network_file(unfinished), validation, flip_average)
+        before, after = measure_accuracy(raw), measure_accuracy(halved)
+        if any(abs(after[name] - before[name]) > HALF_TOLERANCE for name in raw):
+            logger.warning("half precision changes accuracy to %s: stored in full", after)
+            unfinished.write_bytes(full)
 
 
 def _calibrate(

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from running import run_jobs
 
 from batchfer.media.images import read_image
 from batchfer.media.reader import VideoReader, probe
 from batchfer.media.writer import VideoWriter
-from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import run_jobs
+from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.schema import Images, JobResult
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -25,17 +25,9 @@ def read_singly(reader: VideoReader) -> Iterator[tuple[Images, float]]:
         yield from zip(batch.images, batch.times_s.tolist(), strict=True)
 
 
-class Silence:
-    def begin_batch(self, n_files: int) -> None: ...
-    def begin_file(self, name: str, n_frames: float | None) -> None: ...
-    def advance(self, n_frames: int) -> None: ...
-    def end_file(self) -> None: ...
-
-
 def run(kind: str, path: Path, output: Path, model: Path, rotate: int) -> JobResult:
     options = AnalyzeOptions(model=str(model), every=2 if kind == "video" else 1, rotate=rotate)
-    machine = Machine("cpu", None, 2)
-    (result,) = run_jobs(kind, [path], output, options, OutputOptions(), machine, Silence())  # type: ignore[arg-type]
+    (result,) = run_jobs(kind, [path], output, options, OutputOptions())  # type: ignore[arg-type]
     return result
 
 

@@ -98,17 +98,6 @@ def render_report(
         | {"id": f"lane-{index}", "tracks": tracks.get(row["person"], "")}
         for index, row in enumerate(shown.to_dict("records"))
     ]
-    moments = [
-        {
-            "emotion": emotion,
-            "items": [
-                item._asdict() | {"image": to_uri(thumbnails.get(item.key))}
-                for item in chosen
-                if item.purpose == emotion
-            ],
-        }
-        for emotion in EMOTIONS
-    ]
     charts = draw_charts(table, [lane["person"] for lane in lanes], clip, smooth_s)
     return render_page(
         "video.html.j2",
@@ -126,11 +115,29 @@ def render_report(
         ],
         n_unlisted=max(0, len(rest) - LISTED_PEOPLE),
         n_people=len(summary),
-        moments=[moment for moment in moments if moment["items"]],
+        moments=_list_moments(chosen, thumbnails),
         run_facts=list_run_facts(facts),
         smooth_s=smooth_s,
         video_href=video_href,
     )
+
+
+def _list_moments(
+    chosen: Sequence[Thumbnail], thumbnails: Mapping[tuple[int, int], bytes]
+) -> list[dict[str, Any]]:
+    """Return the moments that are shown of each emotion which has any."""
+    moments = [
+        {
+            "emotion": emotion,
+            "items": [
+                item._asdict() | {"image": to_uri(thumbnails.get(item.key))}
+                for item in chosen
+                if item.purpose == emotion
+            ],
+        }
+        for emotion in EMOTIONS
+    ]
+    return [moment for moment in moments if moment["items"]]
 
 
 def _measure_clip(table: pd.DataFrame) -> DrawnClip:
