@@ -5,7 +5,6 @@ batches of jobs into an output folder. Both stand on `Analyzer`, which keeps the
 sub-batches of frames side by side.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -40,10 +39,11 @@ from batchfer.files import display_name, hash_file, lock_output, mark_input, pre
 from batchfer.media.reader import VideoReader
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results.drawing_process import DrawingPool
+from batchfer.results.joining import write_index_pages
 from batchfer.results.journal import Journal, hash_settings
 from batchfer.results.ownership import refuse_foreign, refuse_other_pictures
-from batchfer.results.writing import ResultsProcess, write_index_pages, write_results
-from batchfer.schema import QUALITY_COLUMNS, Job, JobResult, MediaInfo, Timeline
+from batchfer.results.writing import ResultsProcess, write_results
+from batchfer.schema import QUALITY_COLUMNS, Job, JobResult, Timeline
 from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
 from batchfer.timeline.table import assign_people, build_empty_table
 from batchfer.timeline.user_tables import match_files, read_events, read_participants, split_events
@@ -136,10 +136,10 @@ def run_jobs(
         todo, current = [], []
         for job in jobs:
             entry = None if outputs.overwrite else journal.finished(job.name, job.source, settings)
-            if entry is not None and is_current(job, entry, output, outputs, rows):
+            windows = events.get(job.name, ())
+            if entry is not None and is_current(job, entry, output, outputs, windows, rows):
                 current.append(skip_result(recall_result(job, entry)))
                 continue
-            windows = events.get(job.name)
             if detail := find_hindrance(job, output, outputs, journal, windows, rows):
                 current.append(JobResult(job, "failed", Reason.OUTPUT_ERROR, detail))
             else:
@@ -248,5 +248,4 @@ def analyze_images(
                 tables[picture.position] = picture.rows.cut()
     ordered = [tables[index] for index in sorted(tables)]
     table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
-    folder = os.path.commonpath([job.source.absolute().parent for job in jobs] or [Path.cwd()])
-    return Timeline(MediaInfo(Path(folder), 0, 0), table)
+    return Timeline(None, table)

@@ -26,7 +26,7 @@ from batchfer.results.writing import ResultsProcess
 from endless import Timeline
 owner = ResultsProcess()
 process = owner._process
-process.ask(Path(), Timeline(), {}, None, None)
+process.ask(Path(), Timeline(), None, None, None)
 while not Path("begun").exists():
     time.sleep(0.05)
 """

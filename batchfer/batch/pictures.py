@@ -18,13 +18,14 @@ import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
-from batchfer.batch.parts import PictureRows, TableRows, mark_content, write_json
+from batchfer.batch.parts import RUN_FACTS, PictureRows, TableRows, mark_content, write_json
 from batchfer.batch.records import name_copy
 from batchfer.batch.worker import Batch, describe_run, do_nothing
 from batchfer.errors import InputError
 from batchfer.files import atomic_write, describe_source, display_name, mark_input, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import OutputOptions
+from batchfer.results.facts import RunFacts
 from batchfer.results.journal import DONE
 from batchfer.results.ownership import forget_copies, list_own_copies, note_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
@@ -231,7 +232,8 @@ def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[
     facts = read_object(output / "run.json")
     page = output / "report.html"
     shows_faces = outputs.thumbnails and not outputs.blur_faces
-    write_images_report(page, table, facts, results, thumbnails=shows_faces)
+    run = RunFacts.parse({name: facts.get(name) for name in ("batchfer", *RUN_FACTS)})
+    write_images_report(page, table, run, results, thumbnails=shows_faces)
     facts["files"][page.name] = mark_content(page)
     write_json(output / "run.json", facts)
 

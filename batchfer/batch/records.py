@@ -7,18 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from batchfer.batch.jobs import Kind
 from batchfer.batch.parts import PictureRows
 from batchfer.errors import InputError, PlaceError, Reason
 from batchfer.files import describe_source, display_name, read_object
 from batchfer.media.reader import probe
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.folder import find_foreign, is_drawn_again, list_wanted
+from batchfer.results.folder import ResultFolder, list_wanted
 from batchfer.results.journal import Journal, is_whole
 from batchfer.results.ownership import find_obstacle, try_name
-from batchfer.schema import Job, JobResult
+from batchfer.schema import EventWindow, Job, JobResult
 from batchfer.timeline.summaries import MAX_BIN_ROWS, check_bins
 
 logger = logging.getLogger(__name__)
@@ -42,6 +40,7 @@ def is_current(
     entry: Mapping[str, Any],
     output: Path,
     outputs: OutputOptions,
+    events: Sequence[EventWindow],
     rows: "PictureRows | None",
 ) -> bool:
     """Return whether all that an earlier run has written for an unchanged input is there.
@@ -51,15 +50,16 @@ def is_current(
         entry: What the journal knows of it.
         output: The folder for all results.
         outputs: What is asked for.
+        events: The stimulus windows of a video.
         rows: Of pictures: their table.
     """
     if rows is not None:
         has_copy = not outputs.annotate or job.destination.exists()
         return job.name in rows.names and has_copy and is_whole(entry, output)
-    if outputs.annotate and outputs.blur_faces and is_drawn_again(entry, job.destination):
-        return False  # it may show by now what shall be hidden
     if not job.destination.exists():
         return False
+    if not ResultFolder(job.destination).fulfils(outputs, events):
+        return False  # another command has made it otherwise meanwhile
     if not is_whole(entry, job.destination):
         logger.warning("%s: some of its results are gone or were changed", job.name)
         return False
@@ -71,7 +71,7 @@ def find_hindrance(
     output: Path,
     outputs: OutputOptions,
     journal: Journal,
-    events: pd.DataFrame | None,
+    events: Sequence[EventWindow],
     rows: "PictureRows | None",
 ) -> str:
     """Return why the result of an input cannot be written, "" if it can as far as one can see.
@@ -92,7 +92,8 @@ def find_hindrance(
         if other := find_other(job, journal):
             where = f"{display_name(job.destination)} holds the results of {other}"
             return f"{where}; give another -o, or --overwrite"
-        if foreign := find_foreign(job.destination, list_wanted(outputs, events)):
+        wanted = list_wanted(outputs, events)
+        if foreign := ResultFolder(job.destination).find_foreign(wanted):
             return f"{display_name(foreign)} was not written by batchfer; move it away"
     try:
         try_name(job, output)

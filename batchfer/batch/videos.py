@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,18 +23,19 @@ from batchfer.batch.parts import VideoParts
 from batchfer.batch.records import recall_result
 from batchfer.batch.worker import Batch, Progress, Watch, describe_run
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
-from batchfer.files import describe_source, publish_folder, work_folder
+from batchfer.files import describe_source, work_folder
 from batchfer.media.clock import MENDS
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.drawing_process import DrawingProcess
-from batchfer.results.folder import draw_video, keep_others, mark_files, renew_video, write_facts
+from batchfer.results.facts import FrameFacts, MediaFacts, Mended, ModelFacts, RunFacts
+from batchfer.results.folder import DRAWING_NAME, ResultFolder
 from batchfer.results.journal import Journal, Settings
+from batchfer.results.making import make_result
 from batchfer.results.ownership import holds_result
-from batchfer.results.writing import write_tables
-from batchfer.schema import FrameBatch, Job, JobResult, Timeline
+from batchfer.results.redo import renew_video
+from batchfer.schema import EventWindow, FrameBatch, Job, JobResult, Timeline
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people
 
@@ -55,7 +56,7 @@ def renew_videos(
     outputs: OutputOptions,
     journal: Journal,
     settings: Settings,
-    events: Mapping[str, pd.DataFrame],
+    events: Mapping[str, Sequence[EventWindow]],
     progress: Progress,
     watch: Watch,
 ) -> Iterator[JobResult]:
@@ -71,7 +72,7 @@ def renew_videos(
         progress.begin_file(f"results of {job.name}", None)
         started = time.monotonic()
         try:
-            renew_video(job, entry, output, outputs, events.get(job.name), progress.advance)
+            renew_video(job, entry, output, outputs, events.get(job.name, ()), progress.advance)
         except OutputError as error:
             if not isinstance(error, PlaceError):
                 raise
@@ -86,7 +87,9 @@ def renew_videos(
         result = replace(recall_result(job, entry), seconds=time.monotonic() - started)
         # The video as it was analyzed, whatever it is by now.
         known = {key: entry[key] for key in ("size", "mtime_ns")}
-        journal.append([(result, {**known, "files": mark_files(job.destination)})], settings)
+        journal.append(
+            [(result, {**known, "files": ResultFolder(job.destination).mark_files()})], settings
+        )
         progress.end_file()
         yield result
 
@@ -314,7 +317,7 @@ class Clip:
     def complete(self) -> JobResult:
         """Finish it and write that down."""
         result = self._batch.attempt(self.job, self.finish, self.started)
-        self._batch.record((result, {"files": mark_files(self.job.destination)}))
+        self._batch.record((result, {"files": ResultFolder(self.job.destination).mark_files()}))
         return result
 
     def finish(self) -> JobResult:
@@ -322,30 +325,27 @@ class Clip:
         with self._open:
             if self._error is not None:
                 raise self._error
-            job, batch, folder, reader = self.job, self._batch, self._folder, self._reader
+            job, batch, reader = self.job, self._batch, self._reader
             self._draw("end", reader.end_s)
             table = assign_people(self._done.join(), self._linker.join_people())
-            write_tables(table, folder, "timeline", batch.outputs.formats)
             result = summarize_video(job, reader, table)
-            facts = describe_video(reader, table, batch, result)
-            timeline = Timeline(reader.info, table)
-            if self._drawing is None:
-                self._draw_afterwards(timeline)
-            events = batch.events.get(job.name)
-            batch.write(folder, timeline, facts, job.source, batch.outputs, events)
-            if self._drawing is not None:
-                self._draw("finish")
-                if self._drawing is None:
-                    self._draw_afterwards(timeline)
-            write_facts(folder, facts)
-            keep_others(job.destination, folder)
-            publish_folder(folder, job.destination, holds_result(job, batch.journal))
+            make_result(
+                self._folder,
+                ResultFolder(job.destination),
+                Timeline(reader.info, table),
+                describe_video(reader, table, batch, result),
+                batch.outputs,
+                batch.events.get(job.name, ()),
+                drawn=self._is_drawn,
+                write=batch.write,
+                is_known=holds_result(job, batch.journal),
+            )
             return result
 
-    def _draw_afterwards(self, timeline: Timeline) -> None:
-        outputs, options = self._batch.outputs, asdict(self._batch.analyzer.options)
-        if outputs.annotate:
-            draw_video(self.job.source, timeline, self._path, outputs.blur_faces, options)
+    def _is_drawn(self) -> bool:
+        """Wait for the process that draws it; return False if it is to be drawn from its table."""
+        self._draw("finish")
+        return self._drawing is not None
 
     def abandon(self) -> None:
         """Close everything without an outcome; what is on disk is for the next run."""
@@ -372,42 +372,45 @@ def summarize_video(job: Job, reader: VideoReader, table: pd.DataFrame) -> JobRe
 
 def describe_video(
     reader: VideoReader, table: pd.DataFrame, batch: Batch, result: JobResult
-) -> dict[str, Any]:
-    """Return the content of ``run.json``: what was read, with what, and what came out."""
-    info = reader.info
+) -> RunFacts:
+    """Return what was read, with what, and what came out."""
+    info, run = reader.info, describe_run(batch)
     faces = table["face_id"].notna()
-    return {
-        "batchfer": __version__,
-        "input": result.job.name,
-        "source": describe_source(result.job),
-        "status": result.status,
-        "reason": result.reason,
-        "detail": result.detail,
-        "media": {
-            "width": info.width,
-            "height": info.height,
-            "fps": None if info.fps is None else str(info.fps),
-            "variable_rate": reader.variable_rate,
-            "duration_s": info.duration_s,
-            "end_s": reader.end_s,
-            "rotation": info.rotation,
-            "has_audio": info.has_audio,
-            "codec": info.codec,
-        },
-        "frames": {
-            "declared": info.n_frames,
-            "decoded": reader.n_decoded,
-            "analyzed": result.n_frames,
-            "with_face": int(table.loc[faces, "frame"].nunique()),
-            "corrupt": reader.n_corrupt,
-            "first_bad_s": reader.first_bad_s,
-            "missing_s": reader.gaps if reader.first_bad_s is not None else [],
-            "mended": {
-                "count": sum(reader.mends.values()),
-                "first_s": reader.first_mended_s,
-                "how": {MENDS[kind]: count for kind, count in reader.mends.items()},
-            },
-        },
-        "blur_faces": batch.outputs.blur_faces,
-        **describe_run(batch),
-    }
+    return RunFacts(
+        batchfer=__version__,
+        input=result.job.name,
+        source=describe_source(result.job),
+        status=result.status,
+        reason=result.reason,
+        detail=result.detail,
+        media=MediaFacts(
+            width=info.width,
+            height=info.height,
+            fps=info.fps,
+            variable_rate=reader.variable_rate,
+            duration_s=info.duration_s,
+            end_s=reader.end_s,
+            rotation=info.rotation,
+            has_audio=info.has_audio,
+            codec=info.codec,
+        ),
+        frames=FrameFacts(
+            declared=info.n_frames,
+            decoded=reader.n_decoded,
+            analyzed=result.n_frames,
+            with_face=int(table.loc[faces, "frame"].nunique()),
+            corrupt=reader.n_corrupt,
+            first_bad_s=reader.first_bad_s,
+            missing_s=tuple(reader.gaps) if reader.first_bad_s is not None else (),
+            mended=Mended(
+                count=sum(reader.mends.values()),
+                first_s=reader.first_mended_s,
+                how={MENDS[kind]: count for kind, count in reader.mends.items()},
+            ),
+        ),
+        options=run["options"],
+        model=ModelFacts(**run["model"]),
+        device=run["device"],
+        machine=run["machine"],
+        versions=run["versions"],
+    )

@@ -3,13 +3,11 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol
-
-import pandas as pd
 
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
@@ -17,7 +15,7 @@ from batchfer.machine import describe_processor
 from batchfer.options import OutputOptions
 from batchfer.results.drawing_process import DrawingPool
 from batchfer.results.journal import Journal, Settings
-from batchfer.schema import Job, JobResult, Status
+from batchfer.schema import EventWindow, Job, JobResult, Status
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ class Batch:
     journal: Journal
     settings: Settings
     marks: Mapping[str, Mapping[str, int]]
-    events: Mapping[str, pd.DataFrame]
+    events: Mapping[str, Sequence[EventWindow]]
     progress: Progress
     watch: Watch
 

@@ -9,36 +9,20 @@ import html
 import mimetypes
 import os
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
 from batchfer.errors import UsageError
 from batchfer.files import atomic_write
-from batchfer.schema import EMOTIONS, MediaInfo, Timeline
+from batchfer.results.folder import EXPORT_SUFFIXES
+from batchfer.schema import EMOTIONS, Timeline
 from batchfer.timeline.files import write_csv
 from batchfer.timeline.segments import SMOOTHING_S, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
-
-FORMATS: Mapping[str, str] = {
-    "pyfeat": ".csv",
-    "openface": ".csv",
-    "fer": ".csv",
-    "srt": ".srt",
-    "vtt": ".vtt",
-    "eaf": ".eaf",
-    "textgrid": ".TextGrid",
-    "otio": ".otio",
-}
-"""Every format by its name on the command line, with the suffix of its files."""
-
-
-def name_export(to: str) -> str:
-    """Return the name of a file in a format, beside the timeline."""
-    suffix = FORMATS.get(to, "")
-    return f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
-
 
 FER_MOST_PERSONS = 100
 """fer's table has eight columns a person; beyond this nobody can read it."""
@@ -65,54 +49,72 @@ _MARKER_COLORS = {
 """Names of `opentimelineio.schema.MarkerColor`."""
 
 
+class Clip(NamedTuple):
+    """What other tools want to know of a clip: where it is, frames a second, seconds."""
+
+    path: Path
+    fps: Fraction | None = None
+    duration_s: float | None = None
+
+    @classmethod
+    def describe(cls, timeline: Timeline, unknown: Path) -> Self:
+        """Return the clip of a timeline, at the path ``unknown`` if the timeline has none."""
+        if (media := timeline.media) is None:
+            return cls(unknown)
+        return cls(media.path, media.fps, media.duration_s)
+
+
 def export_timeline(
     timeline: Timeline,
     to: str,
     path: Path,
     people: Mapping[int, str] | None = None,
     seconds: float = SMOOTHING_S,
+    source: Path | None = None,
 ) -> None:
-    """Write a timeline to ``path`` in the format ``to``, one of `FORMATS`.
+    """Write a timeline to ``path`` in the format ``to``, one of `EXPORT_SUFFIXES`.
 
     ``people`` names faces as `batchfer.timeline.table.assign_people` does; ``seconds`` is the
-    smoothing of the formats that hold segments.
+    smoothing of the formats that hold segments. The name of ``source``, the file of the table,
+    stands for that of a clip that is not known; it is that of ``path`` if None.
 
     Raises:
         UsageError: the format is unknown, the file name has another suffix, the timeline has no
             times, or it has more persons than the format can carry.
         OutputError: the file cannot be written.
     """
-    if to not in FORMATS:
-        raise UsageError(f"{to} is no export format; choose one of {', '.join(FORMATS)}")
-    if path.suffix != FORMATS[to]:
-        raise UsageError(f"{path.name}: a file in the format {to} ends in {FORMATS[to]}")
+    if to not in EXPORT_SUFFIXES:
+        raise UsageError(f"{to} is no export format; choose one of {', '.join(EXPORT_SUFFIXES)}")
+    if path.suffix != EXPORT_SUFFIXES[to]:
+        raise UsageError(f"{path.name}: a file in the format {to} ends in {EXPORT_SUFFIXES[to]}")
     table = timeline.table
     if table["timestamp"].isna().any():
         raise UsageError("only the timeline of a video can be exported: this table has no times")
     if people is not None:
         table = assign_people(table, people)
-    tables: Mapping[str, Callable[[pd.DataFrame, MediaInfo], pd.DataFrame]] = {
+    tables: Mapping[str, Callable[[pd.DataFrame, Clip], pd.DataFrame]] = {
         "pyfeat": _tabulate_pyfeat,
         "openface": _tabulate_openface,
         "fer": _tabulate_fer,
     }
-    annotations: Mapping[str, Callable[[pd.DataFrame, MediaInfo, float, Path], None]] = {
+    annotations: Mapping[str, Callable[[pd.DataFrame, Clip, float, Path], None]] = {
         "srt": _write_subtitles,
         "vtt": _write_subtitles,
         "eaf": _write_elan,
         "textgrid": _write_textgrid,
         "otio": _write_otio,
     }
+    clip = Clip.describe(timeline, source or path)
     with atomic_write(path) as temporary:
         if to in tables:
-            write_csv(tables[to](table, timeline.media), temporary)
+            write_csv(tables[to](table, clip), temporary)
         else:
             times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
-            end = max(float(times.max(initial=0.0)), timeline.media.duration_s or 0.0)
-            annotations[to](find_segments(table, seconds), timeline.media, end, temporary)
+            end = max(float(times.max(initial=0.0)), clip.duration_s or 0.0)
+            annotations[to](find_segments(table, seconds), clip, end, temporary)
 
 
-def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+def _tabulate_pyfeat(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
     """Return the columns of py-feat's ``Fex``: a row per face, one of nulls where there is none."""
     boxes = {
         "x": "FaceRectX",
@@ -121,7 +123,7 @@ def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
         "height": "FaceRectHeight",
         "face_score": "FaceScore",
     }
-    told = pd.DataFrame({"input": media.path.name, "frame": table["frame"]}, index=table.index)
+    told = pd.DataFrame({"input": clip.path.name, "frame": table["frame"]}, index=table.index)
     told["timestamp"] = table["timestamp"]
     whole = np.floor(table["timestamp"]).astype("int64")
     told["approx_time"] = [f"{second // 60:02d}:{second % 60:02d}" for second in whole]
@@ -131,7 +133,7 @@ def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
     return told
 
 
-def _tabulate_openface(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+def _tabulate_openface(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
     """Return the first columns of OpenFace 2, then our probabilities; frames count from 1."""
     found = table["face_score"].notna()
     told = pd.DataFrame({"frame": table["frame"] + 1}, index=table.index)
@@ -142,7 +144,7 @@ def _tabulate_openface(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
     return told.join(table[list(EMOTIONS)])
 
 
-def _tabulate_fer(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+def _tabulate_fer(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
     """Return fer's wide table: a row per frame, ``box0, angry0, ..., box1, ...`` per person.
 
     Persons are numbered in order of appearance and keep their number, which fer's own do not.
@@ -172,7 +174,7 @@ def _to_milliseconds(segments: pd.DataFrame) -> list[tuple[int, int]]:
     return list(zip(start.tolist(), end.tolist(), strict=True))
 
 
-def _write_subtitles(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_subtitles(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write SubRip or WebVTT, a cue per segment; persons are named where there are several."""
     webvtt = path.suffix == ".vtt"
     several = segments["person"].nunique() > 1
@@ -205,17 +207,17 @@ def _find_way(document: Path, media: Path) -> str:
     return Path(os.path.relpath(media.resolve(), document.resolve().parent)).as_posix()
 
 
-def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_elan(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write an ELAN document with a tier per person, linked to the clip by its name."""
     from pympi.Elan import Eaf, to_eaf
 
     document = Eaf(author="batchfer")
     document.remove_tier("default")
-    mime = mimetypes.guess_type(media.path.name)[0] or "video/unknown"
-    near = url = f"./{media.path.name}"
-    if media.path.is_file():
-        url = media.path.resolve().as_uri()
-        near = f"./{_find_way(path, media.path)}"
+    mime = mimetypes.guess_type(clip.path.name)[0] or "video/unknown"
+    near = url = f"./{clip.path.name}"
+    if clip.path.is_file():
+        url = clip.path.resolve().as_uri()
+        near = f"./{_find_way(path, clip.path)}"
     document.add_linked_file(url, relpath=near, mimetype=mime)
     for person, part in segments.groupby("person", sort=False):
         document.add_tier(person)
@@ -224,7 +226,7 @@ def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
     to_eaf(path, document)
 
 
-def _write_textgrid(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_textgrid(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write a Praat TextGrid with an interval tier per person, blank where nobody is seen."""
     from praatio.data_classes.interval_tier import IntervalTier
     from praatio.data_classes.textgrid import Textgrid
@@ -239,11 +241,11 @@ def _write_textgrid(segments: pd.DataFrame, media: MediaInfo, end_s: float, path
     grid.save(str(path), format="long_textgrid", includeBlankSpaces=True, reportingMode="silence")
 
 
-def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_otio(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write an OpenTimelineIO timeline: the clip on one track, with a coloured marker a segment."""
     import opentimelineio as otio
 
-    rate = float(media.fps) if media.fps else 1000.0
+    rate = float(clip.fps) if clip.fps else 1000.0
 
     def span(start_s: float, end_s: float) -> otio.opentime.TimeRange:
         start, end = round(start_s * rate), max(round(end_s * rate), round(start_s * rate) + 1)
@@ -251,11 +253,11 @@ def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
             otio.opentime.RationalTime(start, rate), otio.opentime.RationalTime(end - start, rate)
         )
 
-    name = media.path.name
+    name = clip.path.name
     whole = span(0.0, end_s)
-    target = _find_way(path, media.path) if media.path.is_file() else name
+    target = _find_way(path, clip.path) if clip.path.is_file() else name
     reference = otio.schema.ExternalReference(target_url=target, available_range=whole)
-    clip = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
+    drawn = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
     for segment in segments.to_dict("records"):
         marker = otio.schema.Marker(
             name=f"{segment['person']}: {segment['emotion']}",
@@ -263,7 +265,7 @@ def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
             color=_MARKER_COLORS[segment["emotion"]],
             metadata={"batchfer": segment},
         )
-        clip.markers.append(marker)
-    track = otio.schema.Track(name="faces", kind=otio.schema.TrackKind.Video, children=[clip])
+        drawn.markers.append(marker)
+    track = otio.schema.Track(name="faces", kind=otio.schema.TrackKind.Video, children=[drawn])
     timeline = otio.schema.Timeline(name=name, tracks=[track])
     otio.adapters.write_to_file(timeline, str(path), adapter_name="otio_json")
