@@ -209,6 +209,3 @@ class FaceTrack:
         share = (time_s - start_s) / max(stop_s - start_s, 1e-9)
         before, following = self._read(after - 1), self._read(after)
         return interpolate_faces(before, following, float(np.clip(share, 0, 1))), True
-
-
-DRAWING_NAME = "annotated.mp4"
