@@ -190,11 +190,11 @@ class Timeline:
     """The result of one clip: its `MediaInfo` and a table with a row per face per analyzed frame.
 
     The table begins with `TIMELINE_COLUMNS`. An analyzed frame without a face keeps one row whose
-    face columns are null. For pictures the column ``input`` stands before the others, and
-    ``media`` is the folder they have in common, with a width and height of 0.
+    face columns are null. For pictures the column ``input`` stands before the others; they, and a
+    table whose clip is not known, have no ``media``.
     """
 
-    media: MediaInfo
+    media: MediaInfo | None
     table: "pd.DataFrame"
 
     def __post_init__(self) -> None:
@@ -202,6 +202,26 @@ class Timeline:
         columns = [name for name in self.table.columns if name != "input"]
         if columns[: len(TIMELINE_COLUMNS)] != list(TIMELINE_COLUMNS):
             raise ValueError(f"a timeline begins with {list(TIMELINE_COLUMNS)}, not {columns}")
+
+    @property
+    def clip(self) -> MediaInfo:
+        """The media of a video.
+
+        Raises:
+            ValueError: It is a timeline of pictures, or of a clip that is not known.
+        """
+        if self.media is None:
+            raise ValueError("this timeline has no clip")
+        return self.media
+
+
+@dataclass(frozen=True, slots=True)
+class EventWindow:
+    """A stretch of a recording that a user has given a name, from ``start`` to ``end`` in s."""
+
+    name: str
+    start: float
+    end: float
 
 
 @dataclass(frozen=True, slots=True)

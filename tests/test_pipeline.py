@@ -143,7 +143,7 @@ def test_times_of_a_variable_rate_clip_are_its_own(analyzer: Analyzer) -> None:
 
 def test_a_rotated_clip_is_analyzed_upright(analyzer: Analyzer) -> None:
     timeline = analyze_video(CLIPS / "rotated.mp4", analyzer=analyzer)
-    assert timeline.media.height > timeline.media.width
+    assert timeline.clip.height > timeline.clip.width
     assert timeline.table["face_id"].notna().mean() > 0.95
     tall = timeline.table["height"] > timeline.table["width"]
     assert tall.mean() > 0.9, "an upright face is taller than wide"

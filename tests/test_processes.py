@@ -31,7 +31,7 @@ from batchfer.results.writing import ResultsProcess
 from endless import Timeline
 owner = ResultsProcess()
 process = owner._helper.process
-owner._helper.ask((Path(), Timeline(), {}, None, None))
+owner._helper.ask((Path(), Timeline(), None, None, None))
 while not Path("begun").exists():
     time.sleep(0.05)
 """

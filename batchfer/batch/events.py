@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from batchfer.batch.jobs import Kind
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.schema import Job, JobResult
+from batchfer.schema import EventWindow, Job, JobResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +33,7 @@ class Task(Job):
     options: AnalyzeOptions = field(compare=False)
     outputs: OutputOptions = field(compare=False)
     numbers: str = field(compare=False)
-    events: "pd.DataFrame | None" = field(compare=False, default=None)
+    events: tuple[EventWindow, ...] = field(compare=False, default=())
     older: Mapping[str, Mapping[str, int]] = field(compare=False, default_factory=dict)
     known: Mapping[str, Any] | None = field(compare=False, default=None)
 

@@ -9,62 +9,60 @@ import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import Analyzer
-from batchfer.faces.small_faces import FACT
 from batchfer.files import describe_source
 from batchfer.machine import describe_processor
 from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader
-from batchfer.options import OutputOptions
+from batchfer.results.facts import FrameFacts, MediaFacts, Mended, ModelFacts, RunFacts
 from batchfer.schema import JobResult
 
 
 def describe_video(
-    reader: VideoReader,
-    table: pd.DataFrame,
-    analyzer: Analyzer,
-    result: JobResult,
-    outputs: OutputOptions,
-) -> dict[str, Any]:
-    """Return the content of ``run.json``: what was read, with what, and what came out."""
-    info, losses = reader.info, reader.losses
+    reader: VideoReader, table: pd.DataFrame, analyzer: Analyzer, result: JobResult
+) -> RunFacts:
+    """Return what was read, with what, and what came out."""
+    info, losses, run = reader.info, reader.losses, describe_run(analyzer)
     faces = table["face_id"].notna()
-    return {
-        "batchfer": __version__,
-        "input": result.job.name,
-        "source": describe_source(result.job),
-        "status": result.status,
-        "reason": result.reason,
-        "detail": result.detail,
-        "media": {
-            "width": info.width,
-            "height": info.height,
-            "fps": None if info.fps is None else str(info.fps),
-            "variable_rate": reader.variable_rate,
-            "duration_s": info.duration_s,
-            "end_s": reader.end_s,
-            "rotation": info.rotation,
-            "scaled_from": info.scaled_from,
-            "has_audio": info.has_audio,
-            "codec": info.codec,
-        },
-        "frames": {
-            "declared": info.n_frames,
-            "decoded": reader.n_decoded,
-            "analyzed": result.n_frames,
-            "with_face": int(table.loc[faces, "frame"].nunique()),
-            "corrupt": losses.n_corrupt,
-            "first_bad_s": losses.first_bad_s,
-            "missing_s": losses.gaps if losses.first_bad_s is not None else [],
-            "mended": {
-                "count": losses.n_mended,
-                "first_s": losses.first_mended_s,
-                "how": {MENDS[kind]: count for kind, count in losses.mends.items()},
-            },
-        },
-        FACT: result.smaller_faces,
-        "blur_faces": outputs.blur_faces,
-        **describe_run(analyzer),
-    }
+    return RunFacts(
+        batchfer=__version__,
+        input=result.job.name,
+        source=describe_source(result.job),
+        status=result.status,
+        reason=result.reason,
+        detail=result.detail,
+        media=MediaFacts(
+            width=info.width,
+            height=info.height,
+            fps=info.fps,
+            variable_rate=reader.variable_rate,
+            duration_s=info.duration_s,
+            end_s=reader.end_s,
+            rotation=info.rotation,
+            scaled_from=info.scaled_from,
+            has_audio=info.has_audio,
+            codec=info.codec,
+        ),
+        frames=FrameFacts(
+            declared=info.n_frames,
+            decoded=reader.n_decoded,
+            analyzed=result.n_frames,
+            with_face=int(table.loc[faces, "frame"].nunique()),
+            corrupt=losses.n_corrupt,
+            first_bad_s=losses.first_bad_s,
+            missing_s=tuple(losses.gaps) if losses.first_bad_s is not None else (),
+            mended=Mended(
+                count=losses.n_mended,
+                first_s=losses.first_mended_s,
+                how={MENDS[kind]: count for kind, count in losses.mends.items()},
+            ),
+        ),
+        options=run["options"],
+        model=ModelFacts(**run["model"]),
+        device=run["device"],
+        machine=run["machine"],
+        versions=run["versions"],
+        smaller_faces=result.smaller_faces,
+    )
 
 
 def describe_run(analyzer: Analyzer) -> dict[str, Any]:

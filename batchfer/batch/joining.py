@@ -22,7 +22,7 @@ def join(joint: Joint, load: "Callable[[AnalyzeOptions], Analyzer]") -> None:
     """
     # What they need takes longer to load than all that is done before there are results.
     if isinstance(joint, JointVideos):
-        from batchfer.results.writing import write_index_pages
+        from batchfer.results.joining import write_index_pages
 
         results, outputs = joint.results, joint.outputs
         write_index_pages(joint.output, results, outputs, joint.participants, joint.owns_index)

@@ -1,7 +1,6 @@
 """Pictures from files to rows of one table, drawn copies beside."""
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from batchfer.batch.events import Advanced, Began, Ended, JointPictures, Opened,
 from batchfer.batch.facts import describe_run
 from batchfer.batch.outcomes import attempt, fail
 from batchfer.batch.rows import (
+    RUN_FACTS,
     PictureParts,
     PictureRows,
     TableRows,
@@ -36,6 +36,7 @@ from batchfer.faces.small_faces import FACT, PICTURES_PX, SmallFaceSearch, join_
 from batchfer.files import atomic_write, describe_source, display_name, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import AnalyzeOptions, OutputOptions
+from batchfer.results.facts import RunFacts
 from batchfer.results.journal import DONE
 from batchfer.results.ownership import forget_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
@@ -347,7 +348,8 @@ def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[
     facts = read_object(output / "run.json")
     page = output / "report.html"
     shows_faces = outputs.thumbnails and not outputs.blur_faces
-    write_images_report(page, table, facts, results, thumbnails=shows_faces)
+    run = RunFacts.parse({name: facts.get(name) for name in ("batchfer", *RUN_FACTS, FACT)})
+    write_images_report(page, table, run, results, thumbnails=shows_faces)
     facts["files"][page.name] = mark_content(page)
     write_json(output / "run.json", facts)
 
@@ -367,6 +369,4 @@ def tabulate_pictures(paths: Sequence[Path], analyzer: Analyzer) -> Timeline:
             for picture in split_pictures(item, jobs):
                 tables[picture.position] = picture.rows.cut()
     ordered = [tables[index] for index in sorted(tables)]
-    table = pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True)
-    folder = os.path.commonpath([path.absolute().parent for path in paths] or [Path.cwd()])
-    return Timeline(MediaInfo(Path(folder), 0, 0), table)
+    return Timeline(None, pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True))

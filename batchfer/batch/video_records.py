@@ -11,9 +11,10 @@ from batchfer.batch.events import JointVideos, Progress, Task
 from batchfer.batch.records import Batch, Records
 from batchfer.errors import InputError, PlaceError
 from batchfer.files import describe_source, display_name, read_object
+from batchfer.results.folder import ResultFolder, list_wanted
 from batchfer.results.journal import Journal, is_whole
 from batchfer.results.ownership import find_obstacle, try_name
-from batchfer.schema import Job, JobResult
+from batchfer.schema import EventWindow, Job, JobResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +31,7 @@ class VideoRecords(Records):
     def __init__(self, batch: Batch) -> None:
         """Find the videos, and see that they can be begun, see `Records`."""
         self.joint_files = ["summary.csv", *["index.html"] * batch.outputs.report]
-        self._events: Mapping[str, pd.DataFrame] = {}
+        self._events: Mapping[str, tuple[EventWindow, ...]] = {}
         self._participants: pd.DataFrame | None = None
         super().__init__(batch)
 
@@ -89,17 +90,15 @@ class VideoRecords(Records):
         if not self.batch.outputs.overwrite and job.destination.exists():
             known = self._journal.analyzed(job.name, job.source, self._settings)
         older = (self._journal.find(job.name) or {}).get("files", {})
-        events = self._events.get(job.name)
+        events = self._events.get(job.name, ())
         return replace(super()._make_task(job), events=events, older=older, known=known)
 
     def _is_current(self, job: Job, entry: Mapping[str, Any]) -> bool:
-        from batchfer.results.folder import is_drawn_again
-
-        outputs = self.batch.outputs
-        if outputs.annotate and outputs.blur_faces and is_drawn_again(entry, job.destination):
-            return False  # it may show by now what shall be hidden
+        folder = ResultFolder(job.destination)
         if not job.destination.exists():
             return False
+        if not folder.fulfils(self.batch.outputs, self._events.get(job.name, ())):
+            return False  # another command has made it otherwise meanwhile
         if not is_whole(entry, job.destination):
             logger.warning("%s: some of its results are gone or were changed", job.name)
             return False
@@ -113,7 +112,8 @@ class VideoRecords(Records):
             if other := find_other(job, self._journal):
                 where = f"{display_name(job.destination)} holds the results of {other}"
                 return f"{where}; give another -o, or --overwrite"
-            if job.destination.exists() and (foreign := self._find_foreign(job)):
+            wanted = list_wanted(batch.outputs, self._events.get(job.name, ()))
+            if foreign := ResultFolder(job.destination).find_foreign(wanted):
                 return f"{display_name(foreign)} was not written by batchfer; move it away"
         try:
             try_name(job, batch.output)
@@ -121,16 +121,8 @@ class VideoRecords(Records):
             return str(error)
         return ""
 
-    def _find_foreign(self, job: Job) -> Path | None:
-        from batchfer.results.folder import find_foreign, list_wanted
-
-        wanted = list_wanted(self.batch.outputs, self._events.get(job.name))
-        return find_foreign(job.destination, wanted)
-
     def _describe(self, result: JobResult) -> Mapping[str, Any]:
-        from batchfer.results.folder import mark_files
-
-        return {"files": mark_files(result.job.destination)}
+        return {"files": ResultFolder(result.job.destination).mark_files()}
 
 
 def _read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -24,16 +24,17 @@ from batchfer.batch.tools import Tools
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.faces.small_faces import CLIP_PX, SmallFaceSearch
 from batchfer.faces.turns import TurnCheck, advise_turn
-from batchfer.files import mark_input, publish_folder, work_folder
+from batchfer.files import mark_input, work_folder
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.processes import HelperDiedError
-from batchfer.results.drawing import DRAWING_NAME
 from batchfer.results.drawing_process import DrawingPool, DrawingProcess
-from batchfer.results.folder import draw_video, keep_others, renew_video, write_facts
+from batchfer.results.folder import DRAWING_NAME, ResultFolder
+from batchfer.results.making import make_result
 from batchfer.results.ownership import holds_result
-from batchfer.results.writing import write_results, write_tables
+from batchfer.results.redo import renew_video
+from batchfer.results.writing import write_results
 from batchfer.schema import FrameBatch, JobResult, Timeline
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people
@@ -309,27 +310,23 @@ class Clip:
             table = assign_people(parts.join(), self._linker.join_people())
             result = summarize_video(task, reader, table)
             result = replace(result, smaller_faces=self._smaller)
-            write_tables(table, folder, "timeline", task.outputs.formats)
-            facts = describe_video(reader, table, self._kit.analyzer, result, task.outputs)
-            timeline = Timeline(reader.info, table)
-            if self._drawing is None:
-                self._draw_afterwards(timeline, folder)
-            self._kit.write(folder, timeline, facts, task.source, task.outputs, task.events)
-            if self._drawing is not None:
-                self._draw("finish")
-                if self._drawing is None:
-                    self._draw_afterwards(timeline, folder)
-            write_facts(folder, facts)
-            keep_others(task.destination, folder)
-            is_known = holds_result(task.destination, task.older)
-            publish_folder(folder, task.destination, is_known)
+            make_result(
+                folder,
+                ResultFolder(task.destination),
+                Timeline(reader.info, table),
+                describe_video(reader, table, self._kit.analyzer, result),
+                task.outputs,
+                task.events,
+                drawn=self._is_drawn,
+                write=self._kit.write,
+                is_known=holds_result(task.destination, task.older),
+            )
             return result
 
-    def _draw_afterwards(self, timeline: Timeline, folder: Path) -> None:
-        task, path = self.task, folder / DRAWING_NAME
-        if task.outputs.annotate:
-            options = asdict(task.options)
-            draw_video(task.source, timeline, path, task.outputs.blur_faces, options)
+    def _is_drawn(self) -> bool:
+        """Wait for the process that draws it; return False if it is to be drawn from its table."""
+        self._draw("finish")
+        return self._drawing is not None
 
     def abandon(self) -> None:
         """Close everything without an outcome; what is on disk is for the next run."""

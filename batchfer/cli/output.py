@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from batchfer.errors import ExitCode, OutputError
-from batchfer.faces.small_faces import FACT, join_small, tell_small
+from batchfer.faces.small_faces import join_small, tell_small
 from batchfer.options import Telling
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class BatchSummary:
         yield ""
         told = ", ".join(f"{n} {status}" for status, n in self._counts.items() if n)
         yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {output}"
-        if told := tell_small({FACT: self._smaller}):
+        if told := tell_small(self._smaller):
             yield told
         yield from self._problems
 

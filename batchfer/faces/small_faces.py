@@ -1,7 +1,7 @@
 """Faces smaller than asked for: looked for where none was found, told, and never in a table."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from batchfer.faces.detector import Detector
@@ -47,9 +47,9 @@ def join_small(found: Iterable[Mapping[str, int]]) -> dict[str, int]:
     }
 
 
-def tell_small(facts: Mapping[str, Any]) -> str:
+def tell_small(told: Mapping[str, int]) -> str:
     """Return what outcomes or ``run.json`` say of small faces, in a sentence; empty if nothing."""
-    if not (told := facts.get(FACT)):
+    if not told:
         return ""
     count, px = told["count"], max(told["smallest_px"], LEAST_OPTION_PX)
     which = "1 face that is" if count == 1 else f"{count} faces that are"

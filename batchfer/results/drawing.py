@@ -251,6 +251,3 @@ class FaceTrack:
             common = set(following.ids)
             before = before.select([i for i, one in enumerate(before.ids) if one in common])
         return interpolate_faces(before, following, float(np.clip(share, 0, 1))), True
-
-
-DRAWING_NAME = "annotated.mp4"

@@ -10,7 +10,9 @@ import logging
 import mimetypes
 import os
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple, Self
 from urllib.parse import quote
 
 import numpy as np
@@ -19,30 +21,13 @@ import pandas as pd
 from batchfer.errors import UsageError
 from batchfer.files import atomic_write, display_name
 from batchfer.media.containers import read_timecode
-from batchfer.schema import EMOTIONS, MediaInfo, Timeline
+from batchfer.results.folder import EXPORT_SUFFIXES
+from batchfer.schema import EMOTIONS, Timeline
 from batchfer.timeline.files import write_csv
 from batchfer.timeline.segments import SMOOTHING_S, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
 
 _log = logging.getLogger(__name__)
-
-FORMATS: Mapping[str, str] = {
-    "pyfeat": ".csv",
-    "openface": ".csv",
-    "fer": ".csv",
-    "srt": ".srt",
-    "vtt": ".vtt",
-    "eaf": ".eaf",
-    "textgrid": ".TextGrid",
-    "otio": ".otio",
-}
-"""Every format by its name on the command line, with the suffix of its files."""
-
-
-def name_export(to: str) -> str:
-    """Return the name of a file in a format, beside the timeline."""
-    suffix = FORMATS.get(to, "")
-    return f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
 
 
 FER_MOST_PERSONS = 100
@@ -72,54 +57,72 @@ _MARKER_COLORS = {
 _TRANSPORT_STREAMS = {".ts", ".tts", ".mts", ".m2t", ".m2ts"}
 
 
+class Clip(NamedTuple):
+    """What other tools want to know of a clip: where it is, frames a second, seconds."""
+
+    path: Path
+    fps: Fraction | None = None
+    duration_s: float | None = None
+
+    @classmethod
+    def describe(cls, timeline: Timeline, unknown: Path) -> Self:
+        """Return the clip of a timeline, at the path ``unknown`` if the timeline has none."""
+        if (media := timeline.media) is None:
+            return cls(unknown)
+        return cls(media.path, media.fps, media.duration_s)
+
+
 def export_timeline(
     timeline: Timeline,
     to: str,
     path: Path,
     people: Mapping[int, str] | None = None,
     seconds: float = SMOOTHING_S,
+    source: Path | None = None,
 ) -> None:
-    """Write a timeline to ``path`` in the format ``to``, one of `FORMATS`.
+    """Write a timeline to ``path`` in the format ``to``, one of `EXPORT_SUFFIXES`.
 
     ``people`` names faces as `batchfer.timeline.table.assign_people` does; ``seconds`` is the
-    smoothing of the formats that hold segments.
+    smoothing of the formats that hold segments. The name of ``source``, the file of the table,
+    stands for that of a clip that is not known; it is that of ``path`` if None.
 
     Raises:
         UsageError: the format is unknown, the file name has another suffix, the timeline has no
             times, or it has more persons than the format can carry.
         OutputError: the file cannot be written.
     """
-    if to not in FORMATS:
-        raise UsageError(f"{to} is no export format; choose one of {', '.join(FORMATS)}")
-    if path.suffix != FORMATS[to]:
-        raise UsageError(f"{path.name}: a file in the format {to} ends in {FORMATS[to]}")
+    if to not in EXPORT_SUFFIXES:
+        raise UsageError(f"{to} is no export format; choose one of {', '.join(EXPORT_SUFFIXES)}")
+    if path.suffix != EXPORT_SUFFIXES[to]:
+        raise UsageError(f"{path.name}: a file in the format {to} ends in {EXPORT_SUFFIXES[to]}")
     table = timeline.table
     if table["timestamp"].isna().any():
         raise UsageError("only the timeline of a video can be exported: this table has no times")
     if people is not None:
         table = assign_people(table, people)
-    tables: Mapping[str, Callable[[pd.DataFrame, MediaInfo], pd.DataFrame]] = {
+    tables: Mapping[str, Callable[[pd.DataFrame, Clip], pd.DataFrame]] = {
         "pyfeat": _tabulate_pyfeat,
         "openface": _tabulate_openface,
         "fer": _tabulate_fer,
     }
-    annotations: Mapping[str, Callable[[pd.DataFrame, MediaInfo, float, Path], None]] = {
+    annotations: Mapping[str, Callable[[pd.DataFrame, Clip, float, Path], None]] = {
         "srt": _write_subtitles,
         "vtt": _write_subtitles,
         "eaf": _write_elan,
         "textgrid": _write_textgrid,
         "otio": _write_otio,
     }
+    clip = Clip.describe(timeline, source or path)
     with atomic_write(path) as temporary:
         if to in tables:
-            write_csv(tables[to](table, timeline.media), temporary)
+            write_csv(tables[to](table, clip), temporary)
         else:
             times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
-            end = max(float(times.max(initial=0.0)), timeline.media.duration_s or 0.0)
-            annotations[to](find_segments(table, seconds), timeline.media, end, temporary)
+            end = max(float(times.max(initial=0.0)), clip.duration_s or 0.0)
+            annotations[to](find_segments(table, seconds), clip, end, temporary)
 
 
-def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+def _tabulate_pyfeat(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
     """Return the columns of py-feat's ``Fex``: a row per face, one of nulls where there is none."""
     boxes = {
         "x": "FaceRectX",
@@ -128,7 +131,7 @@ def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
         "height": "FaceRectHeight",
         "face_score": "FaceScore",
     }
-    told = pd.DataFrame({"input": media.path.name, "frame": table["frame"]}, index=table.index)
+    told = pd.DataFrame({"input": clip.path.name, "frame": table["frame"]}, index=table.index)
     told["timestamp"] = table["timestamp"]
     whole = np.floor(table["timestamp"]).astype("int64")
     told["approx_time"] = [f"{second // 60:02d}:{second % 60:02d}" for second in whole]
@@ -138,7 +141,7 @@ def _tabulate_pyfeat(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
     return told
 
 
-def _tabulate_openface(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+def _tabulate_openface(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
     """Return the first columns of OpenFace 2, then our probabilities; frames count from 1."""
     found = table["face_score"].notna()
     told = pd.DataFrame({"frame": table["frame"] + 1}, index=table.index)
@@ -149,7 +152,7 @@ def _tabulate_openface(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
     return told.join(table[list(EMOTIONS)])
 
 
-def _tabulate_fer(table: pd.DataFrame, media: MediaInfo) -> pd.DataFrame:
+def _tabulate_fer(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
     """Return fer's wide table: a row per frame, ``box0, angry0, ..., box1, ...`` per person.
 
     Persons are numbered in order of appearance and keep their number, which fer's own do not.
@@ -179,7 +182,7 @@ def _to_milliseconds(segments: pd.DataFrame) -> list[tuple[int, int]]:
     return list(zip(start.tolist(), end.tolist(), strict=True))
 
 
-def _write_subtitles(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_subtitles(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write SubRip or WebVTT, a cue per segment; persons are named where there are several."""
     webvtt = path.suffix == ".vtt"
     several = segments["person"].nunique() > 1
@@ -223,15 +226,15 @@ def _name_mime_type(media: Path) -> str:
     return guessed if guessed.startswith(("video/", "image/")) else "video/unknown"
 
 
-def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_elan(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write an ELAN document with a tier per person, linked to the clip by its name."""
     from pympi.Elan import Eaf, to_eaf
 
     document = Eaf(author="batchfer")
     document.remove_tier("default")
-    near = f"./{_find_way(path, media.path)}"
-    url = media.path.resolve().as_uri() if media.path.is_file() else near
-    document.add_linked_file(url, relpath=near, mimetype=_name_mime_type(media.path))
+    near = f"./{_find_way(path, clip.path)}"
+    url = clip.path.resolve().as_uri() if clip.path.is_file() else near
+    document.add_linked_file(url, relpath=near, mimetype=_name_mime_type(clip.path))
     for person, part in segments.groupby("person", sort=False):
         document.add_tier(person)
         for (start, end), emotion in zip(_to_milliseconds(part), part["emotion"], strict=True):
@@ -239,7 +242,7 @@ def _write_elan(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
     to_eaf(path, document)
 
 
-def _write_textgrid(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_textgrid(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write a Praat TextGrid with an interval tier per person, blank where nobody is seen."""
     from praatio.data_classes.interval_tier import IntervalTier
     from praatio.data_classes.textgrid import Textgrid
@@ -266,15 +269,15 @@ def _find_first_frame(media: Path, rate: float) -> float:
         return 0.0
 
 
-def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Path) -> None:
+def _write_otio(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write an OpenTimelineIO timeline: the clip on one track, with a coloured marker a segment.
 
     Its times count from the clip's timecode, as editors count in it, or from 0 if it has none.
     """
     import opentimelineio as otio
 
-    rate = float(media.fps) if media.fps else 1000.0
-    first = _find_first_frame(media.path, rate)
+    rate = float(clip.fps) if clip.fps else 1000.0
+    first = _find_first_frame(clip.path, rate)
 
     def span(start_s: float, end_s: float) -> otio.opentime.TimeRange:
         start, end = round(start_s * rate), max(round(end_s * rate), round(start_s * rate) + 1)
@@ -283,11 +286,11 @@ def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
             otio.opentime.RationalTime(end - start, rate),
         )
 
-    name = media.path.name
+    name = clip.path.name
     whole = span(0.0, end_s)
-    target = _find_way(path, media.path)
+    target = _find_way(path, clip.path)
     reference = otio.schema.ExternalReference(target_url=target, available_range=whole)
-    clip = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
+    drawn = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
     for segment in segments.to_dict("records"):
         marker = otio.schema.Marker(
             name=f"{segment['person']}: {segment['emotion']}",
@@ -295,7 +298,7 @@ def _write_otio(segments: pd.DataFrame, media: MediaInfo, end_s: float, path: Pa
             color=_MARKER_COLORS[segment["emotion"]],
             metadata={"batchfer": segment},
         )
-        clip.markers.append(marker)
-    track = otio.schema.Track(name="faces", kind=otio.schema.TrackKind.Video, children=[clip])
+        drawn.markers.append(marker)
+    track = otio.schema.Track(name="faces", kind=otio.schema.TrackKind.Video, children=[drawn])
     timeline = otio.schema.Timeline(name=name, tracks=[track])
     otio.adapters.write_to_file(timeline, str(path), adapter_name="otio_json")

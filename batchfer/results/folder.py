@@ -1,309 +1,212 @@
-"""What follows from a written timeline alone: summaries, reports, and the video drawn again.
+"""The folder of a video's result: the names in it, whose they are, and what they hold."""
 
-Nothing here needs a network, so colours, smoothing or a corrected id are redone in seconds.
-"""
-
-import json
 import logging
 import os
-import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
-from fractions import Fraction
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from batchfer.errors import InputError, Reason, SoundError, UsageError
-from batchfer.files import (
-    atomic_write,
-    describe_source,
-    display_name,
-    link_or_copy,
-    mark_input,
-    publish_folder,
-    read_object,
-    work_folder,
-)
-from batchfer.media.reader import VideoReader
-from batchfer.media.writer import VideoWriter
+from batchfer.errors import InputError, Reason, UsageError
+from batchfer.files import display_name, mark_input, read_object
 from batchfer.options import OutputOptions
-from batchfer.results.drawing import DRAWING_NAME, annotate_clip
-from batchfer.results.export import FORMATS, name_export
-from batchfer.results.writing import write_results, write_tables
-from batchfer.schema import Job, MediaInfo, Timeline
-from batchfer.timeline.files import check_faces, read_timeline
+from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
+from batchfer.schema import EventWindow, Timeline
 
 logger = logging.getLogger(__name__)
-TIMELINE_NAMES = ("timeline.csv", "timeline.parquet")
-RESULT_NAMES = (
-    *("timeline.csv", "timeline.parquet", DRAWING_NAME, "run.json", "report.html"),
-    *("summary.csv", "segments.csv", "bins.csv", "events.csv"),
+
+DRAWING_NAME = "annotated.mp4"
+REPORT_NAME = "report.html"
+SUMMARY_NAME = "summary.csv"
+SEGMENTS_NAME = "segments.csv"
+BINS_NAME = "bins.csv"
+EVENTS_NAME = "events.csv"
+TIMELINE_NAMES: Mapping[str, str] = {suffix: f"timeline.{suffix}" for suffix in ("parquet", "csv")}
+"""The forms of the timeline by the names of their formats, what is read first before the others."""
+
+EXPORT_SUFFIXES: Mapping[str, str] = {
+    "pyfeat": ".csv",
+    "openface": ".csv",
+    "fer": ".csv",
+    "srt": ".srt",
+    "vtt": ".vtt",
+    "eaf": ".eaf",
+    "textgrid": ".TextGrid",
+    "otio": ".otio",
+}
+"""The formats of `batchfer.results.export` by their names, with the suffix of their files."""
+
+RESULT_NAMES = frozenset(
+    {
+        *TIMELINE_NAMES.values(),
+        *(DRAWING_NAME, REPORT_NAME, FACTS_NAME),
+        *(SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME),
+    }
 )
 """All that a run may write into the folder of a video."""
 
-REPORT_NAMES = ("summary.csv", "segments.csv", "report.html")
-"""What is written anew there whenever a report is."""
+Marks = dict[str, dict[str, int]]
+"""`mark_input` of files by their names."""
+
+_HEAD_BYTES = 4096
 
 
-def draw_video(
-    source: Path,
-    timeline: Timeline,
-    path: Path,
-    blur_faces: bool,
-    options: Mapping[str, Any],
-    advance: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Draw a timeline onto its clip; between analyzed frames boxes are thin.
-
-    ``options`` are those of the analysis, as ``run.json`` names them; ``advance`` is told of the
-    frames that are on their way.
-
-    Raises:
-        UsageError: The clip is another one by now.
-    """
-    for audio_from in (source, None):
-        try:
-            _draw_video(source, timeline, path, blur_faces, options, advance, audio_from)
-            return
-        except SoundError as error:
-            logger.warning("%s: the sound cannot be kept: %s", display_name(source), error)
+def name_export(to: str) -> str:
+    """Return the name of a file in another tool's format, beside the timeline."""
+    suffix = EXPORT_SUFFIXES.get(to, "")
+    return f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
 
 
-def _draw_video(
-    source: Path,
-    timeline: Timeline,
-    path: Path,
-    blur_faces: bool,
-    options: Mapping[str, Any],
-    advance: Callable[[int], None],
-    audio_from: Path | None,
-) -> None:
-    part = options.get("start_s"), options.get("end_s")
-    with VideoReader(source, options.get("max_pixels"), options.get("rotate") or 0) as reader:
-        info, own = reader.info, timeline.media
-        if (info.width, info.height) != (own.width, own.height):
-            raise UsageError(
-                f"{display_name(source)} has {info.width}x{info.height} px, not the "
-                f"{own.width}x{own.height} of the video that was analyzed"
-            )
-        with VideoWriter(path, info, audio_from) as writer:
-            annotate_clip(reader, timeline, writer, blur_faces, part, advance)
-
-
-def locate_timeline(folder: Path) -> Path | None:
-    """Return the table in a result folder, None where there is none."""
-    for name in ("timeline.parquet", "timeline.csv"):
-        if (folder / name).is_file():
-            return folder / name
-    return None
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    try:
-        return read_object(folder / "run.json")
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
-
-
-def list_own(folder: Path) -> set[str]:
-    """Return the names of what batchfer has written into a result folder, by its ``run.json``."""
-    try:
-        facts = _read_facts(folder)
-    except UsageError:
-        return set(RESULT_NAMES)
-    if "files" not in facts:  # an older version did not tell
-        return {*RESULT_NAMES, *map(name_export, FORMATS)}
-    names = facts["files"]
-    is_sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return set(names if is_sound else RESULT_NAMES)
-
-
-def list_wanted(outputs: OutputOptions, events: pd.DataFrame | None) -> list[str]:
+def list_wanted(outputs: OutputOptions, events: Sequence[EventWindow]) -> list[str]:
     """Return the names of what a run writes into the folder of a video."""
     asked = {
         DRAWING_NAME: outputs.annotate,
-        "report.html": outputs.report,
-        "bins.csv": outputs.bin_s is not None,
-        "events.csv": events is not None,
+        REPORT_NAME: outputs.report,
+        BINS_NAME: outputs.bin_s is not None,
+        EVENTS_NAME: bool(events),
     }
-    names = [f"timeline.{suffix}" for suffix in outputs.formats]
-    names += ["run.json", "summary.csv", "segments.csv"]
+    names = [TIMELINE_NAMES[suffix] for suffix in outputs.formats]
+    names += [FACTS_NAME, SUMMARY_NAME, SEGMENTS_NAME]
     return names + [name for name, is_asked in asked.items() if is_asked]
 
 
-def find_foreign(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the first file or link of these names that batchfer has not put into a folder."""
-    own = list_own(folder)
-    for path in (folder / name for name in names):
-        is_own = path.name in own and path.is_file() and not path.is_symlink()
-        if os.path.lexists(path) and not is_own:
-            return path
-    return None
+@dataclass(frozen=True)
+class ResultFolder:
+    """The folder of a video's result, wherever it is, complete or being made."""
+
+    path: Path
+
+    def __truediv__(self, name: str) -> Path:
+        """Return the path of a file in it."""
+        return self.path / name
+
+    def is_result(self) -> bool:
+        """Return whether it holds the result of a video, by the beginning of its ``run.json``."""
+        path = self / FACTS_NAME
+        try:
+            if not path.is_file():  # a pipe would be waited for
+                return False
+            with path.open("rb") as file:
+                return b'"batchfer": ' in file.read(_HEAD_BYTES)
+        except OSError:
+            return False
+
+    def locate_timeline(self) -> Path | None:
+        """Return its table, None where there is none but perhaps an empty file."""
+        paths = (self / name for name in TIMELINE_NAMES.values())
+        return next((path for path in paths if path.is_file() and path.stat().st_size), None)
+
+    def list_own(self) -> frozenset[str]:
+        """Return the names of what batchfer has written into it, by its ``run.json``."""
+        try:
+            facts = read_object(self / FACTS_NAME)
+        except (OSError, ValueError):
+            return RESULT_NAMES
+        if "files" not in facts:  # an older version did not tell
+            return RESULT_NAMES | set(map(name_export, EXPORT_SUFFIXES))
+        names = facts["files"]
+        is_sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        return frozenset(names) if is_sound else RESULT_NAMES
+
+    def list_kept(self, names: Iterable[str]) -> set[str]:
+        """Return those names under which files lie that batchfer has written."""
+        own = self.list_own()
+        return {name for name in names if name in own and is_file(self / name)}
+
+    def find_foreign(self, names: Iterable[str]) -> Path | None:
+        """Return the first file or link of these names that batchfer has not put into it."""
+        own = self.list_own()
+        for path in (self / name for name in names):
+            if os.path.lexists(path) and not (path.name in own and is_file(path)):
+                return path
+        return None
+
+    def mark_files(self) -> Marks:
+        """Return what tells whether its files are those that were written."""
+        marks = {name: mark_input(self / name) for name in sorted(RESULT_NAMES & self.list_own())}
+        return {name: mark for name, mark in marks.items() if mark}
+
+    def read(self) -> tuple[Timeline, RunFacts]:
+        """Return the timeline, with its clip as ``run.json`` tells it, and these facts.
+
+        Raises:
+            UsageError: The folder is not a result, or its ``run.json`` is broken.
+            InputError: Its timeline is broken.
+        """
+        from batchfer.timeline.files import check_faces, read_timeline  # the rest needs no pandas
+
+        path, facts = self.locate_timeline(), RunFacts.read(self.path)
+        try:
+            media = facts.describe_media()
+        except ValueError as error:
+            raise UsageError(f"{display_name(self.path)}: its run.json cannot be read") from error
+        if path is None:
+            names = " or ".join(sorted(TIMELINE_NAMES.values()))
+            raise UsageError(f"{display_name(self.path)}: holds no {names}")
+        table = read_timeline(path)
+        if table["timestamp"].isna().any():
+            raise InputError(Reason.CORRUPT, f"{path.name}: a timestamp is missing")
+        check_faces(table, path.name)
+        return Timeline(media, table), facts
+
+    def recall_outputs(self, facts: RunFacts) -> tuple[OutputOptions, tuple[EventWindow, ...]]:
+        """Return what to ask for to get the files that are in it, and the events in them."""
+        own = self.list_kept(RESULT_NAMES)
+        told = facts.outputs or self._recall_older(own)
+        formats = tuple(sorted(suffix for suffix, name in TIMELINE_NAMES.items() if name in own))
+        outputs = OutputOptions(
+            formats=formats,
+            annotate=DRAWING_NAME in own,
+            report=REPORT_NAME in own,
+            blur_faces=facts.blur_faces,
+            thumbnails=told.thumbnails,
+            smooth_s=told.smooth_s,
+            bin_s=told.bin_s if BINS_NAME in own else None,
+        )
+        return outputs, told.events if EVENTS_NAME in own else ()
+
+    def _recall_older(self, own: set[str]) -> OutputFacts:
+        """Return what an older version did not tell, as far as its tables show it."""
+        from batchfer.timeline.files import read_table
+
+        told = OutputFacts()
+        try:
+            if BINS_NAME in own:
+                columns = {"bin_start": "float64", "bin_end": "float64"}
+                for start, end in read_table(self / BINS_NAME, columns).head(1).to_numpy():
+                    told = replace(told, bin_s=float(end - start))
+            if EVENTS_NAME in own:
+                columns = {"name": "string", "start": "float64", "end": "float64"}
+                rows = read_table(self / EVENTS_NAME, columns).drop_duplicates()
+                events = rows.itertuples(index=False, name=None)
+                told = replace(told, events=tuple(EventWindow(*event) for event in events))
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("%s: no bins or events (%s)", display_name(self.path), error)
+        return told
+
+    def fulfils(self, outputs: OutputOptions, events: Sequence[EventWindow]) -> bool:
+        """Return whether its files were made as is asked for, by any command; not if all are there.
+
+        What a later command has added, such as bins, or hidden, does no harm.
+        """
+        try:
+            facts = RunFacts.read(self.path)
+        except UsageError:
+            return True  # it is looked at no closer, as before there was this to read
+        if (told := facts.outputs) is None:  # of an older version, whose facts may be untrue
+            return not outputs.blur_faces
+        return (
+            told.smooth_s == outputs.smooth_s
+            and outputs.bin_s in (None, told.bin_s)
+            and (not events or told.events == tuple(events))
+            and facts.blur_faces >= outputs.blur_faces
+            and told.thumbnails <= outputs.thumbnails
+        )
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any], others: Collection[str] = ()) -> None:
-    """Write ``run.json`` into a result folder, with the names of all that batchfer wrote there.
-
-    Args:
-        folder: The result folder, complete but for this.
-        facts: What else it tells.
-        others: Files there that are not ours.
-    """
-    present = {name for name in RESULT_NAMES if (folder / name).is_file()} | {"run.json"}
-    more = {name for name in facts.get("files", ()) if (folder / name).is_file()}
-    files = sorted((present | more) - set(others))
-    with atomic_write(folder / "run.json") as path:
-        path.write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
-
-
-def keep_others(old: Path, new: Path) -> None:
-    """Give what others have put into an older result folder a place in the new one."""
-    if old.is_symlink() or not old.is_dir():
-        return
-    own = list_own(old)
-    for path in old.iterdir():
-        target = new / path.name
-        if path.name in own or os.path.lexists(target):
-            continue
-        if path.is_symlink():
-            target.symlink_to(path.readlink())
-        elif path.is_dir():
-            shutil.copytree(path, target, symlinks=True, copy_function=link_or_copy)
-        else:
-            link_or_copy(path, target)
-
-
-def load_result(folder: Path) -> tuple[Timeline, dict[str, Any]]:
-    """Return the timeline in a result folder and the content of its ``run.json``.
-
-    Raises:
-        UsageError: The folder is not a result, or its files are broken.
-    """
-    path = locate_timeline(folder)
-    facts = _read_facts(folder)
+def is_file(path: Path) -> bool:
+    """Return whether a file is there, and not a link to one."""
     try:
-        _check_facts(facts)
-        media = facts["media"]
-        info = MediaInfo(
-            path=Path(facts["source"]),
-            width=int(media["width"]),
-            height=int(media["height"]),
-            fps=None if media["fps"] is None else Fraction(media["fps"]),
-            n_frames=facts["frames"]["declared"],
-            duration_s=media["duration_s"],
-            rotation=media["rotation"],
-            has_audio=media["has_audio"],
-            codec=media["codec"],
-        )
-    except (ValueError, KeyError, TypeError, ArithmeticError) as error:
-        raise UsageError(f"{display_name(folder)}: its run.json cannot be read") from error
-    if path is None:
-        raise UsageError(f"{display_name(folder)}: holds no timeline.csv or timeline.parquet")
-    table = read_timeline(path)
-    if table["timestamp"].isna().any():
-        raise InputError(Reason.CORRUPT, f"{path.name}: a timestamp is missing")
-    check_faces(table, path.name)
-    return Timeline(info, table), facts
-
-
-def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Refuse a ``run.json`` in which values have other kinds than those that are written.
-
-    Raises:
-        TypeError: A value has another kind.
-        ValueError: A number is not finite, or an item should not be there.
-    """
-    parts = {name: facts.get(name) or {} for name in ("media", "frames", "options", "model")}
-    for part in (*parts.values(), facts.get("versions") or {}):
-        if not isinstance(part, dict):
-            raise TypeError("a part is no object")
-    numbers = [parts["media"].get(name) for name in ("width", "height", "duration_s", "end_s")]
-    numbers += [parts["media"].get("rotation"), facts.get("seconds")]
-    numbers += [
-        parts["frames"].get(name) for name in ("declared", "decoded", "corrupt", "first_bad_s")
-    ]
-    numbers += [parts["options"].get(name) for name in ("start_s", "end_s")]
-    for number in numbers:
-        if number is not None and not (isinstance(number, int | float) and abs(number) < 1e15):
-            raise TypeError("a number is none")
-    fps = parts["media"].get("fps")
-    if fps is not None and not (isinstance(fps, str) and 0 < float(Fraction(fps)) < 1e9):
-        raise ValueError("a frame rate is none")
-    for value in (facts.get("input"), facts.get("source"), parts["media"].get("codec")):
-        if value is not None and not isinstance(value, str):
-            raise TypeError("a text is none")
-
-
-def renew_video(
-    job: Job,
-    entry: Mapping[str, Any],
-    output: Path,
-    outputs: OutputOptions,
-    events: pd.DataFrame | None,
-    advance: Callable[[int], None],
-) -> None:
-    """Write the results of an analyzed video anew, as they are asked for now.
-
-    What else lies in its folder is kept, and so is the annotated video, unless it has changed, or
-    shall now hide faces or show them. Of the two forms of its timeline one may be gone.
-
-    Args:
-        job: The video, whose result is there.
-        entry: What the journal knows of it.
-        output: The folder for all results.
-        outputs: What is asked for.
-        events: The stimulus windows of this recording.
-        advance: Told of the frames that are drawn.
-
-    Raises:
-        InputError: The timeline is not the one that was written, or the video cannot be decoded.
-        UsageError: The result is broken, or the video another one.
-        OutputError: It cannot be written.
-    """
-    before, now = entry.get("files", {}), mark_files(job.destination)
-    tables = {name for name in TIMELINE_NAMES if now.get(name, {}).get("size")}
-    if not tables or any(now[name] != before.get(name) for name in tables):
-        raise InputError(Reason.VANISHED, "its timeline is gone, or not the one that was written")
-    present = {path.name for path in job.destination.iterdir()}
-    others = present & set(RESULT_NAMES) - list_own(job.destination)
-    with work_folder(output, f"{job.name}\0anew") as parts:
-        folder = parts / "result"
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-        shutil.copytree(job.destination, folder, symlinks=True, copy_function=link_or_copy)
-        for name in set(TIMELINE_NAMES) - tables:  # empty ones
-            (folder / name).unlink(missing_ok=True)
-        timeline, facts = load_result(folder)
-        keeps_drawing = (
-            outputs.annotate
-            and DRAWING_NAME in now
-            and now[DRAWING_NAME] == before.get(DRAWING_NAME)
-            and facts["blur_faces"] == outputs.blur_faces
-        )
-        facts |= {"source": describe_source(job), "blur_faces": outputs.blur_faces}
-        wanted = [f"timeline.{suffix}" for suffix in outputs.formats]
-        for name in set(RESULT_NAMES) - others:
-            if not (name in wanted or (name == DRAWING_NAME and keeps_drawing)):
-                (folder / name).unlink(missing_ok=True)
-        lacking = [suffix for suffix in outputs.formats if f"timeline.{suffix}" not in tables]
-        write_tables(timeline.table, folder, "timeline", lacking)
-        if outputs.annotate and not keeps_drawing:
-            path, options = folder / DRAWING_NAME, facts.get("options") or {}
-            draw_video(job.source, timeline, path, outputs.blur_faces, options, advance)
-        write_results(folder, timeline, facts, job.source, outputs, events)
-        write_facts(folder, facts, others)
-        publish_folder(folder, job.destination)
-
-
-def mark_files(folder: Path) -> dict[str, dict[str, int]]:
-    """Return what tells whether the files of a result are those that its run has written."""
-    own = list_own(folder)
-    marks = {name: mark_input(folder / name) for name in RESULT_NAMES if name in own}
-    return {name: mark for name, mark in marks.items() if mark}
-
-
-def is_drawn_again(entry: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether a result's annotated video is another than that of the run on record."""
-    before = entry.get("files", {}).get(DRAWING_NAME)
-    now = mark_input(folder / DRAWING_NAME)
-    return bool(before and now) and before != now
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:
+        return False

@@ -164,16 +164,20 @@ class Journal:
             entries.append(entry | {"claims": [*self.claims, *entry.get("claims", ())]})
         self._write(entries)
 
-    def redo(self, name: str, files: Mapping[str, Mapping[str, int]]) -> None:
+    def redo(
+        self, name: str, files: Mapping[str, Mapping[str, int]], n_people: int | None = None
+    ) -> None:
         """Write down that files of a finished input were written anew from its results.
 
         Args:
             name: The input; nothing is written if it is not done.
             files: `mark_input` of each of them.
+            n_people: The persons in its timeline; None if they are those of before.
         """
         entry = self._entries.get(name)
         if entry is not None and entry["status"] in DONE:
-            self._write([entry | {"redone": {**entry.get("redone", {}), **files}}])
+            entry = entry | {"redone": {**entry.get("redone", {}), **files}}
+            self._write([entry if n_people is None else entry | {"people": n_people}])
 
     def _write(self, entries: Sequence[Mapping[str, Any]]) -> None:
         lines = [json.dumps(entry, ensure_ascii=True, default=str) + "\n" for entry in entries]
@@ -207,6 +211,17 @@ def _parse_entry(line: str) -> dict[str, Any] | None:
     is_sound = all(isinstance(mark, dict) and isinstance(mark.get("size"), int) for mark in marks)
     is_sound &= all(isinstance(name, str) for name in entry.get("claims", ()))
     return entry if is_sound else None
+
+
+def is_written(entry: Mapping[str, Any], name: str, mark: Mapping[str, int]) -> bool:
+    """Return whether a file of a finished input is the one that its run, or a later command, wrote.
+
+    Args:
+        entry: What the journal knows of the input.
+        name: The file.
+        mark: `mark_input` of what is there.
+    """
+    return mark in (entry.get("files", {}).get(name), entry.get("redone", {}).get(name))
 
 
 def is_whole(entry: Mapping[str, Any], folder: Path) -> bool:

@@ -21,11 +21,11 @@ from batchfer.files import (
     mark_input,
     read_object,
 )
+from batchfer.results.folder import ResultFolder
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.schema import Job
 
 ADVICE = "move it away, give another -o, or --overwrite"
-_HEAD_BYTES = 4096
 
 
 def refuse_foreign(
@@ -114,25 +114,13 @@ def find_obstacle(job: Job, output: Path, journal: Journal | None) -> str:
     return f"{display_name(place)} exists and is no result; move it away"
 
 
-def is_result(folder: Path) -> bool:
-    """Return whether a folder holds the result of a video, by the beginning of its ``run.json``."""
-    path = folder / "run.json"
-    try:
-        if not path.is_file():  # a pipe would be waited for
-            return False
-        with path.open("rb") as file:
-            return b'"batchfer": ' in file.read(_HEAD_BYTES)
-    except OSError:
-        return False
-
-
 def holds_result(folder: Path, files: Mapping[str, Mapping[str, int]]) -> bool:
     """Return whether the folder of a video's result is empty or holds an older result.
 
     One that has lost its ``run.json`` is known by ``files``, what the journal tells of them.
     """
     try:
-        if is_result(folder) or next(folder.iterdir(), None) is None:
+        if ResultFolder(folder).is_result() or next(folder.iterdir(), None) is None:
             return True
     except OSError:
         return False

@@ -2,33 +2,40 @@
 
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from batchfer.errors import NothingToDoError, OutputError, UsageError
-from batchfer.files import atomic_write, display_name, mark_input
-from batchfer.options import OutputOptions
-from batchfer.results.drawing import DRAWING_NAME
-from batchfer.results.export import export_timeline, name_export
-from batchfer.results.folder import (
-    REPORT_NAMES,
-    RESULT_NAMES,
-    _read_facts,
-    draw_video,
-    find_foreign,
-    list_own,
-    load_result,
-    locate_timeline,
-    write_facts,
+from batchfer.errors import InputError, NothingToDoError, OutputError, Reason, UsageError
+from batchfer.files import (
+    PARTS_FOLDER,
+    describe_source,
+    display_name,
+    mark_input,
+    prepare_output,
+    work_folder,
 )
-from batchfer.results.journal import JOURNAL_NAME, Journal
-from batchfer.results.writing import write_results
-from batchfer.schema import MediaInfo, Timeline
-from batchfer.timeline.files import check_faces, read_table, read_timeline
+from batchfer.options import OutputOptions
+from batchfer.results.export import export_timeline
+from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
+from batchfer.results.folder import (
+    DRAWING_NAME,
+    REPORT_NAME,
+    RESULT_NAMES,
+    TIMELINE_NAMES,
+    Marks,
+    ResultFolder,
+    list_wanted,
+    name_export,
+)
+from batchfer.results.joining import Recording
+from batchfer.results.journal import is_written
+from batchfer.results.making import make_result
+from batchfer.schema import EventWindow, Job, Timeline
+from batchfer.timeline.files import check_faces, read_timeline
 from batchfer.timeline.summaries import check_bins
 from batchfer.timeline.table import assign_people
 from batchfer.timeline.user_tables import read_events, split_events
@@ -51,7 +58,7 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
             reason = error.strerror or error
             raise UsageError(f"{display_name(path)}: cannot be read, {reason}") from error
         for folder, _, names in os.walk(path, onerror=_warn_of_closed):
-            if "run.json" in names and locate_timeline(Path(folder)) is not None:
+            if FACTS_NAME in names and ResultFolder(Path(folder)).locate_timeline() is not None:
                 found.add(Path(folder))
     if not found:
         where = ", ".join(display_name(path) for path in paths)
@@ -71,7 +78,7 @@ def refuse_foreign_results(folder: Path, names: Sequence[str], overwrite: bool) 
     Raises:
         OutputError: There is such a file.
     """
-    foreign = None if overwrite else find_foreign(folder, names)
+    foreign = None if overwrite else ResultFolder(folder).find_foreign(names)
     if foreign is not None:
         where = f"{display_name(foreign)} was not written by batchfer"
         raise OutputError(f"{where} and would be replaced; move it away, or --overwrite")
@@ -84,13 +91,135 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
         UsageError: It is such a name.
         OutputError: There is such a file.
     """
-    if not (target.parent / "run.json").is_file():
+    if not (target.parent / FACTS_NAME).is_file():
         if not overwrite and os.path.lexists(target):
             raise OutputError(f"{display_name(target)} exists; move it away, or --overwrite")
         return
     if target.name in RESULT_NAMES:
         raise UsageError(f"{display_name(target)} is a result itself; choose another name")
     refuse_foreign_results(target.parent, [target.name], overwrite)
+
+
+def renew_video(
+    job: Job,
+    entry: Mapping[str, Any],
+    output: Path,
+    outputs: OutputOptions,
+    events: Sequence[EventWindow],
+    advance: Callable[[int], None],
+) -> None:
+    """Write the results of an analyzed video anew, as they are asked for now.
+
+    The annotated video is kept, unless it has changed, or shall now hide faces or show them. Of the
+    two forms of its timeline one may be gone.
+
+    Args:
+        job: The video, whose result is there.
+        entry: What the journal knows of it.
+        output: The folder for all results.
+        outputs: What is asked for.
+        events: The stimulus windows of this recording.
+        advance: Told of the frames that are drawn.
+
+    Raises:
+        InputError: The timeline is not the one that was written, or the video cannot be decoded.
+        UsageError: The result is broken, or the video another one.
+        OutputError: It cannot be written.
+    """
+    final = ResultFolder(job.destination)
+    now = final.mark_files()
+    tables = {name for name in TIMELINE_NAMES.values() if now.get(name, {}).get("size")}
+    if not tables or not all(is_written(entry, name, now[name]) for name in tables):
+        raise InputError(Reason.VANISHED, "its timeline is gone, or not the one that was written")
+    timeline, facts = final.read()
+    kept = tables & {TIMELINE_NAMES[suffix] for suffix in outputs.formats}
+    kept |= final.list_kept(final.list_own() - RESULT_NAMES)
+    # An older version did not tell whether faces are hidden in what was drawn later.
+    is_told = facts.outputs is not None or now.get(DRAWING_NAME) == entry["files"].get(DRAWING_NAME)
+    if (
+        outputs.annotate
+        and is_told
+        and DRAWING_NAME in now
+        and is_written(entry, DRAWING_NAME, now[DRAWING_NAME])
+        and facts.blur_faces == outputs.blur_faces
+    ):
+        kept.add(DRAWING_NAME)
+    timeline = Timeline(replace(timeline.clip, path=job.source), timeline.table)
+    facts = replace(facts, source=describe_source(job))
+    with work_folder(output, f"{job.name}\0anew") as parts:
+        work = _empty(parts / "result")
+        make_result(
+            work, final, timeline, facts, outputs, events, kept=kept, advance=advance, is_known=True
+        )
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+    folder.mkdir()
+    return folder
+
+
+def _remake(
+    folder: Path,
+    timeline: Timeline,
+    facts: RunFacts,
+    outputs: OutputOptions,
+    events: Sequence[EventWindow],
+    people: Mapping[int, str] | None,
+    keeps_drawing: bool,
+) -> None:
+    """Make a finished result again; its batch gets to know.
+
+    Args:
+        folder: Where it is.
+        timeline: Its timeline, with the place where the video is now, if anywhere.
+        facts: The content of its ``run.json``.
+        outputs: What it is to hold.
+        events: The stimulus windows of this recording.
+        people: The user's name of each ``face_id``, None if they stay as they are.
+        keeps_drawing: Whether its annotated video is right as it is.
+    """
+    folder = Path(os.path.realpath(folder))
+    final = ResultFolder(folder)
+    exports = final.list_own() - RESULT_NAMES
+    kept = final.list_kept([*exports, *[DRAWING_NAME] * keeps_drawing])
+    if people is None:
+        tables = final.list_kept(TIMELINE_NAMES.values())
+        kept |= {name for name in tables if (final / name).stat().st_size}
+    else:
+        timeline = Timeline(timeline.media, assign_people(timeline.table, people))
+        told = facts.outputs or OutputFacts()
+        names = {str(face_id): name for face_id, name in people.items()}
+        facts = replace(facts, outputs=replace(told, people={**told.people, **names}))
+    n_people = timeline.table["person"].nunique() if "person" in timeline.table else 0
+    recording = Recording.find(folder, facts.input)
+    around = folder.parent if recording is None else recording.output
+
+    def announce(files: Marks) -> None:
+        if recording is not None:
+            recording.announce(files, n_people)
+
+    prepare_output(around)
+    try:
+        with work_folder(around, f"{folder.name}\0again") as parts:
+            work = _empty(parts / "result")
+            make_result(
+                work,
+                final,
+                timeline,
+                facts,
+                outputs,
+                events,
+                kept=kept,
+                announce=announce,
+                is_known=True,
+            )
+    finally:
+        if recording is None:
+            with suppress(OSError):  # something of another result is in it
+                (around / PARTS_FOLDER).rmdir()
+    if recording is not None:
+        recording.join(n_people)
 
 
 def redo_reports(
@@ -110,65 +239,30 @@ def redo_reports(
         UsageError: A result, or the table of events, cannot be read.
         OutputError: Another's file stands where a table shall go.
     """
-    windows: Mapping[str, pd.DataFrame] = {}
+    all_facts = [RunFacts.read(folder) for folder in folders]
+    windows: Mapping[str, Sequence[EventWindow]] = {}
     if outputs.events is not None:
-        names = [str(_read_facts(folder).get("input")) for folder in folders]
+        names = [facts.input for facts in all_facts]
         windows = split_events(read_events(outputs.events), names)
-    asked = {"bins.csv": outputs.bin_s, "events.csv": outputs.events}
-    asked_for = [*REPORT_NAMES, *(name for name, value in asked.items() if value is not None)]
-    for folder in folders:
-        refuse_foreign_results(folder, asked_for, outputs.overwrite)
-    for folder in folders:
-        timeline, facts = load_result(folder)
-        if people is not None:
-            timeline = Timeline(timeline.media, assign_people(timeline.table, people))
-        source = timeline.media.path if timeline.media.path.is_file() else None
+    plans = []
+    for folder, facts in zip(folders, all_facts, strict=True):
+        there, events = ResultFolder(folder).recall_outputs(facts)
+        wanted = replace(
+            there,
+            report=True,
+            smooth_s=outputs.smooth_s,
+            thumbnails=outputs.thumbnails,
+            bin_s=outputs.bin_s or there.bin_s,
+        )
+        events = events if outputs.events is None else tuple(windows.get(facts.input, ()))
+        refuse_foreign_results(folder, list_wanted(wanted, events), outputs.overwrite)
+        plans.append((folder, wanted, events))
+    for folder, wanted, events in plans:
+        timeline, facts = ResultFolder(folder).read()
         if outputs.bin_s is not None:
             check_bins(outputs.bin_s, timeline.table["timestamp"].max())
-        bin_s, events = _read_windows(folder)
-        if outputs.events is not None:
-            events = windows.get(str(facts.get("input")))
-            (folder / "events.csv").unlink(missing_ok=True)  # checked above to be ours
-        # A video whose faces were hidden shows none of them in its report either.
-        hidden = bool(facts.get("blur_faces"))
-        wanted = replace(outputs, bin_s=outputs.bin_s or bin_s, blur_faces=hidden)
-        write_results(folder, timeline, facts, source, wanted, events)
-        told = {"bins.csv": wanted.bin_s, "events.csv": events}
-        written = {name for name, value in told.items() if value is not None}
-        _note_redone(folder, facts, {*REPORT_NAMES, *written})
-        yield folder / "report.html"
-
-
-def _note_redone(folder: Path, facts: Mapping[str, Any], names: Collection[str]) -> None:
-    """Tell ``run.json``, and the journal of the run, what was written into a result folder anew."""
-    own = list_own(folder)
-    if not own.issuperset(names):
-        write_facts(folder, {**facts, "files": sorted(own | set(names))})
-        names = {*names, "run.json"}
-    marks = {name: mark_input(folder / name) for name in names}
-    for output in folder.absolute().parents:
-        if (output / JOURNAL_NAME).is_file():
-            journal, name = Journal(output), str(facts.get("input"))
-            if display_name(folder.absolute().relative_to(output)) == name:
-                journal.redo(name, marks)
-            return
-
-
-def _read_windows(folder: Path) -> tuple[float | None, pd.DataFrame | None]:
-    """Return the length of the bins in s and the events that the tables of a result tell of."""
-    bin_s = events = None
-    own = list_own(folder)
-    try:
-        if "bins.csv" in own and (folder / "bins.csv").is_file():
-            columns = {"bin_start": "float64", "bin_end": "float64"}
-            for start, end in read_table(folder / "bins.csv", columns).head(1).to_numpy():
-                bin_s = float(end - start)
-        if "events.csv" in own and (folder / "events.csv").is_file():
-            columns = {"name": "string", "start": "float64", "end": "float64"}
-            events = read_table(folder / "events.csv", columns).drop_duplicates(ignore_index=True)
-    except (OSError, ValueError, KeyError) as error:
-        logger.warning("%s: bins or events are left as they are (%s)", display_name(folder), error)
-    return bin_s, events
+        _remake(folder, timeline, facts, wanted, events, people, keeps_drawing=True)
+        yield folder / REPORT_NAME
 
 
 def redo_videos(
@@ -179,6 +273,8 @@ def redo_videos(
     overwrite: bool = False,
 ) -> Iterator[Path]:
     """Draw the timelines of finished videos again; yield each annotated video.
+
+    What else is in a result follows: a report shows no face that the video hides.
 
     Args:
         folders: The result folders.
@@ -191,18 +287,19 @@ def redo_videos(
         UsageError: The video is gone, or another one.
         OutputError: Another's file stands where it shall go.
     """
+    plans = []
     for folder in folders:
-        refuse_foreign_results(folder, [DRAWING_NAME], overwrite)
-    for folder in folders:
-        timeline, facts = load_result(folder)
-        clip = source or timeline.media.path
+        there, events = ResultFolder(folder).recall_outputs(RunFacts.read(folder))
+        wanted = replace(there, annotate=True, blur_faces=blur_faces)
+        refuse_foreign_results(folder, list_wanted(wanted, events), overwrite)
+        plans.append((folder, wanted, events))
+    for folder, wanted, events in plans:
+        timeline, facts = ResultFolder(folder).read()
+        clip = source or timeline.clip.path
         if not clip.is_file():
             raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
-        if people is not None:
-            timeline = Timeline(timeline.media, assign_people(timeline.table, people))
-        with atomic_write(folder / DRAWING_NAME) as path:
-            draw_video(clip, timeline, path, blur_faces, facts.get("options") or {})
-        _note_redone(folder, facts, {DRAWING_NAME})
+        timeline = Timeline(replace(timeline.clip, path=clip), timeline.table)
+        _remake(folder, timeline, facts, wanted, events, people, keeps_drawing=False)
         yield folder / DRAWING_NAME
 
 
@@ -218,7 +315,7 @@ def export_results(
 
     Args:
         paths: Timelines (``.csv``, ``.parquet``), or folders with or of results.
-        to: One of `batchfer.results.export.FORMATS`.
+        to: One of `batchfer.results.folder.EXPORT_SUFFIXES`.
         output: The file to write, for a single timeline; else ``<format>.<suffix>`` beside it.
         people: The user's name of each ``face_id``, for a single timeline.
         smooth_s: Smoothing of the formats that hold segments, in seconds.
@@ -233,10 +330,11 @@ def export_results(
     for path in paths:
         if not path.is_dir():
             located_all.append(path)
-        elif (own := locate_timeline(path)) is not None:
+        elif (own := ResultFolder(path).locate_timeline()) is not None:
             located_all.append(own)
         else:
-            located_all += [locate_timeline(folder) or folder for folder in find_results([path])]
+            found = map(ResultFolder, find_results([path]))
+            located_all += [folder.locate_timeline() or folder.path for folder in found]
     if (output is not None or people is not None) and len(located_all) > 1:
         raise UsageError("-o and --people go with one timeline")
     targets = [output or located.parent / name_export(to) for located in located_all]
@@ -245,14 +343,24 @@ def export_results(
             raise UsageError(f"{display_name(located)}: no timeline there")
         _refuse_target(target, overwrite)
     for located, target in zip(located_all, targets, strict=True):
-        folder, facts = located.parent, None
-        media = MediaInfo(located, 0, 0)
-        if (folder / "run.json").is_file():
-            timeline, facts = load_result(folder)
+        folder, facts, media = ResultFolder(located.parent), None, None
+        if (folder / FACTS_NAME).is_file():
+            timeline, facts = folder.read()
             media = timeline.media
         table = read_timeline(located)
         check_faces(table, located.name)
-        export_timeline(Timeline(media, table), to, target, people, smooth_s)
-        if facts is not None and target.parent == folder:
-            _note_redone(folder, facts, {target.name})
+        export_timeline(Timeline(media, table), to, target, people, smooth_s, source=located)
+        if facts is not None and target.parent == folder.path:
+            _note_export(folder, facts, target.name)
         yield target
+
+
+def _note_export(folder: ResultFolder, facts: RunFacts, name: str) -> None:
+    """Tell ``run.json``, and the journal of the batch, of a file beside the timeline."""
+    own = folder.list_own()
+    if name in own and facts.files is not None:
+        return
+    there = {one for one in own if (folder / one).is_file()}
+    replace(facts, files=tuple(sorted({*there, name}))).write(folder.path)
+    if recording := Recording.find(Path(os.path.realpath(folder.path)), facts.input):
+        recording.announce({FACTS_NAME: mark_input(folder / FACTS_NAME)})

@@ -1,7 +1,7 @@
 """Tables, summaries and report of a finished input, here or in a process beside."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -9,22 +9,23 @@ from typing import Any, Self
 import pandas as pd
 
 from batchfer.errors import BatchferError, UsageError
-from batchfer.files import atomic_write, display_name
+from batchfer.files import atomic_write
 from batchfer.options import OutputOptions
 from batchfer.processes import Helper, HelperDiedError, Owner
-from batchfer.results.drawing import DRAWING_NAME
-from batchfer.results.report.index import write_index
-from batchfer.results.report.video import write_report
-from batchfer.schema import JobResult, Timeline
-from batchfer.timeline.files import TableWriter, read_table, write_csv
-from batchfer.timeline.segments import find_segments
-from batchfer.timeline.summaries import (
-    SUMMARY_COLUMNS,
-    bin_timeline,
-    join_recordings,
-    summarize_events,
-    summarize_people,
+from batchfer.results.facts import RunFacts
+from batchfer.results.folder import (
+    BINS_NAME,
+    DRAWING_NAME,
+    EVENTS_NAME,
+    REPORT_NAME,
+    SEGMENTS_NAME,
+    SUMMARY_NAME,
 )
+from batchfer.results.report.video import write_report
+from batchfer.schema import EventWindow, Timeline
+from batchfer.timeline.files import TableWriter, write_csv
+from batchfer.timeline.segments import find_segments
+from batchfer.timeline.summaries import bin_timeline, summarize_events, summarize_people
 
 logger = logging.getLogger(__name__)
 
@@ -40,56 +41,55 @@ def write_tables(
 def write_results(
     folder: Path,
     timeline: Timeline,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     source: Path | None,
     outputs: OutputOptions,
-    events: pd.DataFrame | None = None,
+    events: Sequence[EventWindow] = (),
 ) -> None:
     """Write what follows from a timeline alone: summary, segments, bins, events and report.
 
     Args:
         folder: The result folder of the video.
         timeline: The timeline with the persons that it has.
-        facts: The content of ``run.json``.
+        facts: The content of ``run.json`` but for the names of the files.
         source: The video, for thumbnails; None where it is gone.
         outputs: What is asked for.
         events: The stimulus windows of this recording.
     """
     table = timeline.table
     summary = summarize_people(table, outputs.smooth_s)
-    tables = {"summary": summary, "segments": find_segments(table, outputs.smooth_s)}
+    tables = {SUMMARY_NAME: summary, SEGMENTS_NAME: find_segments(table, outputs.smooth_s)}
     if outputs.bin_s is not None:
         try:
-            tables["bins"] = bin_timeline(table, outputs.bin_s, outputs.smooth_s)
+            tables[BINS_NAME] = bin_timeline(table, outputs.bin_s, outputs.smooth_s)
         except UsageError as error:  # the container did not tell how long it is
-            logger.warning("%s: no bins.csv: %s", facts.get("input"), error)
-    if events is not None:
+            logger.warning("%s: no %s: %s", facts.input, BINS_NAME, error)
+    if events:
         _check_events(events, facts)
-        tables["events"] = summarize_events(table, events, outputs.smooth_s)
-    for stem, content in tables.items():
-        with atomic_write(folder / f"{stem}.csv") as path:
+        tables[EVENTS_NAME] = summarize_events(table, events, outputs.smooth_s)
+    for name, content in tables.items():
+        with atomic_write(folder / name) as path:
             write_csv(content, path)
     if outputs.report:
         write_report(
-            folder / "report.html",
+            folder / REPORT_NAME,
             timeline,
             facts,
             source=source if outputs.thumbnails and not outputs.blur_faces else None,
-            video_href=DRAWING_NAME if (folder / DRAWING_NAME).exists() else None,
+            video_href=DRAWING_NAME if outputs.annotate else None,
             smooth_s=outputs.smooth_s,
             summary=summary,
         )
 
 
-def _check_events(events: pd.DataFrame, facts: Mapping[str, Any]) -> None:
+def _check_events(events: Sequence[EventWindow], facts: RunFacts) -> None:
     """Warn of events that lie behind the end of their video: milliseconds, most of the time."""
-    media = facts.get("media") or {}
     # The end of what was analyzed may be far from that of the video, and a container may be wrong.
-    end_s = max(media.get("end_s") or 0.0, media.get("duration_s") or 0.0)
-    late = int((events["start"] >= end_s).sum())
+    end_s = max(facts.media.end_s or 0.0, facts.media.duration_s or 0.0)
+    late = sum(event.start >= end_s for event in events)
     if end_s and late:
         where = f"{late} of {len(events)} events begin after its end ({end_s:.1f} s)"
-        logger.warning("%s: %s; are their times in seconds?", facts.get("input"), where)
+        logger.warning("%s: %s; are their times in seconds?", facts.input, where)
 
 
 class ResultsProcess:
@@ -144,33 +144,3 @@ def serve(owner: Owner) -> None:
     with suppress(ImportError):  # the first page tells
         import bokeh.plotting  # noqa: F401  (before that page needs it)
     owner.answer(write, BatchferError, OSError, MemoryError)
-
-
-def write_index_pages(
-    output: Path,
-    results: Sequence[JobResult],
-    outputs: OutputOptions,
-    participants: pd.DataFrame | None,
-    owns_index: bool = True,
-) -> None:
-    """Write what joins all recordings: ``summary.csv`` and, with reports, ``index.html``.
-
-    Without reports an older ``index.html`` is removed, but for one that is not ours.
-
-    Raises:
-        OutputError: They cannot be written.
-    """
-    summaries = []
-    for result in results:
-        path = result.job.destination / "summary.csv"
-        if result.n_frames and path.is_file():
-            try:
-                summaries.append((result.job.name, read_table(path, SUMMARY_COLUMNS)))
-            except (OSError, ValueError, KeyError) as error:
-                logger.warning("%s is left out of the summary (%s)", display_name(path), error)
-    with atomic_write(output / "summary.csv") as path:
-        write_csv(join_recordings(summaries, participants), path)
-    if outputs.report:
-        write_index(output / "index.html", results)
-    elif owns_index:  # one that is there would lead to pages that are not
-        (output / "index.html").unlink(missing_ok=True)

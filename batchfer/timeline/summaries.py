@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.errors import UsageError
-from batchfer.schema import EMOTIONS, Floats, Integers, Times
+from batchfer.schema import EMOTIONS, EventWindow, Floats, Integers, Times
 from batchfer.timeline.segments import SMOOTHING_S, cut_segments, draw_lines, row_durations
 from batchfer.timeline.table import has_face, names_of
 from batchfer.timeline.user_tables import match_files
@@ -181,29 +181,27 @@ def refuse_rows(seconds: float, n_rows: float) -> None:
 
 
 def summarize_events(
-    table: pd.DataFrame, events: pd.DataFrame, seconds: float = SMOOTHING_S
+    table: pd.DataFrame, events: Sequence[EventWindow], seconds: float = SMOOTHING_S
 ) -> pd.DataFrame:
     """Return `STATISTICS` per event and person of one clip, after ``name, start, end, person``.
 
-    ``events`` has ``name, start, end`` in seconds (`read_events`, `split_events`). Smoothing
-    looks beyond the edges of an event; a frame counts for the part of it that lies inside. An
-    event without a face keeps one row whose person is null.
+    Smoothing looks beyond the edges of an event; a frame counts for the part of it that lies
+    inside. An event without a face keeps one row whose person is null.
     """
     names, lines = draw_lines(table, seconds)
     start = lines["time"].to_numpy()
     end = start + lines["duration"].to_numpy()
     parts = []
-    windows = events[["start", "end"]].to_numpy(np.float64).tolist()
-    for event, (opens, closes) in zip(events["name"], windows, strict=True):
-        inside = np.minimum(end, closes) - np.maximum(start, opens)
-        rows = np.flatnonzero((inside > 0) | ((start >= opens) & (end < closes)))
+    for event in events:
+        inside = np.minimum(end, event.end) - np.maximum(start, event.start)
+        rows = np.flatnonzero((inside > 0) | ((start >= event.start) & (end < event.end)))
         persons, group = np.unique(lines["person"].to_numpy()[rows], return_inverse=True)
         told = _tell(group, lines.iloc[rows], np.maximum(inside[rows], 0.0), len(persons))
         told.insert(0, "person", np.array(names, object)[persons] if len(persons) else None)
         if told.empty:
             told = told.reindex([0])
             told["seconds_on_screen"] = 0.0
-        parts.append(told.assign(name=event, start=opens, end=closes))
+        parts.append(told.assign(name=event.name, start=event.start, end=event.end))
     columns = ["name", "start", "end", "person", *STATISTICS]
     told = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
     dtypes = {"name": "string", "start": "float64", "end": "float64", "person": "string"}

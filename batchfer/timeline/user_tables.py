@@ -9,6 +9,7 @@ import pandas as pd
 from batchfer.errors import UsageError
 from batchfer.files import display_name, fold_name, is_printable
 from batchfer.options import parse_time
+from batchfer.schema import EventWindow
 from batchfer.texts import read_rows
 
 _log = logging.getLogger(__name__)
@@ -52,12 +53,17 @@ def _collect_endings(names: Sequence[str], fold: Callable[[str], str]) -> dict[s
     return endings | wholes
 
 
-def split_events(events: pd.DataFrame, names: Sequence[str]) -> dict[str, pd.DataFrame]:
+def split_events(
+    events: Sequence[tuple[str, EventWindow]], names: Sequence[str]
+) -> dict[str, tuple[EventWindow, ...]]:
     """Return the events of every recording that has any, by its name, see `match_files`."""
-    meant = pd.Series(match_files(events["file"], names), events.index, dtype="string")
-    return {
-        str(name): part.reset_index(drop=True) for name, part in events.groupby(meant, sort=False)
-    }
+    found: dict[str, tuple[EventWindow, ...]] = {}
+    for name, (_, event) in zip(
+        match_files([file for file, _ in events], names), events, strict=True
+    ):
+        if name is not None:
+            found[name] = (*found.get(name, ()), event)
+    return found
 
 
 def read_people(path: Path) -> dict[int, str]:
@@ -93,12 +99,12 @@ def read_participants(path: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype="string")
 
 
-def read_events(path: Path) -> pd.DataFrame:
-    """Return a user's ``events.csv``: ``file, name, start, end``, times in seconds.
+def read_events(path: Path) -> list[tuple[str, EventWindow]]:
+    """Return the files and events of a user's ``events.csv``: ``file, name, start, end``.
 
     A time is a number of seconds (``90``, ``90.5``) or a clock (``01:30.5``, ``00:01:30.5``).
     """
-    rows = []
+    events = []
     for line, row in read_rows(path, ("file", "name", "start", "end")):
         try:
             start, end = parse_time(row["start"]), parse_time(row["end"])
@@ -108,6 +114,5 @@ def read_events(path: Path) -> pd.DataFrame:
             raise UsageError(
                 f"{display_name(path)}, line {line}: {row['name']} ends before it starts"
             )
-        rows.append((row["file"], row["name"], start, end))
-    events = pd.DataFrame(rows, columns=["file", "name", "start", "end"])
-    return events.astype({"file": "string", "name": "string", "start": float, "end": float})
+        events.append((row["file"], EventWindow(row["name"], start, end)))
+    return events

@@ -18,7 +18,8 @@ from praatio import textgrid
 from pympi.Elan import Eaf
 
 from batchfer.errors import OutputError, UsageError
-from batchfer.results.export import FORMATS, export_timeline
+from batchfer.results.export import export_timeline
+from batchfer.results.folder import EXPORT_SUFFIXES
 from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, MediaInfo, Timeline
 from batchfer.timeline.files import read_timeline, write_csv, write_parquet
 from batchfer.timeline.segments import find_segments
@@ -55,7 +56,7 @@ def timeline(request: pytest.FixtureRequest, tmp_path: Path) -> Timeline:
 
 
 def export(timeline: Timeline, to: str, folder: Path, **options: object) -> Path:
-    path = folder / f"export{FORMATS[to]}"
+    path = folder / f"export{EXPORT_SUFFIXES[to]}"
     export_timeline(timeline, to, path, **options)
     assert path.is_file()
     return path
@@ -77,16 +78,17 @@ def test_the_segments_that_the_formats_carry() -> None:
     assert {person: spans(segments, person) for person in EXPECTED} == EXPECTED
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", EXPORT_SUFFIXES)
 def test_nobody_is_a_valid_file_too(to: str, tmp_path: Path) -> None:
     for rows in (slice(0, 0), slice(-25, None)):
         table = make_table()[rows].reset_index(drop=True)
         export(Timeline(MEDIA, table), to, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"export{FORMATS[to]}"]
-    export(Timeline(MediaInfo(Path("a.mp4"), 0, 0), build_empty_table()), to, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"export{EXPORT_SUFFIXES[to]}"]
+    export(Timeline(None, build_empty_table()), to, tmp_path)
+    export(Timeline(MediaInfo(Path("a.mp4"), 64, 64), build_empty_table()), to, tmp_path)
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", EXPORT_SUFFIXES)
 def test_csv_and_parquet_give_the_same_export(to: str, tmp_path: Path) -> None:
     exports = []
     for name, write in (("csv", write_csv), ("parquet", write_parquet)):
@@ -310,6 +312,6 @@ def test_two_hours_take_seconds(tmp_path: Path) -> None:
     table["timestamp"] = table["frame"] / 25
     timeline = Timeline(MEDIA, table)
     started = time.perf_counter()
-    for to in FORMATS:
+    for to in EXPORT_SUFFIXES:
         export(timeline, to, tmp_path)
     assert time.perf_counter() - started < 30

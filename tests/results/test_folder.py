@@ -14,11 +14,13 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import OutputError
 from batchfer.options import OutputOptions
-from batchfer.results.folder import load_result
-from batchfer.results.writing import ResultsProcess, write_index_pages, write_results
-from batchfer.schema import Job, JobResult
-from batchfer.timeline.files import read_table
+from batchfer.results.folder import ResultFolder
+from batchfer.results.joining import write_index_pages
+from batchfer.results.writing import ResultsProcess, write_results
+from batchfer.schema import EventWindow, Job, JobResult
+from batchfer.timeline.files import read_table, read_timeline
 
+NAMED = ["person", "person_confidence"]
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "samples" / "clips"
 
@@ -51,15 +53,15 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -> None:
-    timeline, facts = load_result(result)
+    timeline, facts = ResultFolder(result).read()
     outputs = OutputOptions(bin_s=0.5)
     for folder in ("here", "there", "after"):
         (tmp_path / folder).mkdir()
-    write_results(tmp_path / "here", timeline, facts, timeline.media.path, outputs)
+    write_results(tmp_path / "here", timeline, facts, timeline.clip.path, outputs)
     expected = read_files(tmp_path / "here")
     assert {"report.html", "summary.csv", "segments.csv", "bins.csv"} == set(expected)
     with ResultsProcess() as process:
-        process.write(tmp_path / "there", timeline, facts, timeline.media.path, outputs)
+        process.write(tmp_path / "there", timeline, facts, timeline.clip.path, outputs)
         assert read_files(tmp_path / "there") == expected
         with pytest.raises(OutputError):
             process.write(tmp_path / "missing", timeline, facts, None, outputs)
@@ -67,7 +69,7 @@ def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -
         assert process._helper is not None
         process._helper.process.kill()
         process._helper.process.wait()
-        process.write(tmp_path / "after", timeline, facts, timeline.media.path, outputs)
+        process.write(tmp_path / "after", timeline, facts, timeline.clip.path, outputs)
         assert read_files(tmp_path / "after") == expected
     assert not process._helper.is_alive
 
@@ -79,10 +81,10 @@ def test_results_are_written_where_no_process_can_be_had(
         raise BlockingIOError("Resource temporarily unavailable")
 
     monkeypatch.setattr(processes, "start_python", refuse)
-    timeline, facts = load_result(result)
+    timeline, facts = ResultFolder(result).read()
     with ResultsProcess() as process:
         assert process._helper is None
-        process.write(tmp_path, timeline, facts, timeline.media.path, OutputOptions())
+        process.write(tmp_path, timeline, facts, timeline.clip.path, OutputOptions())
     assert (tmp_path / "report.html").is_file()
 
 
@@ -167,8 +169,8 @@ def test_events_behind_the_end_are_pointed_out(
     assert run("report", result, "--events", events) == 0
     assert told in caplog.text
     caplog.clear()
-    timeline, facts = load_result(result)
-    windows = pd.read_csv(events, usecols=["name", "start", "end"])
+    timeline, facts = ResultFolder(result).read()
+    windows = [EventWindow("first", 1, 2), EventWindow("second", 1000, 2000)]
     with ResultsProcess() as process:
         process.write(result, timeline, facts, None, OutputOptions(report=False), windows)
     assert told in caplog.text, "another process warns through the log of this one"
@@ -180,7 +182,7 @@ def test_too_many_bins_are_left_out_and_cost_nothing_else(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    timeline, facts = load_result(result)
+    timeline, facts = ResultFolder(result).read()
     (tmp_path / "new").mkdir()
     with caplog.at_level("WARNING", "batchfer"):
         write_results(tmp_path / "new", timeline, facts, None, OutputOptions(bin_s=1e-9))
@@ -207,7 +209,7 @@ def test_bins_and_events_are_redone_with_the_rest(result: Path) -> None:
 
 def test_reports_are_redone_without_tensorflow(result: Path) -> None:
     (result / "people.csv").write_text("face_id,name\n0,Eileen\n")
-    timeline = (result / "timeline.csv").read_bytes()
+    before = read_timeline(result / "timeline.csv")
     words = ["report", str(result), "--people", str(result / "people.csv"), "--smooth", "1s"]
     code = (
         "import sys\n"
@@ -219,7 +221,10 @@ def test_reports_are_redone_without_tensorflow(result: Path) -> None:
     assert pd.read_csv(result / "summary.csv")["person"].tolist() == ["Eileen"]
     assert set(pd.read_csv(result / "segments.csv")["person"]) == {"Eileen"}
     assert "Eileen" in (result / "report.html").read_text(encoding="utf-8")
-    assert (result / "timeline.csv").read_bytes() == timeline, "raw values stay"
+    for name in ("timeline.csv", "timeline.parquet"):
+        after = read_timeline(result / name)
+        assert set(after["person"].dropna()) == {"Eileen"}
+        assert after.drop(columns=NAMED).equals(before.drop(columns=NAMED)), "raw values stay"
 
 
 def test_a_report_without_thumbnails_shows_nobody(result: Path) -> None:

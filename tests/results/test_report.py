@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image, ImageColor
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media import reader as media
 from batchfer.media.reader import VideoReader, read_frames_at
+from batchfer.results.facts import FrameFacts, MediaFacts, ModelFacts, RunFacts
 from batchfer.results.painter import DrawnFaces
 from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
 from batchfer.results.report.index import write_index
@@ -96,18 +98,19 @@ def make_timeline(n_frames: int, n_people: int = 1, name: str = "clip.mp4") -> T
     return Timeline(info, make_table(n_frames, n_people))
 
 
-FACTS: dict[str, Any] = {
-    "batchfer": "0.1.0",
-    "input": "clip.mp4",
-    "media": {"width": 640, "height": 360, "fps": "30000/1001", "duration_s": 40.0,
-              "rotation": 90, "variable_rate": True, "codec": "h264", "has_audio": True},
-    "frames": {"declared": 1234, "decoded": 1200, "analyzed": 1000, "corrupt": 3,
-               "first_bad_s": 12.5},
-    "options": {"every": 1, "min_face_px": 40, "fps": None},
-    "model": {"name": "mobilenetv2", "sha256": "ab" * 32},
-    "status": "partial", "reason": "truncated", "detail": "the file ends early",
-    "seconds": 12.0,
-}  # fmt: skip
+FACTS = RunFacts(
+    batchfer="0.1.0",
+    input="clip.mp4",
+    source="clip.mp4",
+    media=MediaFacts(640, 360, Fraction(30000, 1001), True, 40.0, 40.0, 90, True, "h264"),
+    frames=FrameFacts(declared=1234, decoded=1200, analyzed=1000, corrupt=3, first_bad_s=12.5),
+    options={"every": 1, "min_face_px": 40, "fps": None},
+    model=ModelFacts("mobilenetv2", "ab" * 32),
+    status="partial",
+    reason="truncated",
+    detail="the file ends early",
+)
+NO_FACTS = RunFacts()
 
 
 class Page(HTMLParser):
@@ -283,7 +286,7 @@ def check_page(text: str) -> Page:
     ("n_frames", "n_people"), [(0, 0), (1, 0), (1, 1), (60, 0), (60, 1), (500, 3)]
 )
 def test_any_timeline_makes_a_page(n_frames: int, n_people: int) -> None:
-    page = check_page(render_report(make_timeline(n_frames, n_people), {}))
+    page = check_page(render_report(make_timeline(n_frames, n_people), NO_FACTS))
     assert bool(page.json) == (n_frames > 0)
     assert page.text.count("Over time") == 1
     assert ("No face was found" in page.text) == (n_people == 0)
@@ -295,8 +298,8 @@ def test_a_page_is_a_function_of_its_input() -> None:
 
 
 def test_the_header_tells_what_happened_to_the_frames() -> None:
-    page = check_page(render_report(make_timeline(1000, 1), FACTS))
-    text = " ".join(page.text.split())
+    timeline = Timeline(FACTS.describe_media(), make_table(1000, 1))
+    text = " ".join(check_page(render_report(timeline, FACTS)).text.split())
     for told in (
         "1,234", "1,200", "1,000", "34 fewer, 3 damaged", "truncated", "the file ends early",
         "29.97 frames/s, variable", "upright by 90°", "640 × 360", "h264", "mobilenetv2",  # noqa: RUF001
@@ -305,14 +308,14 @@ def test_the_header_tells_what_happened_to_the_frames() -> None:
 
 
 def test_frames_that_were_not_asked_for_are_not_lost() -> None:
-    facts = {**FACTS, "options": {**FACTS.get("options", {}), "start_s": None, "end_s": 1.0}}
+    facts = replace(FACTS, options={**FACTS.options, "start_s": None, "end_s": 1.0})
     text = check_page(render_report(make_timeline(1000, 1), facts)).text
     assert "3 damaged" in text
     assert "fewer" not in text
 
 
 def test_a_lone_frame_without_a_face_is_told() -> None:
-    text = " ".join(check_page(render_report(make_timeline(1, 0), {})).text.split())
+    text = " ".join(check_page(render_report(make_timeline(1, 0), NO_FACTS)).text.split())
     assert "no face" in text
     assert "Nothing to mark" not in text
 
@@ -320,7 +323,7 @@ def test_a_lone_frame_without_a_face_is_told() -> None:
 def test_names_are_text_wherever_they_stand() -> None:
     timeline = make_timeline(100, 1)
     table = timeline.table.assign(person=pd.array([EVIL] * 100, "string"))
-    facts = FACTS | {"input": EVIL, "detail": EVIL, "options": {EVIL: EVIL}}
+    facts = replace(FACTS, input=EVIL, detail=EVIL, options={EVIL: EVIL})
     page = check_page(render_report(Timeline(timeline.media, table), facts))
     assert EVIL in page.text
     assert "</script" not in "".join(page.json)
@@ -347,17 +350,17 @@ def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:
 def test_a_short_piece_from_late_in_a_clip() -> None:
     timeline = make_timeline(3)
     late = timeline.table.assign(timestamp=36_000 + timeline.table["timestamp"])
-    assert "0:00" in check_page(render_report(Timeline(timeline.media, late), {})).text
+    assert "0:00" in check_page(render_report(Timeline(timeline.media, late), NO_FACTS)).text
 
 
 def test_frames_that_all_have_one_time() -> None:
     timeline = make_timeline(40_000)
     still = Timeline(timeline.media, timeline.table.assign(timestamp=0.0))
-    assert check_page(render_report(still, {})).json
+    assert check_page(render_report(still, NO_FACTS)).json
 
 
 def test_many_people_stand_in_a_table() -> None:
-    page = check_page(render_report(make_timeline(100, 150), {}))
+    page = check_page(render_report(make_timeline(100, 150), NO_FACTS))
     lanes = [a["id"] for t, a in page.tags if t == "article"]
     assert len(lanes) == LANES
     assert "Other people" in page.text
@@ -386,7 +389,7 @@ def test_a_report_without_thumbnails_shows_nobody(tmp_path: Path) -> None:
 
 def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
-        write_report(tmp_path / "gone" / "report.html", make_timeline(10), {})
+        write_report(tmp_path / "gone" / "report.html", make_timeline(10), NO_FACTS)
 
 
 def test_reports_need_no_network_libraries() -> None:
@@ -396,7 +399,7 @@ def test_reports_need_no_network_libraries() -> None:
         "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
         "sys.path[:0] = ['tests', 'tests/results']\n"
         "import test_report\n"
-        "assert report.render_report(test_report.make_timeline(50), {})\n"
+        "assert report.render_report(test_report.make_timeline(50), test_report.NO_FACTS)\n"
     )
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, cwd=root)
@@ -441,7 +444,7 @@ def test_pictures_make_a_gallery(tmp_path: Path) -> None:
 
 
 def test_no_pictures_make_a_page() -> None:
-    page = check_page(render_images_report(make_pictures().head(0), {}))
+    page = check_page(render_images_report(make_pictures().head(0), NO_FACTS))
     assert "0 faces in 0 of 0 pictures" in " ".join(page.text.split())
 
 
@@ -750,7 +753,7 @@ def test_every_page_fits_its_screen(
 
 @pytest.mark.browser
 def test_a_page_without_its_video_says_so(browser: Any, tmp_path: Path) -> None:
-    write_report(tmp_path / "report.html", make_timeline(100), {}, video_href="annotated.mp4")
+    write_report(tmp_path / "report.html", make_timeline(100), NO_FACTS, video_href="annotated.mp4")
     open_page(browser, tmp_path / "report.html")
     wait_for(browser, "return document.body.innerText.includes('not beside this page')")
     assert not browser.execute_script("return document.querySelector('video').offsetHeight")

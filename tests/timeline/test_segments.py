@@ -13,7 +13,13 @@ import pytest
 from batchfer.errors import UsageError
 from batchfer.faces.appearance import describe_people
 from batchfer.faces.persons import Appearances, People, join_tracks
-from batchfer.schema import EMOTIONS, PEOPLE_COLUMNS, TIMELINE_COLUMNS, FaceDetections
+from batchfer.schema import (
+    EMOTIONS,
+    PEOPLE_COLUMNS,
+    TIMELINE_COLUMNS,
+    EventWindow,
+    FaceDetections,
+)
 from batchfer.timeline.segments import (
     SEGMENT_COLUMNS,
     find_segments,
@@ -85,11 +91,10 @@ def test_nobody(table: pd.DataFrame) -> None:
     bins = bin_timeline(table, 0.5)
     assert len(bins) == (4 if len(table) else 0)
     assert bins["person"].isna().all()
-    events = pd.DataFrame({"name": ["film"], "start": [0.2], "end": [1.0]})
-    told = summarize_events(table, events)
+    told = summarize_events(table, [EventWindow("film", 0.2, 1.0)])
     assert told["seconds_on_screen"].tolist() == [0]
     assert told["person"].isna().all()
-    assert summarize_events(table, events[:0]).empty
+    assert summarize_events(table, []).empty
 
 
 def test_durations_follow_the_timestamps() -> None:
@@ -277,7 +282,7 @@ def test_bins_of_many_people_are_as_many_rows() -> None:
 
 def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:
     table = make_table(steady([HAPPY] * 50 + [SAD] * 50))
-    events = pd.DataFrame({"name": ["a", "b", "c"], "start": [0, 1.99, 8], "end": [2, 3, 9.0]})
+    events = [EventWindow("a", 0, 2), EventWindow("b", 1.99, 3), EventWindow("c", 8, 9)]
     told = summarize_events(table, events)
     assert list(told) == ["name", "start", "end", "person", *STATISTICS]
     assert told["seconds_on_screen"].tolist() == pytest.approx([2, 1.01, 0])
@@ -348,8 +353,11 @@ def test_events_are_read_and_split(tmp_path: Path) -> None:
         "\ufefffile;name;start;end\na.mp4;rest;0;90,5\na.mp4;film;01:30.5;00:02:00\n\nb.mp4;x;1s;2\n",
     )
     events = read_events(path)
-    assert events["start"].tolist() == [0, 90.5, 1]
-    assert events["end"].tolist() == [90.5, 120, 2]
+    assert events == [
+        ("a.mp4", EventWindow("rest", 0, 90.5)),
+        ("a.mp4", EventWindow("film", 90.5, 120)),
+        ("b.mp4", EventWindow("x", 1, 2)),
+    ]
     by_name = split_events(events, ["a.mp4", "b.mp4", "c.mp4"])
     assert [len(part) for part in by_name.values()] == [2, 1]
     assert list(by_name) == ["a.mp4", "b.mp4"]

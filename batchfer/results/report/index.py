@@ -1,50 +1,133 @@
 """The index page of a batch of videos."""
 
+import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from batchfer.files import display_name, read_object
-from batchfer.results.report.page import link_to, render_page, tell_result, weigh_shares, write_page
+from batchfer.errors import Reason, UsageError
+from batchfer.files import display_name
+from batchfer.results.facts import FACTS_NAME, RunFacts
+from batchfer.results.folder import REPORT_NAME, SUMMARY_NAME
+from batchfer.results.report.page import link_to, render_page, weigh_shares, write_page
 from batchfer.schema import JobResult
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class IndexRow:
+    """What the page says of one input; ``shares`` are the emotions' parts of the time."""
+
+    name: str
+    status: str
+    reason: str
+    detail: str
+    duration_s: float | None
+    n_frames: int
+    face_share: float | None
+    n_people: int
+    emotion: str
+    shares: Mapping[str, float]
+    seconds: float
+    href: str | None
+
+    @classmethod
+    def describe(cls, result: JobResult, page: Path) -> Self:
+        """Return the row of an outcome; what that does not tell is read from its folder.
+
+        Args:
+            result: The outcome.
+            page: Where the page goes.
+        """
+        folder = result.job.destination
+        has_folder = result.status != "failed" and (folder / FACTS_NAME).is_file()
+        facts = _read_facts(folder) if has_folder else RunFacts()
+        frames = facts.frames
+        status, reason, detail = str(result.status), str(result.reason or ""), result.detail
+        # What was done before counts as what it was then.
+        if result.reason is Reason.UP_TO_DATE and facts.status:
+            status, reason, detail = facts.status, facts.reason or "", facts.detail
+        n_frames = result.n_frames or frames.analyzed or 0
+        with_face = frames.with_face
+        return cls(
+            name=display_name(result.job.name),
+            status=status,
+            reason=reason.replace("_", " "),
+            detail=detail,
+            duration_s=facts.media.duration_s,
+            n_frames=n_frames,
+            face_share=with_face / n_frames if with_face is not None and n_frames else None,
+            n_people=result.n_people,
+            emotion=result.emotion,
+            shares=_read_shares(folder) if has_folder else {},
+            seconds=result.seconds,
+            href=_find_report(folder, page) if has_folder else None,
+        )
+
+
 def write_index(path: Path, results: Sequence[JobResult]) -> None:
     """Write the page that lists the recordings of a batch and links their reports.
-
-    What a result does not tell is read from ``run.json`` and ``summary.csv`` in its folder.
 
     Raises:
         OutputError: The page cannot be written.
     """
-    rows = []
-    for result in results:
-        folder = result.job.destination
-        has_folder = result.status != "failed" and (folder / "run.json").is_file()
-        facts = _read_facts(folder / "run.json") if has_folder else {}
-        shares = _read_shares(folder / "summary.csv") if has_folder else {}
-        report = folder / "report.html"
-        href = link_to(path.parent, report) if has_folder and report.is_file() else None
-        rows.append(tell_result(result, facts, shares) | {"href": href})
-    write_page(path, render_index(rows))
+    write_page(path, render_index([IndexRow.describe(result, path) for result in results]))
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def update_index(path: Path, name: str, folder: Path, n_people: int) -> None:
+    """Write the page of a batch again, in which one result tells something else.
+
+    Args:
+        path: The page.
+        name: The recording.
+        folder: Where its result is.
+        n_people: The persons in it.
+
+    Raises:
+        OSError: The page cannot be read.
+        ValueError: Somebody has changed it, or it is of an older version.
+        OutputError: It cannot be written.
+    """
+    found = re.search(_ROWS, path.read_text(encoding="utf-8"))
+    if found is None:
+        raise ValueError(f"{path.name} does not tell its rows")
     try:
-        return read_object(path)
-    except (OSError, ValueError) as error:
-        logger.warning("%s: %s", display_name(path), error)
-        return {}
+        rows = [IndexRow(**row) for row in json.loads(found[1])]
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    told: dict[str, Any] = {
+        "n_people": n_people, "shares": _read_shares(folder), "href": _find_report(folder, path),
+    }  # fmt: skip
+    new = [replace(row, **told) if row.name == display_name(name) else row for row in rows]
+    write_page(path, render_index(new))
 
 
-def _read_shares(path: Path) -> dict[str, float]:
+_ROWS = '<script type="application/json" id="rows">(.*)</script>'
+
+
+def _find_report(folder: Path, page: Path) -> str | None:
+    report = folder / REPORT_NAME
+    return link_to(page.parent, report) if report.is_file() else None
+
+
+def _read_facts(folder: Path) -> RunFacts:
+    try:
+        return RunFacts.read(folder)
+    except UsageError as error:
+        logger.warning("%s", error)
+        return RunFacts()
+
+
+def _read_shares(folder: Path) -> dict[str, float]:
     """Return the part of all faces' time on screen in which each emotion was dominant."""
+    path = folder / SUMMARY_NAME
     try:
         summary = pd.read_csv(path)
         weights = np.maximum(summary["seconds_on_screen"].to_numpy(np.float64), 1e-9)
@@ -54,13 +137,13 @@ def _read_shares(path: Path) -> dict[str, float]:
         return {}
 
 
-def render_index(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the page of a batch, from a mapping per recording as `write_index` makes them."""
-    failed = [row for row in rows if row["status"] in ("failed", "partial")]
-    listed = [row for row in rows if row["status"] != "skipped" or row["href"] or row["n_frames"]]
+def render_index(rows: Sequence[IndexRow]) -> str:
+    """Return the page of a batch; it holds its rows also as data, for `update_index`."""
+    failed = [row for row in rows if row.status in ("failed", "partial")]
+    listed = [row for row in rows if row.status != "skipped" or row.href or row.n_frames]
     skipped = [row for row in rows if row not in listed]
     statuses = ("ok", "partial", "failed", "skipped")
-    counts = {status: sum(row["status"] == status for row in rows) for status in statuses}
+    counts = {status: sum(row.status == status for row in rows) for status in statuses}
     return render_page(
         "index.html.j2",
         "",
@@ -69,9 +152,11 @@ def render_index(rows: Sequence[Mapping[str, Any]]) -> str:
         skipped=skipped,
         failed=failed,
         counts=counts,
-        duration_s=sum(row["duration_s"] or 0 for row in listed),
-        n_frames=sum(row["n_frames"] for row in listed),
-        seconds=sum(row["seconds"] for row in listed),
-        n_timed=sum(row["n_frames"] for row in listed if row["seconds"]),
-        has_shares=any(row["shares"] for row in listed),
+        duration_s=sum(row.duration_s or 0 for row in listed),
+        n_frames=sum(row.n_frames for row in listed),
+        seconds=sum(row.seconds for row in listed),
+        n_timed=sum(row.n_frames for row in listed if row.seconds),
+        has_shares=any(row.shares for row in listed),
+        # A JSON block is no script, but it must not end its element.
+        data=json.dumps([asdict(row) for row in rows]).replace("<", "\\u003c"),
     )

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from batchfer.errors import Reason
-from batchfer.files import atomic_write, display_name
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, JobResult, Times
+from batchfer.files import atomic_write
+from batchfer.results.facts import ModelFacts, RunFacts
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, Times
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,64 +31,31 @@ def weigh_shares(summary: pd.DataFrame, weights: Times) -> dict[str, float]:
     }
 
 
-def list_run_facts(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+def list_run_facts(facts: RunFacts) -> list[tuple[str, str]]:
     """Return names and values of what decided the numbers."""
-    model = facts.get("model") or {}
     listed = []
-    if model:
-        digest = f" (SHA-256 {model['sha256']})" if model.get("sha256") else ""
-        listed.append(("Model", f"{model.get('name', '')}{digest}"))
-    for name, value in (facts.get("options") or {}).items():
+    if facts.model != ModelFacts():
+        digest = f" (SHA-256 {facts.model.sha256})" if facts.model.sha256 else ""
+        listed.append(("Model", f"{facts.model.name}{digest}"))
+    for name, value in facts.options.items():
         if value is not None and name != "model":
-            listed.append((str(name).replace("_", " "), _tell_value(value)))
-    if facts.get("device"):
-        listed.append(("Device", str(facts["device"])))
-    versions = dict(facts.get("versions") or {})
-    if facts.get("batchfer"):
-        versions = {"batchfer": facts["batchfer"]} | versions
-    if versions:
+            listed.append((name.replace("_", " "), _tell_value(value)))
+    if facts.device:
+        listed.append(("Device", facts.device))
+    own = {"batchfer": facts.batchfer} if facts.batchfer else {}
+    if versions := {**own, **facts.versions}:
         listed.append(("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())))
-    if seconds := facts.get("seconds"):
-        listed.append(("Time taken", format_clock(float(seconds), 1)))
     return listed
 
 
-def _tell_value(value: Any) -> str:
+def _tell_value(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str | int | float):
         return str(value)
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(_tell_value(item) for item in value)
     return json.dumps(value, ensure_ascii=False)
-
-
-def tell_result(
-    result: JobResult,
-    facts: Mapping[str, Any] | None = None,
-    shares: Mapping[str, float] | None = None,
-) -> dict[str, Any]:
-    """Return what a page says of one input."""
-    frames = (facts or {}).get("frames") or {}
-    # What was done before counts as what it was then.
-    status, reason, detail = str(result.status), str(result.reason or ""), result.detail
-    if result.reason is Reason.UP_TO_DATE and facts and "status" in facts:
-        status, reason, detail = (str(facts.get(k) or "") for k in ("status", "reason", "detail"))
-    n_frames = result.n_frames or frames.get("analyzed") or 0
-    with_face = frames.get("with_face")
-    return {
-        "name": display_name(result.job.name),
-        "status": status,
-        "reason": reason.replace("_", " "),
-        "detail": detail,
-        "duration_s": ((facts or {}).get("media") or {}).get("duration_s"),
-        "n_frames": n_frames,
-        "face_share": with_face / n_frames if with_face is not None and n_frames else None,
-        "n_people": result.n_people,
-        "emotion": result.emotion,
-        "shares": list((shares or {}).items()),
-        "seconds": result.seconds,
-    }
 
 
 def link_to(folder: Path, target: Path) -> str:

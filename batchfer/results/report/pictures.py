@@ -13,13 +13,8 @@ from batchfer.faces.crops import crop_faces
 from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.media.images import read_image
-from batchfer.results.report.page import (
-    link_to,
-    list_run_facts,
-    render_page,
-    tell_result,
-    write_page,
-)
+from batchfer.results.facts import RunFacts
+from batchfer.results.report.page import link_to, list_run_facts, render_page, write_page
 from batchfer.results.report.thumbnails import encode_jpeg, to_uri
 from batchfer.schema import EMOTIONS, JobResult
 
@@ -35,7 +30,7 @@ PICTURES_LISTED = 5_000
 def write_images_report(
     path: Path,
     table: pd.DataFrame,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     results: Sequence[JobResult],
     *,
     thumbnails: bool = True,
@@ -45,7 +40,7 @@ def write_images_report(
     Args:
         path: Where the page goes.
         table: A timeline's columns behind ``input``, the name of the picture.
-        facts: The content of ``run.json``.
+        facts: What decided the numbers.
         results: The outcome of every picture; their sources are read for thumbnails, and the
             annotated pictures at their destinations are linked.
         thumbnails: False for a page without a picture of anybody.
@@ -62,10 +57,8 @@ def write_images_report(
     faces = {}
     if thumbnails:
         sources = {result.job.name: result.job.source for result in results}
-        options = facts.get("options") or {}
-        limit, rotate = options.get("max_pixels"), options.get("rotate") or 0
-        faces = cut_faces(table, sources, limit, rotate)
-    failures = [tell_result(result) for result in results if result.status == "failed"]
+        faces = cut_faces(table, sources, facts.max_pixels, facts.rotate)
+    failures = [result for result in results if result.status == "failed"]
     page = render_images_report(table, facts, faces, links=links, failures=failures)
     write_page(path, page)
 
@@ -96,11 +89,11 @@ def cut_faces(
 
 def render_images_report(
     table: pd.DataFrame,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     thumbnails: Mapping[tuple[str, int], bytes] | None = None,
     *,
     links: Mapping[str, str] | None = None,
-    failures: Sequence[Mapping[str, Any]] = (),
+    failures: Sequence[JobResult] = (),
 ) -> str:
     """Return the page of a folder of pictures; see `write_images_report`.
 
@@ -129,7 +122,7 @@ def render_images_report(
     return render_page(
         "images.html.j2",
         "",
-        title=display_name(str(facts.get("input") or "Pictures")),
+        title="Pictures",
         shown=pictures[:PICTURES_SHOWN],
         listed=pictures[PICTURES_SHOWN : PICTURES_SHOWN + PICTURES_LISTED],
         n_unlisted=max(0, n_pictures - PICTURES_SHOWN - PICTURES_LISTED),
@@ -137,7 +130,14 @@ def render_images_report(
         n_with_face=sum(bool(picture["faces"]) for picture in pictures),
         n_faces=len(found),
         totals=sorted(totals, key=lambda pair: -pair[1]),
-        failures=failures,
-        small_faces=tell_small(facts),
+        failures=[
+            {
+                "name": display_name(result.job.name),
+                "reason": str(result.reason or "").replace("_", " "),
+                "detail": result.detail,
+            }
+            for result in failures
+        ],
+        small_faces=tell_small(facts.smaller_faces),
         run_facts=list_run_facts(facts),
     )

@@ -11,6 +11,7 @@ import pandas as pd
 from batchfer.faces.quality import find_issues
 from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
+from batchfer.results.facts import RunFacts
 from batchfer.results.report.charts import ISSUES, DrawnClip, draw_charts
 from batchfer.results.report.page import (
     format_clock,
@@ -26,7 +27,7 @@ from batchfer.results.report.thumbnails import (
     cut_thumbnails,
     to_uri,
 )
-from batchfer.schema import EMOTIONS, Timeline
+from batchfer.schema import EMOTIONS, MediaInfo, Timeline
 from batchfer.timeline.segments import SMOOTHING_S, frame_durations, row_durations
 from batchfer.timeline.summaries import summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
@@ -38,7 +39,7 @@ LISTED_PEOPLE = 100
 def write_report(
     path: Path,
     timeline: Timeline,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     *,
     source: Path | None = None,
     video_href: str | None = None,
@@ -59,10 +60,9 @@ def write_report(
     Raises:
         OutputError: The page cannot be written.
     """
-    options = facts.get("options") or {}
-    limit, rotate = options.get("max_pixels"), options.get("rotate") or 0
     cut = None
     if source is not None:
+        limit, rotate = facts.max_pixels, facts.rotate
         cut = partial(cut_thumbnails, source, max_pixels=limit, rotate=rotate)
     page = render_report(
         timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
@@ -72,7 +72,7 @@ def write_report(
 
 def render_report(
     timeline: Timeline,
-    facts: Mapping[str, Any],
+    facts: RunFacts,
     cut: Callable[[Sequence[Thumbnail]], Mapping[tuple[int, int], bytes]] | None = None,
     *,
     video_href: str | None = None,
@@ -103,10 +103,10 @@ def render_report(
         "video.html.j2",
         charts,
         issues=_measure_issues(table),
-        title=_name_input(facts, timeline),
+        title=display_name(facts.input or timeline.clip.path.name),
         story=_tell_story(summary, clip),
-        frames=_count_frames(table, facts, timeline),
-        clip_facts=_list_clip_facts(facts, timeline, clip),
+        frames=_count_frames(table, facts),
+        clip_facts=_list_clip_facts(timeline.clip, facts.media.variable_rate, clip),
         warnings=_list_warnings(facts),
         lanes=lanes,
         rest=[
@@ -191,28 +191,18 @@ def _tell_story(summary: pd.DataFrame, clip: DrawnClip) -> str:
     return f"{story}: mostly {told}." if parts else f"{story}."
 
 
-def _name_input(facts: Mapping[str, Any], timeline: Timeline) -> str:
-    return display_name(str(facts.get("input") or timeline.media.path.name))
-
-
-def _count_frames(
-    table: pd.DataFrame, facts: Mapping[str, Any], timeline: Timeline
-) -> list[tuple[str, str, str]]:
+def _count_frames(table: pd.DataFrame, facts: RunFacts) -> list[tuple[str, str, str]]:
     """Return label, number and note of the steps that frames went through."""
-    told = facts.get("frames") or {}
     analyzed = table["frame"].nunique()
     with_face = table["frame"][table["emotion"].notna()].nunique()
-    declared = told.get("declared", timeline.media.n_frames)
-    decoded = told.get("decoded")
+    declared, decoded = facts.frames.declared, facts.frames.decoded
     counts = []
     if declared is not None:
         counts.append(("declared", f"{declared:,}", "by the container"))
     if decoded is not None:
-        corrupt, missing = told.get("corrupt") or 0, (declared or 0) - decoded
+        corrupt, missing = facts.frames.corrupt, (declared or 0) - decoded
         note = f"{corrupt:,} damaged" if corrupt else "none damaged"
-        options = facts.get("options") or {}
-        whole = options.get("start_s") is None and options.get("end_s") is None
-        if missing > 0 and whole:
+        if missing > 0 and facts.part == (None, None):
             note = f"{missing:,} fewer, {note}"
         counts.append(("decoded", f"{decoded:,}", note))
     note = f"{analyzed / decoded:.0%} of decoded" if decoded else ""
@@ -223,37 +213,28 @@ def _count_frames(
 
 
 def _list_clip_facts(
-    facts: Mapping[str, Any], timeline: Timeline, clip: DrawnClip
+    info: MediaInfo, variable_rate: bool, clip: DrawnClip
 ) -> list[tuple[str, str]]:
-    media = facts.get("media") or {}
-    info = timeline.media
-    width, height = media.get("width") or info.width, media.get("height") or info.height
-    duration_s = media.get("duration_s") or info.duration_s or clip.seconds
-    fps = media.get("fps") or info.fps
-    rotation = media.get("rotation", info.rotation)
-    listed = [("Length", format_clock(float(duration_s)))]
-    if width and height:
-        listed.append(("Size", f"{width} × {height} px"))  # noqa: RUF001
-    if fps:
-        number, _, divisor = str(fps).partition("/")
-        rate = f"{float(number) / float(divisor or 1):.4g} frames/s"
-        listed.append(("Rate", rate + (", variable" if media.get("variable_rate") else "")))
-    listed.append(("Rotation", f"turned upright by {rotation}°" if rotation else "none"))
-    if codec := media.get("codec") or info.codec:
-        sound = "with sound" if media.get("has_audio", info.has_audio) else "no sound"
-        listed.append(("Codec", f"{codec}, {sound}"))
+    listed = [("Length", format_clock(info.duration_s or clip.seconds))]
+    if info.width and info.height:
+        listed.append(("Size", f"{info.width} × {info.height} px"))  # noqa: RUF001
+    if info.fps:
+        rate = f"{float(info.fps):.4g} frames/s"
+        listed.append(("Rate", rate + (", variable" if variable_rate else "")))
+    turned = f"turned upright by {info.rotation}°" if info.rotation else "none"
+    listed.append(("Rotation", turned))
+    if info.codec:
+        listed.append(("Codec", f"{info.codec}, {'with' if info.has_audio else 'no'} sound"))
     return listed
 
 
-def _list_warnings(facts: Mapping[str, Any]) -> list[str]:
-    frames = facts.get("frames") or {}
+def _list_warnings(facts: RunFacts) -> list[str]:
     warnings = []
-    if facts.get("status") not in (None, "ok", "skipped"):
-        reason = str(facts.get("reason") or facts["status"]).replace("_", " ")
-        detail = facts.get("detail")
-        warnings.append(f"Incomplete ({reason})" + (f": {detail}" if detail else ""))
-    elif frames.get("first_bad_s") is not None:
-        warnings.append(f"First damage at {format_clock(float(frames['first_bad_s']), 1)}")
-    if told := tell_small(facts):
+    if facts.status not in ("", "ok", "skipped"):
+        reason = (facts.reason or facts.status).replace("_", " ")
+        warnings.append(f"Incomplete ({reason})" + (f": {facts.detail}" if facts.detail else ""))
+    elif facts.frames.first_bad_s is not None:
+        warnings.append(f"First damage at {format_clock(facts.frames.first_bad_s, 1)}")
+    if told := tell_small(facts.smaller_faces):
         warnings.append(f"The detector {told}")
     return warnings

@@ -1,0 +1,114 @@
+"""What joins the recordings of a batch: ``summary.csv`` and ``index.html``."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import pandas as pd
+
+from batchfer.files import atomic_write, display_name
+from batchfer.options import OutputOptions
+from batchfer.results.folder import SUMMARY_NAME, Marks
+from batchfer.results.journal import JOURNAL_NAME, Journal
+from batchfer.results.report.index import update_index, write_index
+from batchfer.schema import JobResult
+from batchfer.timeline.files import read_table, write_csv
+from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
+
+logger = logging.getLogger(__name__)
+INDEX_NAME = "index.html"
+
+
+def write_index_pages(
+    output: Path,
+    results: Sequence[JobResult],
+    outputs: OutputOptions,
+    participants: pd.DataFrame | None,
+    owns_index: bool = True,
+) -> None:
+    """Write what joins all recordings: ``summary.csv`` and, with reports, ``index.html``.
+
+    Without reports an older ``index.html`` is removed, but for one that is not ours.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    summaries = []
+    for result in results:
+        path = result.job.destination / SUMMARY_NAME
+        if result.n_frames and path.is_file():
+            try:
+                summaries.append((result.job.name, read_table(path, SUMMARY_COLUMNS)))
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("%s is left out of the summary (%s)", display_name(path), error)
+    with atomic_write(output / SUMMARY_NAME) as path:
+        write_csv(join_recordings(summaries, participants), path)
+    if outputs.report:
+        write_index(output / INDEX_NAME, results)
+    elif owns_index:  # one that is there would lead to pages that are not
+        (output / INDEX_NAME).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A result that is one of a batch."""
+
+    folder: Path
+    name: str
+    output: Path
+    journal: Journal
+
+    @classmethod
+    def find(cls, folder: Path, name: str) -> Self | None:
+        """Return the recording whose result lies in a folder, None if that is in no batch.
+
+        Raises:
+            OutputError: The journal of the batch cannot be read.
+        """
+        for output in folder.parents:
+            if (output / JOURNAL_NAME).is_file():
+                is_there = display_name(folder.relative_to(output)) == name
+                return cls(folder, name, output, Journal(output)) if is_there else None
+        return None
+
+    def announce(self, files: Marks, n_people: int | None = None) -> None:
+        """Tell the journal that files of it are written anew."""
+        self.journal.redo(self.name, files, n_people)
+
+    def join(self, n_people: int) -> None:
+        """Have the tables and the page of its batch tell what its result tells now.
+
+        What the last command has told of the others stays; what is not ours is left alone.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        try:
+            if self.journal.owns(SUMMARY_NAME) and (self.output / SUMMARY_NAME).is_file():
+                self._renew_summary(self.output / SUMMARY_NAME)
+            if self.journal.owns(INDEX_NAME) and (self.output / INDEX_NAME).is_file():
+                update_index(self.output / INDEX_NAME, self.name, self.folder, n_people)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning(
+                "%s: the next run joins its recordings again (%s)",
+                display_name(self.output),
+                error,
+            )
+
+    def _renew_summary(self, path: Path) -> None:
+        columns = pd.read_csv(path, nrows=0).columns
+        own = [name for name in columns if name not in SUMMARY_COLUMNS]
+        # Whole numbers have a point where the row of a recording without a face has none.
+        kinds = {name: kind.replace("int64", "float64") for name, kind in SUMMARY_COLUMNS.items()}
+        rows = read_table(path, {**dict.fromkeys(own, "string"), **kinds})
+        named = rows.dropna(subset="person")[list(SUMMARY_COLUMNS)].astype(dict(SUMMARY_COLUMNS))
+        summaries = {
+            name: named[rows["file"].loc[named.index] == name] for name in rows["file"].unique()
+        }
+        if self.name in summaries:
+            summaries[self.name] = read_table(self.folder / SUMMARY_NAME, SUMMARY_COLUMNS)
+            listed = rows[own].drop_duplicates("file") if len(own) > 1 else None
+            with atomic_write(path) as temporary:
+                write_csv(join_recordings(summaries.items(), listed), temporary)
