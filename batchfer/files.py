@@ -27,11 +27,13 @@ from batchfer.schema import Job
 VIDEO_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".qt", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".m2v", ".ts", ".m2ts",
     ".mts", ".vob", ".flv", ".f4v", ".wmv", ".asf", ".ogv", ".ogg", ".3gp", ".3g2", ".mxf", ".gif",
-    ".dv", ".divx", ".rm", ".rmvb", ".mjpeg", ".mjpg", ".y4m", ".ivf", ".nut",
+    ".dv", ".divx", ".rm", ".rmvb", ".mjpeg", ".mjpg", ".y4m", ".ivf", ".nut", ".264", ".h264",
+    ".265", ".h265", ".hevc", ".apng", ".mj2", ".mod", ".tod",
 })
 IMAGE_SUFFIXES = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
     ".avif", ".heic", ".heif", ".hif", ".jp2", ".ppm", ".pgm", ".pnm", ".tga", ".ico", ".psd",
+    ".apng", ".mpo",
 })
 # fmt: on
 """Pictures whose annotated copy has the format of the input; the copy of any other is a JPEG."""

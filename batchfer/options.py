@@ -3,13 +3,15 @@
 `batchfer.cli.flags.takes` makes a command's options of these classes.
 """
 
+import csv
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from batchfer.errors import UsageError
+from batchfer.errors import UsageError, one_line
+from batchfer.schema import EMOTIONS
 
 WHAT = "What to analyze"
 WRITE = "What to write"
@@ -83,6 +85,24 @@ def parse_factor(text: str) -> float:
     return factor
 
 
+def read_prior(text: str) -> tuple[float, ...]:
+    """Return the shares that a CSV file of ``emotion,share`` gives, in the order of `EMOTIONS`.
+
+    Raises:
+        UsageError: It cannot be read, or does not give each emotion a share.
+    """
+    try:
+        with Path(text).open(newline="", encoding="utf-8-sig") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+        shares = {name.strip().lower(): float(share) for name, share in rows[1:]}
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or "not a CSV of emotion,share"
+        raise UsageError(f"--prior {one_line(text)}: {reason}") from error
+    if len(rows) != 1 + len(shares) or sorted(shares) != sorted(EMOTIONS):
+        raise UsageError(f"--prior {one_line(text)}: a row for each of {', '.join(EMOTIONS)}")
+    return tuple(shares[name] for name in EMOTIONS)
+
+
 # What several classes have alike.
 Model = Annotated[str, Flag("--model", "A shipped model's name, or a path.", WHAT, "NAME")]
 MinFace = Annotated[
@@ -95,6 +115,13 @@ MinFace = Annotated[
 FaceThreshold = Annotated[
     float, Flag("--face-threshold", "Least score of a face.", WHAT, "X", least=0, most=1)
 ]
+ReadOut = Annotated[
+    str | None,
+    Flag(
+        "--read-out", "Which output of the model answers: people or labels.", WHAT, "NAME",
+        text="the model's first",
+    ),
+]  # fmt: skip
 Labels = Annotated[
     tuple[str, ...] | None,
     Flag(
@@ -118,11 +145,14 @@ class AnalyzeOptions:
 
     ``start_s`` and ``end_s`` bound the clip in seconds; ``face_threshold`` is in [0, 1].
     ``min_confidence`` sets the column ``uncertain`` (None: as the model's card says); no row is
-    dropped by it. ``labels`` and ``rescale`` describe a model that has no card. ``max_pixels``
-    bounds a decoded picture or frame (None: 100 million, or 8192 x 8192 for frames).
+    dropped by it. ``read_out`` names the output of the model that answers (None: its first), and
+    ``prior`` holds the share of each of `EMOTIONS` that is expected, up to a factor (None: as in
+    the faces that the model was fitted to). ``labels`` and ``rescale`` describe a model that has no
+    card. ``rotate`` turns pictures and frames clockwise, in degrees, besides what their files say.
+    ``max_pixels`` bounds a decoded picture or frame (None: 100 million, or 8192 x 8192 for frames).
 
     Raises:
-        UsageError: Options exclude each other.
+        UsageError: Options exclude each other, a prior is none, or a turn is no quarter.
     """
 
     model: Model = "mobilenetv2"
@@ -155,8 +185,23 @@ class AnalyzeOptions:
             WHAT, "X", text="as the model's card says", least=0, most=1,
         ),
     ] = None  # fmt: skip
+    read_out: ReadOut = None
+    prior: Annotated[
+        tuple[float, ...] | None,
+        Flag(
+            "--prior", "CSV of emotion,share: the mix that you expect, in place of the model's.",
+            WHAT, "FILE", read_prior,
+        ),
+    ] = None  # fmt: skip
     labels: Labels = None
     rescale: Rescale = None
+    rotate: Annotated[
+        int,
+        Flag(
+            "--rotate", "Turn frames clockwise first, by 90, 180 or 270.", WHAT, "DEG",
+            least=0, most=270,
+        ),
+    ] = 0  # fmt: skip
     max_pixels: Annotated[
         int | None,
         Flag(
@@ -167,10 +212,17 @@ class AnalyzeOptions:
 
     def __post_init__(self) -> None:
         """Refuse options that exclude each other."""
+        if self.rotate not in (0, 90, 180, 270):
+            raise UsageError(f"--rotate takes 90, 180 or 270, not {self.rotate}")
         if self.fps is not None and self.every != 1:
             raise UsageError("--every and --fps exclude each other")
         if self.end_s is not None and self.end_s <= (self.start_s or 0):
             raise UsageError("--end lies at or before --start, which is 0 by default")
+        shares = self.prior
+        if shares is not None and (
+            len(shares) != len(EMOTIONS) or not all(1e-6 <= share <= 1e6 for share in shares)
+        ):
+            raise UsageError(f"a prior has a number above 0 for each of {', '.join(EMOTIONS)}")
 
     def for_pictures(self) -> "AnalyzeOptions":
         """Return the options as `batchfer images` has them."""

@@ -5,7 +5,7 @@ presentation timestamps, and frames count from 0. Every type accepts zero rows.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -90,7 +90,8 @@ class MediaInfo:
     ``duration_s`` are estimates. All three are None where the container does not say.
     ``time_base`` is the tick of its timestamps in seconds, ``pixel_aspect`` the width of a stored
     pixel over its height, before any turn. Frames are brought to square pixels: ``scaled_from`` is
-    the size that they had upright before, None if they were left as they are.
+    the size that they had upright before, None if they were left as they are. ``flaw`` says what of
+    a picture is missing.
     """
 
     path: Path
@@ -105,6 +106,7 @@ class MediaInfo:
     time_base: Fraction | None = None
     pixel_aspect: Fraction = Fraction(1)
     scaled_from: tuple[int, int] | None = None
+    flaw: str = ""
 
 
 @dataclass(frozen=True)
@@ -246,6 +248,7 @@ class JobResult:
     """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts.
 
     ``first_bad_s`` is the first time in s at which frames were lost or times mended, if any were.
+    ``smaller_faces`` tells of faces that are smaller than asked for (`faces.small_faces`).
     """
 
     job: Job
@@ -258,3 +261,4 @@ class JobResult:
     emotion: str = ""
     seconds: float = 0.0
     first_bad_s: float | None = None
+    smaller_faces: Mapping[str, int] = field(default_factory=dict)

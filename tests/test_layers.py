@@ -17,7 +17,8 @@ FLOORS = [
     {"timeline", "emotions"},
     {"faces", "media", "texts"},
     {"files", "processes", "machine"},
-    {"options", "schema"},
+    {"options"},
+    {"schema"},
     {"errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from clips import make_clip
 from PIL import Image
 from running import run_jobs
+from skimage import data
 
 from batchfer import analyze_images, analyze_video
 from batchfer.analysis import stream as stream_module
@@ -199,6 +201,48 @@ def test_pictures_of_all_kinds_become_one_table(run: Run, tmp_path: Path) -> Non
     assert pair["face_id"].tolist() == [0, 1]
     copies = {path.name for path in (tmp_path / "annotated").iterdir()}
     assert copies == set(counts)
+
+
+def shrink_portrait(width: int, height: int) -> Images:
+    """A face of about 30 px on grey."""
+    tile = cv2.resize(data.astronaut()[:300, 80:380], (75, 75), interpolation=cv2.INTER_AREA)
+    picture = np.full((height, width, 3), 120, np.uint8)
+    picture[20:95, 60:135] = tile
+    return picture
+
+
+def test_smaller_faces_are_told_of_pictures_without_any(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(shrink_portrait(320, 200)).save(folder / "far.png")
+    Image.fromarray(np.full((200, 320, 3), 120, np.uint8)).save(folder / "grey.png")
+    shutil.copy(STILLS / "admiral.png", folder)
+    results = run("image", [folder], tmp_path / "out")
+    assert {name for name, result in results.items() if result.facts} == {"far.png"}
+    told = results["far.png"].facts["smaller_faces"]
+    assert told["count"] == 1 and 20 < told["smallest_px"] < 40
+    assert results["far.png"].n_faces == 0
+    facts = json.loads((tmp_path / "out/run.json").read_text())
+    assert facts["smaller_faces"] == told
+    page = (tmp_path / "out/report.html").read_text()
+    assert "saw 1 face that is smaller than --min-face where none was found" in page
+
+
+def test_smaller_faces_are_told_of_a_clip_without_any(run: Run, tmp_path: Path) -> None:
+    clip = tmp_path / "far.mp4"
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", 24, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 320, 200, "yuv420p"
+        for _ in range(6):
+            picture = av.VideoFrame.from_ndarray(shrink_portrait(320, 200))
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    (result,) = run("video", [clip], tmp_path / "out").values()
+    assert result.n_faces == 0
+    assert result.facts["smaller_faces"]["count"] == 1
+    facts = json.loads((tmp_path / "out/far.mp4/run.json").read_text())
+    assert facts["smaller_faces"] == result.facts["smaller_faces"]
+    assert "smaller than --min-face" in (tmp_path / "out/far.mp4/report.html").read_text()
 
 
 def test_images_from_python(analyzer: Analyzer, tmp_path: Path) -> None:

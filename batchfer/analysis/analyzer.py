@@ -103,7 +103,12 @@ class Analyzer:
                 self.options.min_face_px, self.options.face_threshold, self.tf_device
             )
             self.classifier = load_classifier(
-                self.options.model, self.options.labels, self.options.rescale, self.tf_device
+                self.options.model,
+                self.options.labels,
+                self.options.rescale,
+                self.tf_device,
+                self.options.read_out,
+                self.options.prior,
             )
         _let_python_first()
 
@@ -148,13 +153,13 @@ class Analyzer:
                 self.detector, every, frames, signatures, neighbours, images
             )
         return AnalyzedBatch(
-            frames, detections, signatures, self._describe_faces(frames, detections)
+            frames, detections, signatures, self._describe_faces(frames, detections, images)
         )
 
     def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:
         """Return the batch with more faces in it, classified like the others."""
         more = FaceDetections.join(found)
-        traits = self._describe_faces(batch.frames, more)
+        traits = self._describe_faces(batch.frames, more, batch.frames.images)
         detections = FaceDetections.join([batch.detections, more])
         order = np.argsort(detections.image_index, kind="stable")
         return replace(
@@ -167,16 +172,19 @@ class Analyzer:
         )
 
     def _describe_faces(
-        self, frames: FrameBatch, detections: FaceDetections
+        self, frames: FrameBatch, detections: FaceDetections, images: Any
     ) -> dict[str, npt.NDArray[Any]]:
-        """Return the traits of each face, in the order of the detections."""
+        """Return the traits of each face, in the order of the detections.
+
+        ``images`` are those of the frames, or a tensor of them on the device.
+        """
         crops = self.classifier.crop(frames.images, detections)
         probabilities = self.classifier.predict(crops)
         below = self.options.min_confidence
         if below is None:
-            below = self.classifier.card.uncertain_below
+            below = self.classifier.calibration.uncertain_below
         size = (int(frames.images.shape[1]), int(frames.images.shape[2]))
-        covered = np.zeros(len(detections), bool)
+        covered = self.detector.find_covered(images, detections)
         quality = measure_quality(crops, detections, size, covered, probabilities, below)
         if frames.are_stills:
             return {"probabilities": probabilities, **quality}

@@ -141,7 +141,8 @@ def tabulate_video(path: Path, analyzer: Analyzer) -> Timeline:
     Raises:
         InputError: The file cannot be analyzed, with the reason.
     """
-    with VideoReader(path, analyzer.options.max_pixels) as reader:
+    options = analyzer.options
+    with VideoReader(path, options.max_pixels, options.rotate) as reader:
         linker = FaceLinker(analyzer)
         tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
         table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)

@@ -1,5 +1,6 @@
 """The dry run: probe every file, time a few seconds of real work, estimate the rest."""
 
+import logging
 import os
 import resource
 import sys
@@ -19,7 +20,8 @@ from batchfer.analysis.stream import analyze
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError
-from batchfer.files import hash_file, mark_input
+from batchfer.faces.turns import TurnCheck, advise_turn
+from batchfer.files import display_name, hash_file, mark_input
 from batchfer.media.images import read_image
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
@@ -27,6 +29,8 @@ from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results.journal import Journal, hash_settings
 from batchfer.schema import FrameBatch, Job, MediaInfo
+
+logger = logging.getLogger(__name__)
 
 PROBED_FRAMES = 48
 """Frames decoded of each video to see that it can be, and whether its rate varies."""
@@ -197,7 +201,7 @@ def _size(info: MediaInfo) -> tuple[int, int]:
 def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
     """Open a video, decode its first frames, and return what it is and what it lacks."""
     try:
-        with VideoReader(job.source, options.max_pixels) as reader:
+        with VideoReader(job.source, options.max_pixels, options.rotate) as reader:
             for _ in islice(reader.batches(8), PROBED_FRAMES // 8):
                 pass
             info = reader.info
@@ -209,14 +213,19 @@ def probe_video(job: Job, options: AnalyzeOptions) -> PlannedVideo:
 
 def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float, float]:
     """Return frames/s and, with ``encode``, bytes a pixel of the annotated video, measured."""
+    options = analyzer.options
     n_frames = 0
+    turns = TurnCheck(analyzer.detector)
     for is_timed in (False, True):  # the first frames wait for the graphs to be traced
         started = time.monotonic()
         with (
-            VideoReader(info.path, analyzer.options.max_pixels) as reader,
+            VideoReader(info.path, options.max_pixels, options.rotate) as reader,
             closing(analyze(analyzer, read_frames(reader, analyzer))) as analyzed,
         ):
             for batch in analyzed:
+                if degrees := turns.look(batch.frames, batch.detections):
+                    advice = advise_turn(degrees, options.rotate)
+                    logger.warning("%s: %s", display_name(info.path.name), advice)
                 n_frames += len(batch.frames) * is_timed
                 seconds = time.monotonic() - started
                 if not is_timed or seconds > TIMED_S:
@@ -227,17 +236,20 @@ def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float
     bytes_a_pixel = 0.0
     if encode:
         # All frames are drawn, however few are analyzed.
-        an_encoded_frame_s, bytes_a_pixel = time_encoding(info, analyzer.options.max_pixels)
+        an_encoded_frame_s, bytes_a_pixel = time_encoding(info, options)
         n_all = estimate_frames(info, AnalyzeOptions()) or 0.0
-        n_analyzed = estimate_frames(info, analyzer.options) or n_all
+        n_analyzed = estimate_frames(info, options) or n_all
         a_frame_s += an_encoded_frame_s * n_all / max(n_analyzed, 1)
     return 1 / max(a_frame_s, 1e-6), bytes_a_pixel
 
 
-def time_encoding(info: MediaInfo, max_pixels: int | None = None) -> tuple[float, float]:
+def time_encoding(info: MediaInfo, options: AnalyzeOptions) -> tuple[float, float]:
     """Return seconds a frame and bytes a pixel of an annotated video, measured on its beginning."""
     started, n_frames = time.monotonic(), 0
-    with tempfile.TemporaryDirectory() as folder, VideoReader(info.path, max_pixels) as reader:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VideoReader(info.path, options.max_pixels, options.rotate) as reader,
+    ):
         path = Path(folder) / "trial.mp4"
         with VideoWriter(path, reader.info) as writer:
             for batch in islice(reader.batches(8), ENCODED_FRAMES // 8):
@@ -255,7 +267,7 @@ def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
     started, n_done = time.monotonic(), 0
     for job in chosen[:16]:
         try:
-            _, image = read_image(job.source, analyzer.options.max_pixels)
+            _, image = read_image(job.source, analyzer.options.max_pixels, analyzer.options.rotate)
         except InputError:
             continue
         frames = FrameBatch(image[None], np.zeros(1, np.int64), np.full(1, np.nan), True)

@@ -56,6 +56,7 @@ def describe_video(
                 how={MENDS[kind]: count for kind, count in losses.mends.items()},
             ),
         ),
+        smaller_faces=result.smaller_faces,
         options=run["options"],
         model=ModelFacts(**run["model"]),
         device=run["device"],
@@ -72,7 +73,9 @@ def describe_run(analyzer: Analyzer) -> dict[str, Any]:
         "model": {
             "name": analyzer.classifier.card.name,
             "sha256": analyzer.classifier.sha256,
-            "uncertain_below": analyzer.classifier.card.uncertain_below,
+            "read_out": analyzer.classifier.read_out,
+            "uncertain_below": analyzer.classifier.calibration.uncertain_below,
+            "prior": dict(analyzer.classifier.calibration.prior) or None,
         },
         "device": analyzer.tf_device,
         "machine": describe_processor(),

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -101,6 +101,9 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
                 found[candidate.identity] = _Found(first.source, first.base, first.identity, True)
             detail = f"the same file as {display_name(first.source)}"
             skipped.append(_skip(candidate.source, candidate.base, Reason.DUPLICATE, detail))
+    if any(item.named for item in found.values()):
+        # A file that a walk passed over and that is named as well is done.
+        skipped = [result for result in skipped if not _is_named(result, found)]
     inputs = list(found.values())
     if not inputs and any(result.status == "failed" for result in skipped):
         return [], skipped  # there may be some where nobody can look
@@ -119,6 +122,11 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
     ]
     _refuse_overwriting(jobs)
     return jobs, skipped
+
+
+def _is_named(result: JobResult, found: Mapping[str, _Found]) -> bool:
+    """Return whether a file that was passed over as no media is an input after all."""
+    return result.reason is Reason.NOT_MEDIA and os.path.realpath(result.job.source) in found
 
 
 def _skip(source: Path, base: Path, reason: Reason, detail: str) -> JobResult:

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,10 +31,13 @@ from batchfer.batch.rows import (
     write_json,
 )
 from batchfer.batch.tools import Tools
+from batchfer.errors import Reason
+from batchfer.faces.small_faces import FACT, PICTURES_PX, SmallFaceSearch, join_small
 from batchfer.files import atomic_write, describe_source, display_name, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.facts import RunFacts
+from batchfer.results.journal import DONE
 from batchfer.results.ownership import forget_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.results.report.pictures import write_images_report
@@ -104,7 +108,10 @@ class Unreadable(NamedTuple):
 
 
 def read_pictures(
-    jobs: Sequence[Job], analyzer: Analyzer, tell: Tell = lambda _: None
+    jobs: Sequence[Job],
+    analyzer: Analyzer,
+    tell: Tell = lambda _: None,
+    flaws: dict[int, str] | None = None,
 ) -> Iterator[FrameBatch | Unreadable]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
 
@@ -114,8 +121,10 @@ def read_pictures(
         jobs: The pictures.
         analyzer: Says how many make a batch.
         tell: Told of each picture before it is read.
+        flaws: Gets what is missing of a picture, by its position.
     """
-    limit = analyzer.options.max_pixels
+    options = analyzer.options
+    read = partial(read_image, max_pixels=options.max_pixels, rotate=options.rotate)
     gathered = _Gathered()
     # More readers would only wait for each other, and keep those who feed the networks waiting.
     n_readers = max(analyzer.n_cores // 2, 2)
@@ -125,15 +134,17 @@ def read_pictures(
         while True:
             for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
                 tell(Opened(job.name))
-                reading.append((index, pool.submit(read_image, job.source, limit)))
+                reading.append((index, pool.submit(read, job.source)))
             if not reading:
                 break
             index, future = reading.popleft()
             try:
-                image = future.result()[1]
+                info, image = future.result()
             except Exception as error:
                 yield Unreadable(index, error)
                 continue
+            if info.flaw and flaws is not None:
+                flaws[index] = info.flaw
             height, width = image.shape[:2]
             if gathered.add(index, image) >= analyzer.batch_size(width, height, True):
                 yield gathered.take(height, width)
@@ -149,6 +160,7 @@ class Picture:
     image: Images
     rows: TableRows
     probabilities: Floats
+    smaller: Mapping[str, int] = field(default_factory=dict)
 
 
 def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Picture]:
@@ -191,14 +203,23 @@ def perform_pictures(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
     analyzer = tools.load(tasks[0].options)
     tell(Began(f"{len(tasks)} pictures", len(tasks)))
     finished = Finished(tasks[0].output, tell)
+    flaws: dict[int, str] = {}
+    search = SmallFaceSearch(analyzer.detector, PICTURES_PX)
+
+    def finish(picture: Picture) -> tuple[JobResult, TableRows]:
+        task, flaw = tasks[picture.position], flaws.get(picture.position, "")
+        if not len(picture.probabilities):
+            picture = replace(picture, smaller=search.look(picture.image))
+        work = partial(finish_picture, task, picture, task.outputs, flaw)
+        return attempt(task, work), picture.rows
+
     with (
         ThreadPoolExecutor(analyzer.workers) as pool,
-        closing(stream(analyzer, read_pictures(tasks, analyzer, tell))) as items,
+        closing(stream(analyzer, read_pictures(tasks, analyzer, tell, flaws))) as items,
     ):
         for item in items:
             if isinstance(item, AnalyzedBatch):
-                pictures = split_pictures(item, tasks)
-                finished.add(pool.map(lambda one: finish(tasks[one.position], one), pictures))
+                finished.add(pool.map(finish, split_pictures(item, tasks)))
                 tell(Advanced(len(item.frames)))
             elif isinstance(item, Failed):
                 finished.add((fail(tasks[place], item.error), None) for place in item.frames)
@@ -230,20 +251,15 @@ class Finished:
 
     def flush(self) -> None:
         """Write down what there is."""
-        self._parts.add([rows for result, rows in self._waiting if rows and result.status == "ok"])
+        self._parts.add([rows for result, rows in self._waiting if rows and result.status in DONE])
         if self._waiting:
             self._tell(Ended(tuple(result for result, _ in self._waiting)))
         self._waiting.clear()
         self._since = time.monotonic()
 
 
-def finish(task: Task, picture: Picture) -> tuple[JobResult, TableRows]:
-    """Finish one picture, and return what became of it and its rows."""
-    return attempt(task, lambda: finish_picture(task, picture, task.outputs)), picture.rows
-
-
-def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobResult:
-    """Write the annotated copy of one picture and return its outcome."""
+def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str = "") -> JobResult:
+    """Write the annotated copy of one picture and return its outcome; a ``flaw`` is its loss."""
     n_faces = len(picture.probabilities)
     if outputs.annotate:
         rows = picture.rows.cut()
@@ -257,11 +273,14 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions) -> JobRes
     means = picture.probabilities.sum(axis=0, dtype=np.float64)
     return JobResult(
         job,
-        "ok",
+        "partial" if flaw else "ok",
+        Reason.TRUNCATED if flaw else None,
+        flaw,
         n_frames=1,
         n_faces=n_faces,
         n_people=n_faces,
         emotion=EMOTIONS[means.argmax()] if n_faces else "",
+        smaller_faces=picture.smaller,
     )
 
 
@@ -315,7 +334,8 @@ def join_pictures(joint: JointPictures, load: Callable[[AnalyzeOptions], Analyze
     rows = PictureRows(joint.output, joint.outputs.overwrite)
     run = None if joint.are_new else rows.recall_run()
     if run is None:
-        run = describe_run(load(joint.options))
+        smaller = join_small(result.smaller_faces for result in joint.results)
+        run = {**describe_run(load(joint.options)), FACT: smaller}
     publish_pictures(joint.kept, joint.jobs, rows, run, joint.output, joint.outputs)
     write_pictures_page(joint.output, joint.outputs, joint.results)
 
@@ -328,7 +348,7 @@ def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[
     facts = read_object(output / "run.json")
     page = output / "report.html"
     shows_faces = outputs.thumbnails and not outputs.blur_faces
-    run = RunFacts.parse({name: facts.get(name) for name in ("batchfer", *RUN_FACTS)})
+    run = RunFacts.parse({name: facts.get(name) for name in ("batchfer", *RUN_FACTS, FACT)})
     write_images_report(page, table, run, results, thumbnails=shows_faces)
     facts["files"][page.name] = mark_content(page)
     write_json(output / "run.json", facts)

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.errors import InputError, OutputError, Reason
+from batchfer.faces.small_faces import FACT
 from batchfer.files import (
     PARTS_FOLDER,
     atomic_write,
@@ -187,7 +188,7 @@ class PictureRows:
         """Return what `describe_run` said of the last run, None if that is gone."""
         facts = self._read_facts()
         told = {name: facts.get(name) for name in RUN_FACTS}
-        return None if None in told.values() else told
+        return None if None in told.values() else {**told, FACT: facts.get(FACT, {})}
 
     def publish(
         self,

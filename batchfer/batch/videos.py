@@ -22,6 +22,8 @@ from batchfer.batch.outcomes import attempt, recall_result
 from batchfer.batch.parts import VideoParts
 from batchfer.batch.tools import Tools
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
+from batchfer.faces.small_faces import CLIP_PX, SmallFaceSearch
+from batchfer.faces.turns import TurnCheck, advise_turn
 from batchfer.files import mark_input, work_folder
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
@@ -213,11 +215,16 @@ class Clip:
         self._source: Source | None = None
         self._drawing: DrawingProcess | None = None
         self._linker = FaceLinker(kit.analyzer)
+        self._turns = TurnCheck(kit.analyzer.detector)
+        self._search = SmallFaceSearch(kit.analyzer.detector, CLIP_PX)
+        self._smaller: dict[str, int] = {}
+        """What the frame without a face that shows most smaller ones tells of them."""
 
     def read(self) -> Iterator[FrameBatch]:
         """Open the file and yield its frames, after those that an earlier run has done."""
-        task, analyzer = self.task, self._kit.analyzer
-        reader = self._open.enter_context(VideoReader(task.source, task.options.max_pixels))
+        task, analyzer, options = self.task, self._kit.analyzer, self.task.options
+        reader = VideoReader(task.source, options.max_pixels, options.rotate)
+        self._open.enter_context(reader)
         own = self._open.enter_context(work_folder(task.output, task.name))
         folder = own / "result"
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
@@ -277,6 +284,12 @@ class Clip:
             table = self._linker.link(part)
             self._source.parts.add(part.frames, table, self._linker)
             self._draw("put", part.frames, table)
+            if degrees := self._turns.look(part.frames, part.detections):
+                advice = advise_turn(degrees, self.task.options.rotate)
+                logger.warning("%s: %s", self.task.name, advice)
+            if not len(part.detections):
+                smaller = self._search.look(part.frames.images[0])
+                self._smaller = max(self._smaller, smaller, key=lambda told: told.get("count", 0))
         except Exception as error:
             self.fail(error)
         self._kit.tell(Advanced(len(part.frames)))
@@ -296,6 +309,7 @@ class Clip:
             self._draw("end", reader.end_s)
             table = assign_people(parts.join(), self._linker.join_people())
             result = summarize_video(task, reader, table)
+            result = replace(result, smaller_faces=self._smaller)
             make_result(
                 folder,
                 ResultFolder(task.destination),

@@ -268,8 +268,7 @@ def train(
     with ProgressBars(telling.quiet) as progress:
         trained = repeat_runs(like, options, progress) if like else train_model(options, progress)
     if not telling.quiet:
-        accuracy = trained.card.figures["validation"]["accuracy"]
-        typer.echo(f"{trained.model}: {100 * accuracy:.1f} % of the validation faces named right")
+        typer.echo(trained.tell())
 
 
 @app.command(
@@ -296,13 +295,10 @@ def evaluate(
 
     start_keras()
     with ProgressBars(telling.quiet) as progress:
-        figures = evaluate_model(options, progress).figures
+        evaluation = evaluate_model(options, progress)
+    figures = evaluation.figures
     if not telling.quiet:
-        typer.echo(
-            f"{figures.n} faces: accuracy {100 * figures.accuracy:.2f} %, "
-            f"macro F1 {100 * figures.macro_f1:.2f} %, ECE {figures.ece:.3f}; "
-            f"figures in {output}"
-        )
+        typer.echo(f"{evaluation.tell()}; figures in {output}")
     if min_accuracy is not None and figures.accuracy < min_accuracy:
         typer.echo(f"accuracy is below {min_accuracy}", err=True)
         raise typer.Exit(ExitCode.INCOMPLETE)

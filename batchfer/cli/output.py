@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from batchfer.errors import ExitCode, OutputError
+from batchfer.faces.small_faces import FACT, join_small, tell_small
 from batchfer.options import Telling
 
 if TYPE_CHECKING:
@@ -119,11 +120,13 @@ class BatchSummary:
         self._limit = limit
         self._rows: list[tuple[str, ...]] = []
         self._problems: list[str] = []
+        self._smaller: dict[str, int] = {}
         self._counts = dict.fromkeys(("ok", "partial", "failed", "skipped"), 0)
 
     def add(self, result: "JobResult") -> None:
         """Count an outcome, and note it where it is shown."""
         self._counts[result.status] += 1
+        self._smaller = join_small([self._smaller, result.smaller_faces])
         is_fine = result.status in ("ok", "skipped")
         if not is_fine:
             self._problems.append(f"  {result.job.name}: {result.detail or result.reason}")
@@ -165,6 +168,8 @@ class BatchSummary:
         yield ""
         told = ", ".join(f"{n} {status}" for status, n in self._counts.items() if n)
         yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {output}"
+        if told := tell_small({FACT: self._smaller}):
+            yield told
         yield from self._problems
 
 

@@ -49,8 +49,22 @@ def find_model(name_or_path: str | Path) -> Path:
             if os.path.isfile(folder / file_name):  # noqa: PTH113
                 return _see_readable(folder / file_name)
             searched.append(folder / file_name)
+    if os.path.isdir(path):  # noqa: PTH112 - never raises
+        raise ModelError(f"{display_name(text)} is a folder{_list_models(path)}")
     places = ", ".join(display_name(place) for place in searched)
     raise ModelError(f"model {display_name(text)!r} not found; searched: {places}")
+
+
+def _list_models(folder: Path) -> str:
+    """Return what models a folder holds, as the end of a sentence."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.suffix in (".keras", ".h5"))
+    except OSError as error:
+        return f" that cannot be read, {error.strerror}"
+    if not names:
+        return " without a .keras or .h5 file: give the file of a model"
+    shown = ", ".join(map(display_name, names[:5]))
+    return f"; give the file of a model: it holds {shown}{' ...' if names[5:] else ''}"
 
 
 def _see_readable(model: Path) -> Path:
@@ -115,6 +129,35 @@ def _full_face() -> dict[str, float]:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """What is known of one read-out of a model.
+
+    Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
+    before if the card says ``flip_average``; below ``uncertain_below`` a prediction was wrong more
+    often than right on validation data. ``prior`` is the share of each emotion among the faces that
+    the read-out was fitted to, empty where that is not known.
+
+    Raises:
+        ValueError: It cannot be applied.
+    """
+
+    temperature: float = 1.0
+    uncertain_below: float = 0.0
+    prior: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be applied."""
+        if not _is_within(self.temperature, 0.01, 100):
+            raise ValueError("temperature is a number from 0.01 to 100")
+        if not _is_within(self.uncertain_below, 0, 1):
+            raise ValueError("uncertain_below is a number from 0 to 1")
+        shares = self.prior
+        known = isinstance(shares, Mapping) and (not shares or set(shares) == set(EMOTIONS))
+        if not known or not all(_is_within(share, 1e-6, 1) for share in shares.values()):
+            raise ValueError("a prior has a share above 0 of each of the seven emotions")
+
+
+@dataclass(frozen=True)
 class ModelCard:
     """What a model file does not say about itself: the JSON beside it.
 
@@ -123,11 +166,13 @@ class ModelCard:
     face box's longer side, and ``shift_x``, ``shift_y``, the move of its centre in the same unit.
     ``landmarks`` are five pairs x, y: where eyes, nose and corners of the mouth lie in a crop, in
     units of its side, for a model of upright faces; without them crops are cut by the box alone.
-    Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
-    before if ``flip_average``; below ``uncertain_below`` a prediction was wrong more often than
-    right on validation data. ``runs`` are the training runs behind the model, by which they can be
-    repeated (`batchfer.training.past_runs.PastRun`). The rest is for people: where the weights come
-    from, how they can be made again, and what they reach.
+    ``temperature``, ``uncertain_below`` and ``prior`` are the `Calibration` of a model with one
+    output; ``read_outs`` has one for each output of a model with several, by their names. With
+    ``flip_average`` a face counts as it is and mirrored. ``runs`` are the training runs behind the
+    model, by which they can be repeated (`batchfer.training.past_runs.PastRun`), ``seen_faces``
+    hashes of the faces that it was trained and validated on (`batchfer.training.seen`), empty where
+    they are not known. The rest is for people: where the weights come from, how they can be made
+    again, and what they reach.
     """
 
     name: str
@@ -139,6 +184,8 @@ class ModelCard:
     temperature: float = 1.0
     flip_average: bool = False
     uncertain_below: float = 0.0
+    prior: Mapping[str, float] = field(default_factory=dict)
+    read_outs: Mapping[str, Calibration] = field(default_factory=dict)
     sha256: str = ""
     architecture: str = ""
     recipe: Mapping[str, Any] = field(default_factory=dict)
@@ -146,6 +193,7 @@ class ModelCard:
     runs: Sequence[Mapping[str, Any]] = ()
     base_weights: Mapping[str, Any] = field(default_factory=dict)
     training_data: Sequence[Mapping[str, Any]] = ()
+    seen_faces: str = ""
     licence: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -189,16 +237,25 @@ class ModelCard:
             "crop margin": (self.crop["margin"], 0.01, 10),
             "crop shift_x": (self.crop["shift_x"], -10, 10),
             "crop shift_y": (self.crop["shift_y"], -10, 10),
-            "temperature": (self.temperature, 0.01, 100),
-            "uncertain_below": (self.uncertain_below, 0, 1),
         }
         for name, (value, least, most) in bounds.items():
             if not _is_within(value, least, most):
                 raise ModelError(f"{self.name}: {name} is a number from {least} to {most}")
         try:
+            Calibration(self.temperature, self.uncertain_below, self.prior)
             check_kinds(self)
-        except TypeError as error:
-            raise ModelError(f"{self.name}: {error}") from error
+            read_outs = {
+                name: one if isinstance(one, Calibration) else Calibration(**one)
+                for name, one in self.read_outs.items()
+            }
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{self.name}: {one_line(error)}") from error
+        object.__setattr__(self, "read_outs", read_outs)
+
+    def calibrate(self, read_out: str) -> Calibration:
+        """Return what is known of a read-out; of one without a name of its own, the card's own."""
+        own = Calibration(self.temperature, self.uncertain_below, self.prior)
+        return self.read_outs.get(read_out, own)
 
     def with_input(self, size: int, channels: int) -> "ModelCard":
         """Return the card with the input of the model itself.

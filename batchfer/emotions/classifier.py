@@ -4,19 +4,27 @@ A model file is untrusted input: `batchfer.model_file` reads it, Keras never doe
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from batchfer.emotions.card import ModelCard, find_model, read_card
+from batchfer.emotions.card import Calibration, ModelCard, find_model, read_card
 from batchfer.emotions.folding import fold_layers
 from batchfer.emotions.legacy import load_legacy_h5
 from batchfer.emotions.model_file import check_size, load_network_file
+from batchfer.emotions.read_outs import (
+    LastLayer,
+    ReadOut,
+    choose_name,
+    follow_prior,
+    keep_read_out,
+    name_read_outs,
+    split_read_outs,
+)
 from batchfer.errors import ModelError
 from batchfer.faces.crops import align_faces, crop_faces
 from batchfer.files import display_name, hash_file
@@ -36,49 +44,26 @@ GPU_FACTOR = 16
 
 
 @dataclass(frozen=True)
-class ReadOut:
-    """A network's last layer: features to logits, one for each of the card's labels.
-
-    In double precision and face by face. TensorFlow's product of matrices, its softmax and its
-    logarithm compute the last rows of a batch in another way than the others. ``weights`` are
-    ``(C,F)``, ``biases`` ``(C,)``.
-    """
-
-    weights: npt.NDArray[np.float64]
-    biases: npt.NDArray[np.float64]
-
-    def __call__(self, features: Floats) -> npt.NDArray[np.float64]:
-        """Return logits ``(N,C)`` of features ``(N,F)``."""
-        logits: npt.NDArray[np.float64] = (features[:, None] * self.weights).sum(axis=-1)
-        return logits + self.biases
-
-
-def _take_logarithms(probabilities: Floats) -> npt.NDArray[np.float64]:
-    """Return what the softmax makes the same probabilities of: the read-out of other networks."""
-    return np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
-
-
-def _soften(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the softmax of each row."""
-    powers: npt.NDArray[np.float64] = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    powers /= powers.sum(axis=-1, keepdims=True)
-    return powers
-
-
-@dataclass(frozen=True)
 class Classifier:
     """A loaded model.
 
-    ``network`` maps crops ``(N,S,S,3)`` uint8 to what ``read_out`` makes logits of, ``(V,N,F)``:
-    once for each view of a face, which are the crop and, where the card says so, its mirror image.
-    Made by `load_classifier`. Thread-safe: several threads may predict at once.
+    ``network`` maps crops ``(N,S,S,3)`` uint8 to the features that ``read_outs`` make probabilities
+    of, ``(V,N,F)``: once for each view of a face, which are the crop and, where the card says so,
+    its mirror image. ``read_out`` is the name of the one that `predict` answers by. Made by
+    `load_classifier`. Thread-safe: several threads may predict at once.
     """
 
     card: ModelCard
     sha256: str
     network: Any
-    read_out: Callable[[Floats], npt.NDArray[np.float64]]
+    read_outs: Mapping[str, ReadOut]
+    read_out: str
     device: str
+
+    @property
+    def calibration(self) -> Calibration:
+        """What the card says of the read-out in use."""
+        return self.read_outs[self.read_out].calibration
 
     def crop(self, images: Images, faces: FaceDetections) -> Images:
         """Return the square crops ``(N,S,S,3)`` that this model was trained to see.
@@ -104,24 +89,38 @@ class Classifier:
         Args:
             crops: ``(N,S,S,3)`` uint8 RGB, S being the card's input size. N may be 0.
         """
-        at_once = FACES_AT_ONCE * (GPU_FACTOR if "GPU" in self.device.upper() else 1)
-        parts = [self._halve(crops[i : i + at_once]) for i in range(0, len(crops), at_once)]
-        return np.concatenate([np.zeros((0, len(EMOTIONS)), np.float32), *parts])
+        return self._answer(self._look(crops), self.read_out)
 
-    def _halve(self, crops: Images) -> Floats:
-        """Predict in halves where the device's memory is too small for the whole."""
+    def predict_each(self, crops: Images) -> dict[str, Floats]:
+        """Return the probabilities of each read-out, as `predict`; the network runs once."""
+        views = self._look(crops)
+        return {name: self._answer(views, name) for name in self.read_outs}
+
+    def _answer(self, parts: Sequence[Floats], name: str) -> Floats:
+        order = [self.card.labels.index(emotion) for emotion in EMOTIONS]
+        answers = [self.read_outs[name](views)[:, order].astype(np.float32) for views in parts]
+        return np.concatenate([np.zeros((0, len(EMOTIONS)), np.float32), *answers])
+
+    def _look(self, crops: Images) -> list[Floats]:
+        """Return the features ``(V,N,F)`` of one part of the crops after the other."""
+        at_once = FACES_AT_ONCE * (GPU_FACTOR if "GPU" in self.device.upper() else 1)
+        parts = (self._halve(crops[i : i + at_once]) for i in range(0, len(crops), at_once))
+        return [views for part in parts for views in part]
+
+    def _halve(self, crops: Images) -> list[Floats]:
+        """Look at halves where the device's memory is too small for the whole."""
         import tensorflow as tf
 
         try:
-            return self._predict(crops)
+            return [self._look_at_once(crops)]
         except tf.errors.ResourceExhaustedError as error:
             if len(crops) == 1:
                 raise MemoryError(f"too little memory on {self.device} for a face") from error
             _log_shrinking(self.device)
             half = len(crops) // 2
-            return np.concatenate([self._halve(crops[:half]), self._halve(crops[half:])])
+            return [*self._halve(crops[:half]), *self._halve(crops[half:])]
 
-    def _predict(self, crops: Images) -> Floats:
+    def _look_at_once(self, crops: Images) -> Floats:
         n_faces = len(crops)
         padding = -n_faces % (BATCH_MULTIPLE if n_faces > 2 else 2)
         if padding:
@@ -130,11 +129,7 @@ class Classifier:
 
         with tf.device(self.device):
             views: Floats = self.network(tf.constant(crops)).numpy()[:, :n_faces]
-        probabilities = np.mean([_soften(self.read_out(view)) for view in views], axis=0)
-        # Temperature scaling (Guo et al. 2017, "On Calibration of Modern Neural Networks").
-        calibrated = _soften(_take_logarithms(probabilities) / self.card.temperature)
-        order = [self.card.labels.index(emotion) for emotion in EMOTIONS]
-        return np.asarray(calibrated[:, order], np.float32)
+        return views
 
 
 @cache
@@ -147,6 +142,8 @@ def load_classifier(
     labels: Sequence[str] | None = None,
     rescale: float | None = None,
     device: str = "/CPU:0",
+    read_out: str | None = None,
+    prior: Sequence[float] | None = None,
 ) -> Classifier:
     """Return the classifier that a model file and its card describe.
 
@@ -156,37 +153,49 @@ def load_classifier(
         labels: Names of the outputs in order, for a model without a card.
         rescale: Factor on pixel values 0-255 for a model that does not scale its own input.
         device: TensorFlow device that runs it.
+        read_out: Name of the output to answer by; None for the model's first.
+        prior: The share of each of `EMOTIONS` that the user expects; None for the model's own.
 
     Raises:
-        ModelError: The model is unknown, unsafe, has no card and no labels, or does not map a
-            picture to one finite probability per label.
+        ModelError: The model is unknown, unsafe, has no card and no labels, does not map a
+            picture to one finite probability per label, or has no such read-out.
     """
     path = find_model(str(model))
     with hide_stderr():  # the first operation of a process looks for devices, aloud
-        return _load_classifier(path, labels, rescale, device)
+        card, keras_model, sha256 = load_network(path, labels)
+        name = choose_name(card, name_read_outs(keras_model), read_out)
+        network, lasts = _prepare(path, card, keras_model, rescale, device)
+    read_outs = {
+        one: ReadOut(
+            last, card.calibrate(one), follow_prior(card, one, prior if one == name else None)
+        )
+        for one, last in lasts.items()
+    }
+    return Classifier(card, sha256, network, read_outs, name, device)
 
 
-def _load_classifier(
-    path: Path, labels: Sequence[str] | None, rescale: float | None, device: str
-) -> Classifier:
-    card, keras_model, sha256 = load_network(path, labels)
+def _prepare(
+    path: Path, card: ModelCard, keras_model: Any, rescale: float | None, device: str
+) -> tuple[Any, dict[str, LastLayer | None]]:
+    """Return the graph of `Classifier.network`, and the layers behind it by name."""
     try:
         folded = fold_layers(keras_model)
-        _check_output(path, card, folded)
-        features, read_out = split_read_out(folded)
-        network = _trace(features, card, rescale, device)
+        _check_outputs(path, card, folded)
+        features, lasts = split_read_outs(folded)
+        return _trace(features, card, rescale, device), lasts
     except ModelError:
         raise
     except Exception as error:  # Keras raises whatever its layers raise
         detail = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{display_name(path)}: cannot be run ({detail[0][:200]})") from error
-    return Classifier(card, sha256, network, read_out, device)
 
 
 def load_network(
-    model: str | Path, labels: Sequence[str] | None = None
+    model: str | Path, labels: Sequence[str] | None = None, read_out: str | None = None
 ) -> tuple[ModelCard, Any, str]:
     """Return the card, the Keras model and the SHA-256 of a model that is given by name or file.
+
+    Of a model with several read-outs ``read_out`` keeps one, in network and card.
 
     Raises:
         ModelError: As `load_classifier`, but for the outputs, which are not tried.
@@ -204,55 +213,40 @@ def load_network(
     sha256 = hash_file(path)
     if card.sha256 and card.sha256 != sha256:
         raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
-    return _check_shape(path, card, keras_model), keras_model, sha256
+    card = _check_shape(path, card, keras_model)
+    if read_out is not None and len(keras_model.outputs) > 1:
+        name = choose_name(card, name_read_outs(keras_model), read_out)
+        own = asdict(card.calibrate(name))
+        return replace(card, read_outs={}, **own), keep_read_out(keras_model, name), sha256
+    return card, keras_model, sha256
 
 
 def _check_shape(path: Path, card: ModelCard, model: Any) -> ModelCard:
     """Return the card with the model's own input size; refuse shapes that do not fit it."""
     name = display_name(path)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise ModelError(f"{name}: a classifier has one input and one output")
-    shape, outputs = model.inputs[0].shape, model.outputs[0].shape
+    if len(model.inputs) != 1:
+        raise ModelError(f"{name}: a classifier has one input")
+    shape, names = model.inputs[0].shape, name_read_outs(model)
     if len(shape) != 4 or shape[1] is None or shape[1] != shape[2] or shape[3] not in (1, 3):
         raise ModelError(f"{name}: its input is {shape}, not (n, size, size, 1 or 3)")
-    if tuple(outputs) != (None, len(card.labels)):
-        raise ModelError(f"{name}: {outputs[-1]} outputs for {len(card.labels)} labels")
+    for outputs in (output.shape for output in model.outputs):
+        if tuple(outputs) != (None, len(card.labels)):
+            raise ModelError(f"{name}: {outputs[-1]} outputs for {len(card.labels)} labels")
+    if len(names) > 1 and sorted(names) != sorted(card.read_outs):
+        raise ModelError(f"{name}: {len(names)} outputs that its card does not name as read-outs")
     return card.with_input(size=int(shape[1]), channels=int(shape[3]))
 
 
-def _check_output(path: Path, card: ModelCard, model: Any) -> None:
+def _check_outputs(path: Path, card: ModelCard, model: Any) -> None:
     """Show the model a trial picture."""
     size, channels = card.input_size, card.channels
     ramp = np.linspace(0, 1, BATCH_MULTIPLE * size * size * channels, dtype=np.float32)
-    outputs = np.asarray(model(ramp.reshape(BATCH_MULTIPLE, size, size, channels), training=False))
-    fine = np.isfinite(outputs).all() and (outputs >= 0).all()
-    if not fine or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
-        raise ModelError(f"{display_name(path)}: its outputs are not probabilities")
-
-
-def split_read_out(model: Any) -> tuple[Any, Callable[[Floats], npt.NDArray[np.float64]]]:
-    """Return a network up to its features, and what makes logits of them.
-
-    The features of one that does not end in a dense layer and a softmax are its probabilities.
-    """
-    import keras
-
-    last, inputs = _find_source(model.outputs[0])
-    wanted = "softmax"
-    if isinstance(last, keras.layers.Softmax) and last.axis in (-1, 1):
-        last, inputs = _find_source(inputs[0])
-        wanted = "linear"
-    if not isinstance(last, keras.layers.Dense) or last.activation.__name__ != wanted:
-        return model, _take_logarithms
-    weights, *biases = (np.asarray(one, np.float64) for one in last.get_weights())
-    read_out = ReadOut(np.ascontiguousarray(weights.T), biases[0] if biases else np.zeros(1))
-    return keras.Model(model.inputs, inputs[0]), read_out
-
-
-def _find_source(tensor: Any) -> tuple[Any, Any]:
-    """Return the layer that a symbolic tensor comes from, and what it was called with there."""
-    history = tensor._keras_history
-    return history.operation, history.operation._inbound_nodes[history.node_index].input_tensors
+    answers = model(ramp.reshape(BATCH_MULTIPLE, size, size, channels), training=False)
+    for answer in answers if isinstance(answers, list | tuple) else [answers]:
+        outputs = np.asarray(answer)
+        fine = np.isfinite(outputs).all() and (outputs >= 0).all()
+        if not fine or not np.allclose(outputs.sum(axis=1), 1, atol=1e-3):
+            raise ModelError(f"{display_name(path)}: its outputs are not probabilities")
 
 
 def _trace(model: Any, card: ModelCard, rescale: float | None, device: str) -> Any:

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.faces.cuts import describe_frames
+from batchfer.faces.keyframes import find_cuts
+from batchfer.media.clock import TIME_TOLERANCE_S
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.results.painter import DrawnFaces, FacePainter, hide_faces
@@ -17,17 +20,17 @@ from batchfer.schema import FrameBatch, Images, Timeline
 
 
 def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> DrawnFaces:
-    """Return the faces that two frames have in common, at ``share`` in [0, 1] of the way."""
+    """Return the faces of a frame at ``share`` in [0, 1] of the way to those of a later one.
+
+    Those that the later one does not have stay where they are.
+    """
     place = {face_id: index for index, face_id in enumerate(after.ids)}
-    first = before.select([i for i, face_id in enumerate(before.ids) if face_id in place])
-    second = after.select([place[face_id] for face_id in first.ids])
-    return replace(
-        first,
-        boxes=first.boxes + share * (second.boxes - first.boxes),
-        probabilities=np.asarray(
-            first.probabilities + share * (second.probabilities - first.probabilities), np.float32
-        ),
-    )
+    kept = [index for index, face_id in enumerate(before.ids) if face_id in place]
+    others = [place[before.ids[index]] for index in kept]
+    boxes, probabilities = before.boxes.copy(), before.probabilities.copy()
+    boxes[kept] += share * (after.boxes[others] - boxes[kept])
+    probabilities[kept] += np.float32(share) * (after.probabilities[others] - probabilities[kept])
+    return replace(before, boxes=boxes, probabilities=probabilities)
 
 
 HIDE_S = 0.5
@@ -48,9 +51,10 @@ def annotate_clip(
 ) -> None:
     """Draw a timeline onto every frame of its clip.
 
-    Between analyzed frames the boxes are interpolated and drawn thin. With ``blur_faces`` faces are
-    made unrecognizable first, also within `HIDE_S` of a frame in which they were found, and so is
-    all of a frame outside the analyzed ``part``; a face that was missed cannot be hidden.
+    Between analyzed frames the boxes are interpolated and drawn thin, up to a cut. With
+    ``blur_faces`` faces are made unrecognizable first, also within `HIDE_S` of a frame in which
+    they were found, and so is all of a frame outside the analyzed ``part``; a face that was missed
+    cannot be hidden.
     ``advance`` is told of the frames that are on their way.
 
     Raises:
@@ -77,9 +81,14 @@ def draw_timeline(
 ) -> Draw:
     """Return what draws the faces of a timeline onto frames in their order."""
     start_s, end_s = part
+    cut = CutWatch()
 
     def draw(image: Images, frame: int, time_s: float) -> Images:
         found, thin = faces.find(frame, time_s)
+        if not thin:
+            cut.begin(image, time_s)
+        elif len(found) and cut.is_behind(image, time_s):
+            found, _ = faces.find(frame, time_s, hold=False)
         if blur_faces:
             hidden = np.concatenate([faces.find_near(time_s, HIDE_S), found.boxes])
             if time_s < (start_s or 0.0) or (end_s is not None and time_s >= end_s):
@@ -88,6 +97,27 @@ def draw_timeline(
         return painter.draw(image, found, thin)
 
     return draw
+
+
+class CutWatch:
+    """Tells whether there was a cut since the last analyzed frame: faces that end are gone then."""
+
+    def __init__(self) -> None:
+        """Start before the first frame."""
+        self._last: tuple[Images, float] | None = None
+        self._was_cut = False
+
+    def begin(self, image: Images, time_s: float) -> None:
+        """Go on from an analyzed frame."""
+        self._last, self._was_cut = (image, time_s), False
+
+    def is_behind(self, image: Images, time_s: float) -> bool:
+        """Return whether the next frame, which is not analyzed, lies behind a cut."""
+        if self._last is not None and not self._was_cut:
+            last, last_s = self._last
+            self._was_cut = bool(find_cuts([last_s, time_s], describe_frames([last, image]))[0])
+        self._last = image, time_s
+        return self._was_cut
 
 
 class DrawingThreads:
@@ -177,6 +207,8 @@ class FaceTrack:
         """Keep the rows of a timeline, sorted by frame."""
         self._frames, first_rows = np.unique(table["frame"].to_numpy(np.int64), return_index=True)
         self._times_s = table["timestamp"].to_numpy(np.float64)[first_rows]
+        steps_s = np.diff(self._times_s)
+        self._step_s = float(np.median(steps_s)) if len(steps_s) else 0.0
         self._faces = DrawnFaces.from_rows(table)
         rows = table["frame"].to_numpy(np.int64)[table["face_id"].notna().to_numpy(bool)]
         self._starts = np.searchsorted(rows, self._frames)
@@ -198,14 +230,24 @@ class FaceTrack:
         first, last = min(first, max(after - 1, 0)), max(last, after + 1)
         return self._faces.boxes[self._starts[first] : self._stops[min(last, len(self._stops)) - 1]]
 
-    def find(self, frame: int, time_s: float) -> tuple[DrawnFaces, bool]:
-        """Return the faces of a frame, and whether they are interpolated."""
+    def find(self, frame: int, time_s: float, hold: bool = True) -> tuple[DrawnFaces, bool]:
+        """Return the faces of a frame, and whether they are interpolated.
+
+        With ``hold``, those that the next analyzed frame does not have stay until then.
+        """
         after = int(np.searchsorted(self._frames, frame))
         if after < len(self._frames) and self._frames[after] == frame:
             return self._read(after), False
-        if after == 0 or after == len(self._frames):
+        if after == 0:
             return self._faces.slice(0, 0), True
+        if after == len(self._frames):
+            # The last frame counts as long as the others do.
+            is_over = time_s >= self._times_s[-1] + self._step_s - TIME_TOLERANCE_S
+            return self._read(after - 1) if hold and not is_over else self._faces.slice(0, 0), True
         start_s, stop_s = self._times_s[after - 1], self._times_s[after]
         share = (time_s - start_s) / max(stop_s - start_s, 1e-9)
         before, following = self._read(after - 1), self._read(after)
+        if not hold:
+            common = set(following.ids)
+            before = before.select([i for i, one in enumerate(before.ids) if one in common])
         return interpolate_faces(before, following, float(np.clip(share, 0, 1))), True

@@ -62,7 +62,9 @@ class ModelFacts:
 
     name: str = ""
     sha256: str = ""
+    read_out: str | None = None
     uncertain_below: float | None = None
+    prior: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class RunFacts:
     detail: str = ""
     media: MediaFacts = MediaFacts()
     frames: FrameFacts = FrameFacts()
+    smaller_faces: Mapping[str, int] = field(default_factory=dict)
     blur_faces: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     model: ModelFacts = ModelFacts()
@@ -118,7 +121,7 @@ class RunFacts:
         others = {name: told[name] for name in told if name not in known}
         try:
             facts: Self = _parse(cls, {name: told[name] for name in told if name in known})
-            _ = facts.part, facts.max_pixels
+            _ = facts.part, facts.max_pixels, facts.rotate
         except (TypeError, ArithmeticError) as error:
             raise ValueError(str(error)) from error
         return replace(facts, others=others)
@@ -173,6 +176,11 @@ class RunFacts:
         """The largest frame that the analysis was to decode; None for the kind's own limit."""
         limit: int | None = _parse(int | None, self.options.get("max_pixels"))
         return limit
+
+    @property
+    def rotate(self) -> int:
+        """By how many degrees the clip was to be turned clockwise."""
+        return _parse(int | None, self.options.get("rotate")) or 0
 
     @property
     def part(self) -> tuple[float | None, float | None]:

@@ -134,7 +134,7 @@ def _draw_video(
     audio_from: Path | None,
 ) -> None:
     own = timeline.clip
-    with VideoReader(own.path, facts.max_pixels) as reader:
+    with VideoReader(own.path, facts.max_pixels, facts.rotate) as reader:
         info = reader.info
         if (info.width, info.height) != (own.width, own.height):
             raise UsageError(

@@ -1,32 +1,38 @@
-"""How good a model is: accuracy, F1, calibration, and where it is wrong.
+"""How good a model is: accuracy, F1, calibration, where it is wrong, and whether people agree.
 
-Figures take the label of every picture as the truth. Confidences are the largest probabilities.
+Figures take the label of every picture as the truth, and the read-out that answers by labels where
+a model has one. With the votes of raters each read-out is held against these as well. Confidences
+are the largest probabilities.
 """
 
-import csv
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from batchfer import __version__
-from batchfer.emotions.card import find_model, format_card, locate_card, read_card
+from batchfer.emotions.card import find_model
 from batchfer.emotions.classifier import Classifier, load_classifier
+from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError
-from batchfer.files import atomic_write, display_name, lock_output, prepare_output
+from batchfer.files import display_name, lock_output, prepare_output
 from batchfer.machine import hide_stderr
 from batchfer.media.images import read_image
-from batchfer.schema import EMOTIONS, Floats, Images, Integers
-from batchfer.training.drawings import draw_confusion, draw_mistakes, draw_reliability
+from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.training.agreement import Agreements, measure_agreements
+from batchfer.training.evaluation import (
+    Comparison,
+    Evaluation,
+    record_figures,
+    write_results,
+)
 from batchfer.training.face_sets import FaceSet, load_faces, locate_cache
 from batchfer.training.figures import (
-    ClassFigures,
     Figures,
     apply_temperature,
     count_confusion,
@@ -34,9 +40,15 @@ from batchfer.training.figures import (
     measure_calibration_error,
     predict_labels,
 )
+from batchfer.training.intervals import (
+    bound_difference,
+    bound_macro_f1,
+    bound_share,
+)
 from batchfer.training.layouts import FaceList, list_faces, read_votes
 from batchfer.training.options import EvaluateOptions
-from batchfer.training.targets import find_near_duplicates, relabel_by_majority
+from batchfer.training.seen import find_seen
+from batchfer.training.targets import find_near_duplicates, join_votes
 
 logger = logging.getLogger(__name__)
 
@@ -69,37 +81,6 @@ class Progress(Protocol):
         """Show a line."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    ``confusion`` is ``(7,8)``, see `count_confusion`. ``by_part`` are figures by data set and part.
-    ``repeated`` counts near-duplicates of the training data that was named, and ``unrepeated`` are
-    the figures without them; None where none was named, or nothing is left. ``about`` says in plain
-    values what was measured: model, data, version.
-    """
-
-    figures: Figures
-    ece_before_temperature: float
-    confusion: Integers
-    by_part: Mapping[str, Figures]
-    repeated: int | None
-    unrepeated: Figures | None
-    about: Mapping[str, Any]
-
-    def format(self) -> dict[str, Any]:
-        """Return the content of ``metrics.json``."""
-        told = asdict(self.figures)
-        told["ece_before_temperature"] = self.ece_before_temperature
-        told["confusion"] = self.confusion.tolist()
-        told["by_part"] = {name: part.summarize() for name, part in self.by_part.items()}
-        if self.repeated is not None:
-            told["near_duplicates_of_training"] = self.repeated
-        if self.unrepeated is not None:
-            told["without_near_duplicates"] = self.unrepeated.summarize()
-        return {**told, **self.about}
-
-
 def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Evaluation:
     """Evaluate a model.
 
@@ -110,6 +91,7 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Eval
         DataError: The data is refused or holds no picture of the part.
         ModelError: The model is unknown or refused.
         OutputError: The output cannot be written.
+        UsageError: Faces that were seen are to be left out, and the card does not tell which.
     """
     lists = [list_faces(root).select_part(options.part) for root in options.data]
     for one, root in zip(lists, options.data, strict=True):
@@ -123,52 +105,95 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Eval
     with lock_output(options.output):
         device = choose_device(options.device)
         classifier = load_classifier(options.model, options.labels, options.rescale, device)
-        faces = load_faces(
-            lists,
-            classifier.card.input_size,
-            options.cache or locate_cache(),
-            options.strict,
-        )
+        other = load_classifier(options.against, device=device) if options.against else None
+        cache = options.cache or locate_cache()
+        faces = load_faces(lists, classifier.card.input_size, cache, options.strict)
+        seen, kept = _choose_unseen(faces, classifier, other, options)
+        faces = faces.select(kept)
+        said = _predict(faces, lists, classifier, options, progress)
+        probabilities = said[name_labels(classifier)]
+        comparison = None
+        if other is not None:
+            same = load_faces(lists, other.card.input_size, cache).select(kept)
+            answers = _predict(same, lists, other, options, progress)[name_labels(other)]
+            comparison = _compare(faces, probabilities, answers, other)
+        agreements = None
         if options.votes is not None:
-            faces = relabel_by_majority(faces, read_votes(options.votes))
-        if options.end_to_end:
-            probabilities = _predict_end_to_end(faces, lists, classifier, options, progress)
-        else:
-            probabilities = _predict_crops(faces, classifier, progress)
-        evaluation = _describe(faces, probabilities, classifier, options)
-        _write_results(options.output, faces, probabilities, evaluation)
+            votes = join_votes(faces, read_votes(options.votes, options.strict))
+            agreements = measure_agreements(said, votes)
+        evaluation = _describe(faces, said, classifier, options, seen, comparison, agreements)
+        write_results(options.output, faces, probabilities, evaluation)
         if options.record is not None:
             record_figures(find_model(options.model), options.record, evaluation)
     return evaluation
 
 
-def record_figures(model: Path, name: str, evaluation: Evaluation) -> None:
-    """Keep the summary of an evaluation in the card of a model, under a name of its own.
+def name_labels(classifier: Classifier) -> str:
+    """Return the name of the read-out that is held against labels."""
+    return LABELS if LABELS in classifier.read_outs else classifier.read_out
 
-    Raises:
-        ModelError: The model has no card.
+
+def _choose_unseen(
+    faces: FaceSet, classifier: Classifier, other: Classifier | None, options: EvaluateOptions
+) -> tuple[int | None, npt.NDArray[np.bool_]]:
+    """Return how many of the faces the model has seen in training, and which are to be measured.
+
+    With ``unseen`` these are the faces that neither of the models has seen.
     """
-    card = read_card(model)
-    kept = ("n", "accuracy", "macro_f1", "balanced_accuracy", "ece", "ece_before_temperature",
-            "missed_faces")  # fmt: skip
-    told = evaluation.format()
-    summary = {key: told[key] for key in (*kept, "without_near_duplicates") if key in told}
-    card = replace(card, figures={**card.figures, name: summary})
-    with atomic_write(locate_card(model)) as path:
-        path.write_text(format_card(card), encoding="utf-8")
+    kept = np.ones(len(faces), bool)
+    if options.unseen:
+        for card in [one.card for one in (classifier, other) if one is not None]:
+            kept &= ~find_seen(faces, card)
+        if not kept.any():
+            raise DataError(f"--unseen leaves no face: all {len(faces)} were seen in training")
+        logger.warning("%d faces were seen in training and are left out", (~kept).sum())
+    if not classifier.card.seen_faces:
+        return None, kept
+    seen = int(find_seen(faces, classifier.card).sum())
+    if seen and not options.unseen:
+        logger.warning(
+            "%d of the %d faces were seen in training; --unseen leaves them out", seen, len(faces)
+        )
+    return seen, kept
 
 
-def _predict_crops(faces: FaceSet, classifier: Classifier, progress: Progress | None) -> Floats:
+def _compare(
+    faces: FaceSet, probabilities: Floats, answers: Floats, other: Classifier
+) -> Comparison:
+    right, others = (predict_labels(one) == faces.labels for one in (probabilities, answers))
+    return Comparison(
+        {"model": other.card.name, "sha256": other.sha256},
+        measure(answers, faces.labels),
+        *bound_difference(right, others),
+    )
+
+
+def _predict(
+    faces: FaceSet,
+    lists: Sequence[FaceList],
+    classifier: Classifier,
+    options: EvaluateOptions,
+    progress: Progress | None,
+) -> dict[str, Floats]:
+    """Return the probabilities ``(N,7)`` of each read-out."""
+    if options.end_to_end:
+        return _predict_end_to_end(faces, lists, classifier, options, progress)
+    return _predict_crops(faces, classifier, progress)
+
+
+def _predict_crops(
+    faces: FaceSet, classifier: Classifier, progress: Progress | None
+) -> dict[str, Floats]:
     if progress:
         progress.begin_file("evaluate", len(faces), "face")
     parts = []
     for images in faces.batches(128):
-        parts.append(classifier.predict(images))
+        parts.append(classifier.predict_each(images))
         if progress:
             progress.advance(len(images))
     if progress:
         progress.end_file()
-    return np.concatenate(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in classifier.read_outs}
 
 
 def _predict_end_to_end(
@@ -177,14 +202,16 @@ def _predict_end_to_end(
     classifier: Classifier,
     options: EvaluateOptions,
     progress: Progress | None,
-) -> Floats:
-    """Return probabilities of the largest face found in each picture, NaN where there is none."""
+) -> dict[str, Floats]:
+    """Return what `_predict` does of the largest face in each picture, NaN where there is none."""
     from batchfer.faces.detector import Detector
 
     detector = Detector(options.min_face_px, options.face_threshold, classifier.device)
     pictures = [picture for one in lists for picture in one.pictures]
 
-    def look(row: int) -> Floats:
+    nothing = np.full((1, len(EMOTIONS)), np.nan, np.float32)
+
+    def look(row: int) -> dict[str, Floats]:
         picture = pictures[row]
         if isinstance(picture, Path):
             image = read_image(picture)[1]
@@ -194,23 +221,22 @@ def _predict_end_to_end(
             image = place_on_canvas(image, options.canvas_px)
         found = detector.detect_in_stills(image[None])
         if not len(found):
-            return np.full(len(EMOTIONS), np.nan, np.float32)
+            return dict.fromkeys(classifier.read_outs, nothing)
         sides = found.boxes[:, 2:] - found.boxes[:, :2]
         largest = found.select(sides.prod(axis=1).argmax(keepdims=True))
-        row_of_one: Floats = classifier.predict(classifier.crop(image[None], largest))[0]
-        return row_of_one
+        return classifier.predict_each(classifier.crop(image[None], largest))
 
     if progress:
         progress.begin_file("evaluate", len(faces), "face")
-    table = np.empty((len(faces), len(EMOTIONS)), np.float32)
+    parts = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for row, probabilities in enumerate(pool.map(look, faces.rows.tolist())):
-            table[row] = probabilities
+        for answer in pool.map(look, faces.rows.tolist()):
+            parts.append(answer)
             if progress:
                 progress.advance(1)
     if progress:
         progress.end_file()
-    return table
+    return {name: np.concatenate([part[name] for part in parts]) for name in classifier.read_outs}
 
 
 def place_on_canvas(image: Images, side_px: int) -> Images:
@@ -225,13 +251,65 @@ def place_on_canvas(image: Images, side_px: int) -> Images:
 
 
 def _describe(
-    faces: FaceSet, probabilities: Floats, classifier: Classifier, options: EvaluateOptions
+    faces: FaceSet,
+    said: Mapping[str, Floats],
+    classifier: Classifier,
+    options: EvaluateOptions,
+    seen: int | None,
+    comparison: Comparison | None,
+    agreements: Agreements | None,
 ) -> Evaluation:
     card = classifier.card
+    name = name_labels(classifier)
+    probabilities, temperature = said[name], classifier.read_outs[name].calibration.temperature
     found = ~np.isnan(probabilities).any(axis=1)
     # Temperature scaling is its own inverse with the reciprocal: p before it, up to rounding.
-    before = apply_temperature(probabilities[found], 1 / card.temperature)
-    by_part = {
+    before = apply_temperature(probabilities[found], 1 / temperature)
+    repeated, unrepeated = _set_repeats_apart(faces, probabilities, options)
+    about = {
+        "model": {
+            "name": card.name,
+            "sha256": classifier.sha256,
+            "input_size": card.input_size,
+            "read_out": name,
+            "temperature": temperature,
+            "flip_average": card.flip_average,
+        },
+        "data": {
+            "sources": [root.name for root in options.data],
+            "part": options.part,
+            "votes": options.votes and options.votes.name,
+            "end_to_end": options.end_to_end,
+            "canvas_px": options.canvas_px,
+            "unseen": options.unseen,
+            "classes": faces.count_classes(),
+            "broken": list(faces.broken),
+        },
+        "batchfer": __version__,
+    }
+    figures = measure(probabilities, faces.labels)
+    confusion = count_confusion(predict_labels(probabilities), faces.labels)
+    return Evaluation(
+        figures=figures,
+        intervals={
+            "accuracy": bound_share(int(confusion.trace()), figures.n),
+            "macro_f1": bound_macro_f1(confusion),
+        },
+        seen=seen,
+        ece_before_temperature=measure_calibration_error(before, faces.labels[found]),
+        confusion=confusion,
+        by_part=_measure_parts(faces, probabilities),
+        repeated=repeated,
+        unrepeated=unrepeated,
+        comparison=comparison,
+        by_read_out={one: measure(answers, faces.labels) for one, answers in said.items()},
+        agreements=agreements,
+        about=about,
+    )
+
+
+def _measure_parts(faces: FaceSet, probabilities: Floats) -> dict[str, Figures]:
+    return {
         f"{source}/{part}" if part else str(source): measure(
             probabilities[mask], faces.labels[mask]
         )
@@ -239,81 +317,20 @@ def _describe(
         for part in np.unique(faces.parts[faces.sources == source])
         if (mask := (faces.sources == source) & (faces.parts == part)).any()
     }
-    repeated = unrepeated = None
-    if options.against:
-        training = load_faces(
-            [list_faces(root).select_part("train") for root in options.against],
-            faces.size_px,
-            options.cache or locate_cache(),
-        )
-        repeats = find_near_duplicates(faces, training)
-        repeated = int(repeats.sum())
-        if not repeats.all():
-            unrepeated = measure(probabilities[~repeats], faces.labels[~repeats])
-    about = {
-        "model": {
-            "name": card.name,
-            "sha256": classifier.sha256,
-            "input_size": card.input_size,
-            "temperature": card.temperature,
-            "flip_average": card.flip_average,
-        },
-        "data": {
-            "sources": [root.name for root in options.data],
-            "part": options.part,
-            "labels": "majority of FER+ votes" if options.votes else "as given",
-            "end_to_end": options.end_to_end,
-            "canvas_px": options.canvas_px,
-            "classes": faces.count_classes(),
-            "broken": list(faces.broken),
-        },
-        "batchfer": __version__,
-    }
-    return Evaluation(
-        measure(probabilities, faces.labels),
-        measure_calibration_error(before, faces.labels[found]),
-        count_confusion(predict_labels(probabilities), faces.labels),
-        by_part,
-        repeated,
-        unrepeated,
-        about,
+
+
+def _set_repeats_apart(
+    faces: FaceSet, probabilities: Floats, options: EvaluateOptions
+) -> tuple[int | None, Figures | None]:
+    """Return how many faces training data nearly repeat, and the figures without them."""
+    if not options.training_data:
+        return None, None
+    training = load_faces(
+        [list_faces(root).select_part("train") for root in options.training_data],
+        faces.size_px,
+        options.cache or locate_cache(),
     )
-
-
-def _write_results(
-    output: Path, faces: FaceSet, probabilities: Floats, evaluation: Evaluation
-) -> None:
-    with atomic_write(output / "predictions.csv") as path:
-        _write_predictions(path, faces, probabilities)
-    with atomic_write(output / "per_class.csv") as path:
-        _write_per_class(path, evaluation.figures.per_class)
-    with atomic_write(output / "confusion.png") as path:
-        draw_confusion(path, evaluation.confusion, evaluation.figures.accuracy)
-    with atomic_write(output / "reliability.png") as path:
-        found = ~np.isnan(probabilities).any(axis=1)
-        draw_reliability(path, probabilities[found], faces.labels[found])
-    with atomic_write(output / "mistakes.jpg") as path:
-        draw_mistakes(path, faces, probabilities)
-    # Last, because it says that the evaluation is complete.
-    with atomic_write(output / "metrics.json") as path:
-        path.write_text(json.dumps(evaluation.format(), indent=2) + "\n", encoding="utf-8")
-
-
-def _write_predictions(path: Path, faces: FaceSet, probabilities: Floats) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["input", "label", *EMOTIONS])
-        for name, label, row in zip(faces.names, faces.labels, probabilities, strict=True):
-            cells = ["" if np.isnan(value) else str(value) for value in row]
-            shown = display_name(str(name))
-            # A cell that a spreadsheet would take for a formula is defused.
-            defused = f"'{shown}" if shown[:1] in "=+-@\t\r" else shown
-            writer.writerow([defused, EMOTIONS[label], *cells])
-
-
-def _write_per_class(path: Path, per_class: Mapping[str, ClassFigures]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["emotion", "n", "precision", "recall", "f1"])
-        for emotion, row in per_class.items():
-            writer.writerow([emotion, row.n, row.precision, row.recall, row.f1])
+    repeats = find_near_duplicates(faces, training)
+    if repeats.all():
+        return len(faces), None
+    return int(repeats.sum()), measure(probabilities[~repeats], faces.labels[~repeats])

@@ -36,8 +36,9 @@ class FaceSet:
     ``store (M,S,S,3)`` holds the RGB pictures of all faces that were decoded together and ``rows
     (N,)`` those that belong here; `images` reads them. ``labels (N,)`` index `EMOTIONS`,
     ``targets (N,7)`` is what training aims at, ``names (N)`` and ``sources (N)`` tell pictures and
-    data sets apart, and ``parts (N)`` name the part of the data set. ``broken`` names pictures
-    that could not be decoded, or whose rows are broken.
+    data sets apart, and ``parts (N)`` name the part of the data set. ``hashes (N,)`` are the first
+    32 bits of the SHA-256 of each picture's file, or of its pixels if it has none. ``broken`` names
+    pictures that could not be decoded, or whose rows are broken.
     """
 
     store: Images
@@ -47,6 +48,7 @@ class FaceSet:
     names: npt.NDArray[np.str_]
     sources: npt.NDArray[np.str_]
     parts: npt.NDArray[np.str_]
+    hashes: npt.NDArray[np.uint32]
     broken: tuple[str, ...] = field(default=())
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ class FaceSet:
         """Return the faces that a boolean mask or an index array picks, in its order."""
         columns = {
             name: getattr(self, name)[index]
-            for name in ("rows", "labels", "targets", "names", "sources", "parts")
+            for name in ("rows", "labels", "targets", "names", "sources", "parts", "hashes")
         }
         return replace(self, **columns)
 
@@ -138,6 +140,7 @@ def load_faces(
         np.array(names)[rows],
         np.array(sources)[rows],
         np.array(parts)[rows],
+        np.array([int.from_bytes(digest[:4]) for digest in digests], np.uint32)[rows],
         tuple(name for name, _ in skipped),
     )
 

@@ -142,26 +142,38 @@ def apply_temperature(probabilities: Floats, temperature: float) -> Floats:
     return tempered
 
 
-def fit_temperature(probabilities: Floats, labels: Integers) -> float:
-    """Return the temperature with the least log loss on validation faces (Guo et al. 2017)."""
+def measure_cross_entropy(probabilities: Floats, targets: Floats) -> float:
+    """Return the mean of -log of the probabilities ``(N,7)``, weighted by the targets ``(N,7)``."""
+    logarithms = np.log(np.maximum(probabilities.astype(np.float64), 1e-12))
+    return float(-(targets * logarithms).sum(axis=1).mean())
+
+
+def fit_temperature(probabilities: Floats, targets: Floats) -> float:
+    """Return the temperature with the least log loss on validation faces (Guo et al. 2017).
+
+    ``targets (N,7)`` are labels in one-hot form, or shares of raters.
+    """
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        return measure_log_loss(apply_temperature(probabilities, math.exp(log_temperature)), labels)
+        tempered = apply_temperature(probabilities, math.exp(log_temperature))
+        return measure_cross_entropy(tempered, targets)
 
     found = minimize_scalar(loss, bounds=(math.log(0.1), math.log(10)), method="bounded")
     return float(math.exp(found.x))
 
 
-def find_uncertain_below(probabilities: Floats, labels: Integers) -> float:
+def find_uncertain_below(probabilities: Floats, targets: Floats) -> float:
     """Return the confidence under which accuracy on these faces falls below one half.
 
-    Accuracy as a function of confidence is the non-decreasing one that fits best (isotonic
-    regression); 0 where it is never below one half.
+    ``targets (N,7)`` are labels in one-hot form, or shares of raters: then accuracy is the share of
+    raters who say the same. As a function of confidence it is the non-decreasing one that fits best
+    (isotonic regression); 0 where it is never below one half.
     """
     from scipy.optimize import isotonic_regression
 
-    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    rows = np.arange(len(targets))
+    correct = targets[rows, probabilities.argmax(axis=1)].astype(np.float64)
     # Faces of equal confidence stand or fall together, whatever their order.
     confidences, group = np.unique(probabilities.max(axis=1), return_inverse=True)
     n_faces = np.bincount(group).astype(np.float64)

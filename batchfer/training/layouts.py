@@ -219,7 +219,10 @@ def _list_tree(root: Path) -> FaceList:
                 names.append(path.relative_to(root).as_posix())
                 pictures.append(path)
                 labels.append(EMOTIONS.index(emotion))
-                part_names.append(part)
+                # FER2013 has two parts for tests, which their pictures are named after.
+                official = path.name.partition("_")[0]
+                is_test = part == "test" and official in ("PublicTest", "PrivateTest")
+                part_names.append(official if is_test else part)
     if not names:
         raise DataError(f"{display_name(root)}: its class folders hold no picture")
     return FaceList(root, tuple(names), tuple(pictures), np.array(labels), tuple(part_names))
@@ -351,7 +354,7 @@ VOTES_LICENCE = "FER+ votes (Barsoum et al. 2016, Microsoft): MIT"
 
 
 def read_votes(path: Path, strict: bool = False) -> dict[str, Floats]:
-    """Return the FER+ vote distribution ``(7,)`` over `EMOTIONS` by picture name.
+    """Return how many raters chose each of `EMOTIONS`, ``(7,)``, by picture name, of a FER+ table.
 
     Votes for contempt, unknown and not-a-face are dropped; a picture without any other vote is
     left out. Broken rows are skipped, counted and named.
@@ -372,6 +375,6 @@ def read_votes(path: Path, strict: bool = False) -> dict[str, Floats]:
             where = f"{display_name(path)} line {line}"
             skipped.append((row.get("Image name", ""), f"{where}: votes are numbers from 0"))
         elif row["Image name"] and counts.sum() > 0:
-            votes[row["Image name"]] = (counts / counts.sum()).astype(np.float32)
+            votes[row["Image name"]] = counts.astype(np.float32)
     tell_skipped(skipped, strict)
     return votes

@@ -9,12 +9,13 @@ import numpy as np
 
 from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
 from batchfer.emotions.classifier import load_network
+from batchfer.emotions.read_outs import LABELS, name_read_outs
 from batchfer.errors import ModelError
 from batchfer.machine import find_bfloat16_unit
 from batchfer.schema import EMOTIONS, Floats, Images
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet
-from batchfer.training.options import TrainOptions
+from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.recipes import Recipe
 
 
@@ -43,7 +44,7 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
             f"({str(error).splitlines()[0][:120]})"
         ) from error
     if goes_on(options):
-        card, trained, _ = load_network(options.base_weights)
+        card, trained, _ = load_network(options.base_weights, read_out=LABELS)
         shapes, others = ([weight.shape for weight in one.weights] for one in (model, trained))
         if shapes != others or card.labels != EMOTIONS:
             raise ModelError(f"{options.base_weights} is no {recipe.architecture} to go on from")
@@ -51,11 +52,6 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     elif options.base_weights not in ("imagenet", "none"):
         load_base_weights(model, Path(options.base_weights))
     return model
-
-
-def goes_on(options: TrainOptions) -> bool:
-    """Return whether the run starts from a whole trained model."""
-    return Path(options.base_weights).suffix == ".keras"
 
 
 def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
@@ -107,13 +103,30 @@ def compute_features(fixed: Any, faces: FaceSet, progress: Progress | None) -> F
     return replace(faces, store=np.concatenate(parts), rows=np.arange(len(faces)))
 
 
-def predict(model: Any, faces: FaceSet, flip_average: bool = False) -> Floats:
-    """Return probabilities ``(N,7)``, on request averaged with those of the mirrored faces."""
-    parts = []
+def predict_each(model: Any, faces: FaceSet, flip_average: bool = False) -> dict[str, Floats]:
+    """Return probabilities ``(N,7)`` of each read-out.
+
+    With ``flip_average`` they are the mean of those of the face and of its mirror image.
+    """
+
+    def ask(images: Images) -> list[Floats]:
+        answers = model.predict(images, batch_size=128, verbose=0)
+        return answers if isinstance(answers, list) else [answers]
+
+    parts: list[list[Floats]] = []
     for images in faces.batches(2048):
-        probabilities = model.predict(images, batch_size=128, verbose=0)
+        answers = ask(images)
         if flip_average:
-            mirrored = model.predict(images[:, :, ::-1], batch_size=128, verbose=0)
-            probabilities = (probabilities + mirrored) / 2
-        parts.append(probabilities)
-    return np.concatenate(parts).astype(np.float32)
+            mirrored = ask(images[:, :, ::-1])
+            answers = [
+                (one + other) / np.float32(2) for one, other in zip(answers, mirrored, strict=True)
+            ]
+        parts.append(answers)
+    columns = (np.concatenate(some).astype(np.float32) for some in zip(*parts, strict=True))
+    return dict(zip(name_read_outs(model), columns, strict=True))
+
+
+def predict(model: Any, faces: FaceSet, flip_average: bool = False) -> Floats:
+    """Return what `predict_each` does of a network with a single read-out."""
+    (probabilities,) = predict_each(model, faces, flip_average).values()
+    return probabilities

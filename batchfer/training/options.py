@@ -65,9 +65,9 @@ class TrainOptions:
     model: Annotated[str, Flag("--model", "mobilenetv2 or vgg19.", NETWORK, "NAME"), KEPT] = (
         "mobilenetv2"
     )
-    recipe: Annotated[str, Flag("--recipe", "finetune or baseline.", NETWORK, "NAME"), RECIPE] = (
-        "finetune"
-    )
+    recipe: Annotated[
+        str, Flag("--recipe", "finetune, head or baseline.", NETWORK, "NAME"), RECIPE
+    ] = "finetune"
     base_weights: Annotated[
         str,
         Flag(
@@ -172,13 +172,21 @@ def list_marked(*marks: str) -> dict[str, Flag | None]:
     }
 
 
+def goes_on(options: TrainOptions) -> bool:
+    """Return whether the run starts from a whole trained model."""
+    return Path(options.base_weights).suffix == ".keras"
+
+
 @dataclass(frozen=True)
 class EvaluateOptions:
     """What is evaluated, and how.
 
     ``part`` is ``test`` (all of a data set without parts), ``val``, ``train``, ``all`` or a part's
-    own name such as ``PublicTest``. ``votes`` replaces labels by the majority of FER+ votes.
-    ``against`` names training data: figures without its near-duplicates are added.
+    own name such as ``PublicTest``. ``votes`` is a table of raters' votes (FER+'s
+    columns), joined by picture name: how far the model says what people say is added.
+    ``training_data`` is that of the model: figures without its near-duplicates are added. With
+    ``unseen`` faces are left out that the model has seen in training, as its card tells.
+    ``against`` is another model, by name or file, that is asked about the same faces.
     ``record`` names the figures under which the summary is kept in the model's card.
     ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
     them in the middle of a grey square of that side.
@@ -198,14 +206,22 @@ class EvaluateOptions:
     rescale: Rescale = None
     votes: Annotated[
         Path | None,
-        Flag("--votes", "Take the majority of FER+ votes as the truth.", DATA, "FILE"),
+        Flag("--votes", "FER+ votes: tell how far raters agree.", DATA, "FILE"),
     ] = None
-    against: Annotated[
+    training_data: Annotated[
         tuple[Path, ...],
         Flag(
-            "--against", "Training data: add figures without its near-duplicates.", DATA, "FOLDER"
+            "--training-data", "Add figures without near-duplicates of these data.",
+            DATA, "FOLDER",
         ),
     ] = ()  # fmt: skip
+    unseen: Annotated[
+        bool, Flag("--unseen", "Leave out faces that the model was trained on.", DATA)
+    ] = False
+    against: Annotated[
+        str | None,
+        Flag("--against", "Compare with another model on the same faces.", WHAT, "MODEL"),
+    ] = None
     end_to_end: Annotated[
         bool, Flag("--end-to-end", "Find the faces, too; a missed one is a mistake.", WHAT)
     ] = False

@@ -14,8 +14,14 @@ from batchfer.emotions.card import ModelCard, check_kinds, find_model, read_card
 from batchfer.errors import ModelError, one_line
 from batchfer.files import hash_file
 from batchfer.training.batches import Augmentation
-from batchfer.training.networks import goes_on
-from batchfer.training.options import INPUT, KEPT, RECIPE, TrainOptions, list_marked
+from batchfer.training.options import (
+    INPUT,
+    KEPT,
+    RECIPE,
+    TrainOptions,
+    goes_on,
+    list_marked,
+)
 from batchfer.training.recipes import RECIPES, SETTINGS, Recipe
 
 logger = logging.getLogger(__name__)

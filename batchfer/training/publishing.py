@@ -13,11 +13,20 @@ import numpy as np
 
 from batchfer import __version__
 from batchfer.emotions.architectures import ARCHITECTURES
-from batchfer.emotions.card import ModelCard, find_model, format_card, locate_card, read_card
+from batchfer.emotions.card import (
+    Calibration,
+    ModelCard,
+    find_model,
+    format_card,
+    locate_card,
+    read_card,
+)
 from batchfer.emotions.model_file import load_network_file
+from batchfer.emotions.read_outs import LABELS, PEOPLE, keep_read_out
 from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.files import atomic_write, hash_file
 from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.training.agreement import measure_agreements
 from batchfer.training.face_sets import Splits
 from batchfer.training.figures import (
     apply_temperature,
@@ -26,11 +35,13 @@ from batchfer.training.figures import (
     measure,
     measure_calibration_error,
 )
+from batchfer.training.head import PeopleTargets
 from batchfer.training.layouts import VOTES_LICENCE, recognize
-from batchfer.training.networks import goes_on, predict
-from batchfer.training.options import TrainOptions
+from batchfer.training.networks import predict_each
+from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.past_runs import PastRun, format_command, format_repeat, format_run
 from batchfer.training.recipes import Recipe
+from batchfer.training.seen import format_seen
 
 logger = logging.getLogger(__name__)
 
@@ -46,37 +57,56 @@ class Trained:
     card: ModelCard
     history: tuple[Mapping[str, float], ...]
 
+    def tell(self) -> str:
+        """Return in a line how good the model is, and whether the run was cut short."""
+        accuracy = self.card.figures["validation"]["accuracy"]
+        n_done, n_wanted = len(self.history), self.card.recipe["epochs"]
+        after = f" after {n_done} of {n_wanted} epochs" if n_done < n_wanted else ""
+        return f"{self.model}: {100 * accuracy:.1f} % of the validation faces named right{after}"
+
 
 def publish(
     model: Any,
     options: TrainOptions,
     recipe: Recipe,
     splits: Splits,
+    people: tuple[PeopleTargets, PeopleTargets] | None,
     history: Sequence[Mapping[str, float]],
     base_share: float,
     runs: Sequence[PastRun],
 ) -> Trained:
-    """Calibrate a network on the validation faces and write it with its card."""
-    validation = splits.validation
-    raw = predict(model, validation, recipe.flip_average)
-    temperature = fit_temperature(raw, validation.labels)
-    tempered = apply_temperature(raw, temperature)
+    """Calibrate a network on the validation faces and write it with its card.
+
+    ``people`` is what people say of the training and of the validation faces, where the network has
+    a read-out of it.
+    """
+    raw = predict_each(model, splits.validation, recipe.flip_average)
     path = options.output / f"{options.model}.keras"
     with atomic_write(path) as unfinished:
         model.save(unfinished, include_optimizer=False)
-        before = float((raw.argmax(axis=1) == validation.labels).mean())
         full = unfinished.read_bytes()
         halve_precision(unfinished)
         small = load_network_file(unfinished)
-        halved = predict(small, validation, recipe.flip_average)
-        after = float((halved.argmax(axis=1) == validation.labels).mean())
-        if abs(after - before) > HALF_TOLERANCE:
-            logger.warning("half precision changes accuracy to %.4f: stored in full", after)
+        halved = predict_each(small, splits.validation, recipe.flip_average)
+        labels = splits.validation.labels
+        accuracy, after = (
+            {name: float((one.argmax(axis=1) == labels).mean()) for name, one in some.items()}
+            for some in (raw, halved)
+        )
+        if any(abs(after[name] - accuracy[name]) > HALF_TOLERANCE for name in raw):
+            logger.warning("half precision changes accuracy to %s: stored in full", after)
             unfinished.write_bytes(full)
     if options.export_h5:
         with atomic_write(options.output / f"{options.model}.h5") as unfinished:
-            export_h5(model, unfinished)
-    figures = _describe_validation(tempered, raw, splits)
+            export_h5(keep_read_out(model, LABELS), unfinished)
+    calibrations = {name: _calibrate(name, one, splits, people) for name, one in raw.items()}
+    tempered = {
+        name: apply_temperature(one, calibrations[name].temperature) for name, one in raw.items()
+    }
+    last = list(raw)[-1]  # which answers by labels
+    figures = _describe_validation(tempered[last], raw[last], splits)
+    if people is not None:
+        figures |= asdict(measure_agreements(tempered, people[1].votes))
     sha256 = hash_file(path)
     runs = [replace(run, sha256=run.sha256 or sha256) for run in runs]
     card = ModelCard(
@@ -85,9 +115,8 @@ def publish(
         input_size=recipe.size_px,
         crop={"margin": CROP_MARGIN, "shift_x": CROP_SHIFT[0], "shift_y": CROP_SHIFT[1]},
         landmarks=FACE_POINTS,
-        temperature=temperature,
         flip_average=recipe.flip_average,
-        uncertain_below=find_uncertain_below(tempered, validation.labels),
+        **(asdict(calibrations[last]) if len(raw) == 1 else {"read_outs": calibrations}),
         sha256=sha256,
         architecture=recipe.architecture,
         recipe=asdict(recipe),
@@ -95,18 +124,34 @@ def publish(
         runs=[format_run(run) for run in runs],
         base_weights=_describe_base(options, recipe, base_share),
         training_data=_describe_data(splits, options),
+        seen_faces=format_seen((splits.training, splits.validation), _read_earlier_cards(options)),
         licence=_describe_licence(splits),
         figures={"validation": figures, "epochs": len(history)},
-        versions={
-            "batchfer": __version__,
-            "keras": keras.__version__,
-            "backend": keras.backend.backend(),
-            "python": platform.python_version(),
-        },
+        versions=_list_versions(),
     )
     with atomic_write(locate_card(path)) as unfinished:
         unfinished.write_text(format_card(card), encoding="utf-8")
     return Trained(path, card, tuple(history))
+
+
+def _calibrate(
+    name: str,
+    raw: Floats,
+    splits: Splits,
+    people: tuple[PeopleTargets, PeopleTargets] | None,
+) -> Calibration:
+    """Return what validation faces tell of a read-out: of people by votes, of another by labels."""
+    if name == PEOPLE and people is not None:
+        voted = people[1].voted
+        raw, targets = raw[voted], people[1].shares[voted]
+        prior = people[0].find_prior()
+    else:
+        targets = np.eye(len(EMOTIONS), dtype=np.float32)[splits.validation.labels]
+        mean = splits.training.targets.mean(axis=0, dtype=np.float64)
+        prior = dict(zip(EMOTIONS, np.maximum(mean, 1e-6).tolist(), strict=True))
+    temperature = fit_temperature(raw, targets)
+    below = find_uncertain_below(apply_temperature(raw, temperature), targets)
+    return Calibration(temperature, below, prior)
 
 
 def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, Any]:
@@ -151,6 +196,12 @@ def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]
     return described
 
 
+def _read_earlier_cards(options: TrainOptions) -> list[ModelCard]:
+    """Return the cards of the models that a run goes on from, and is taught by."""
+    base = [options.base_weights] if goes_on(options) else []
+    return [read_card(find_model(one)) for one in (*base, *options.teachers)]
+
+
 def _describe_licence(splits: Splits) -> str:
     faces = splits.training
     layouts = [recognize(faces.names[faces.sources == one]) for one in np.unique(faces.sources)]
@@ -170,6 +221,15 @@ def _describe_base(options: TrainOptions, recipe: Recipe, share: float) -> dict[
     if goes_on(options):
         described["share_of_final_weights"] = share
     return described
+
+
+def _list_versions() -> dict[str, str]:
+    return {
+        "batchfer": __version__,
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "python": platform.python_version(),
+    }
 
 
 def halve_precision(path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from batchfer.errors import UsageError
 from batchfer.training.batches import Augmentation
-from batchfer.training.options import TrainOptions
+from batchfer.training.options import TrainOptions, goes_on
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Recipe:
     all batches the ``calm`` augmentation replaces the strong one. ``per_class`` draws at most that
     many training faces of a class. ``patience`` ends a run after that many epochs without a better
     validation accuracy. With ``flip_average`` the published model is asked twice for each face,
-    once mirrored.
+    once mirrored. ``fit_people`` adds a read-out of what people say in the end, where there are
+    votes (`batchfer.training.head`); without epochs that is all.
     """
 
     architecture: str
@@ -58,6 +59,7 @@ class Recipe:
     half_precision_pays: bool = False
     flip_average: bool = False
     patience: int | None = None
+    fit_people: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -75,7 +77,7 @@ STRONG = Augmentation(
 )
 CALM = replace(STRONG, rotation=6, scale=0.1, shift=0.04, coarse=0.1, erase=0.0, mixup=0.0)
 
-RECIPES: Mapping[tuple[str, str], Recipe] = {
+_TRAINED: Mapping[tuple[str, str], Recipe] = {
     ("mobilenetv2", "finetune"): Recipe(
         architecture="mobilenetv2",
         size_px=96,
@@ -92,6 +94,7 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         calm=replace(CALM, border=0.3),
         calm_from=0.9,
         flip_average=True,
+        fit_people=True,
         settings={"dropout": 0.3},
     ),
     ("vgg19", "finetune"): Recipe(
@@ -112,6 +115,7 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         calm_from=0.9,
         half_precision_pays=True,
         flip_average=True,
+        fit_people=True,
         settings={"dropout": 0.5},
     ),
     # The two recipes that the project comes from. The author of the first names no sizes: input,
@@ -138,7 +142,18 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
         validate_on_test=True,
     ),
 }
-"""The recipes by model and name. `finetune` is the default, `baseline` repeats an original one."""
+RECIPES: Mapping[tuple[str, str], Recipe] = {
+    **_TRAINED,
+    **{
+        (model, "head"): replace(_TRAINED[model, "finetune"], epochs=0, head_epochs=0)
+        for model in ("mobilenetv2", "vgg19")
+    },
+}
+"""The recipes by model and name.
+
+`finetune` is the default, `head` fits the last layer of a trained model to votes, and `baseline`
+repeats an original recipe.
+"""
 
 
 def find_recipe(options: TrainOptions) -> Recipe:
@@ -151,9 +166,16 @@ def find_recipe(options: TrainOptions) -> Recipe:
     if recipe is None:
         known = ", ".join(f"--model {model} --recipe {name}" for model, name in RECIPES)
         raise UsageError(f"no recipe {options.recipe!r} for {options.model!r}; there are {known}")
+    if options.recipe == "head" and not (options.votes and goes_on(options)):
+        raise UsageError(
+            "--recipe head fits the last layer of a trained model to votes: give --base-weights "
+            "MODEL.keras and --votes FILE"
+        )
     for name in ("epochs", "batch_size", "learning_rate", "patience"):
         value = getattr(options, name)
         if value is not None:
+            if not recipe.epochs:
+                raise UsageError(f"--recipe {options.recipe} has no {name}")
             if value <= 0:
                 raise UsageError(f"{name} is above 0, not {value}")
             recipe = replace(recipe, **{name: value})

@@ -15,6 +15,19 @@ from batchfer.training.layouts import FaceList
 DUPLICATE_CORRELATION = 0.97
 
 
+def join_votes(faces: FaceSet, votes: Mapping[str, Floats]) -> Floats:
+    """Return the votes ``(N,7)`` of each face, by the names of the pictures; zeros for none.
+
+    Raises:
+        DataError: There are none for any of the faces.
+    """
+    none = np.zeros(len(EMOTIONS), np.float32)
+    joined = np.array([votes.get(name.rsplit("/", 1)[-1], none) for name in faces.names])
+    if not joined.any():
+        raise DataError("the votes name none of the pictures")
+    return joined
+
+
 def soften_targets(
     faces: FaceSet, votes: Mapping[str, Floats], vote_share: float, smoothing: float
 ) -> FaceSet:
@@ -35,7 +48,7 @@ def soften_targets(
         if vote is None:
             targets[row] = smooth[row]
         else:
-            targets[row] = (1 - vote_share) * targets[row] + vote_share * vote
+            targets[row] = (1 - vote_share) * targets[row] + vote_share * vote / vote.sum()
             n_joined += 1
     if votes and not n_joined:
         raise DataError("the votes name none of the pictures")

@@ -14,6 +14,7 @@ from batchfer.emotions.architectures import fit_normalization
 from batchfer.emotions.card import ModelCard
 from batchfer.emotions.classifier import load_network
 from batchfer.emotions.model_file import load_network_file
+from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError, UsageError
 from batchfer.files import PARTS_FOLDER, display_name, lock_output, prepare_output
 from batchfer.schema import EMOTIONS, Floats
@@ -22,15 +23,15 @@ from batchfer.training.checkpoints import hash_faces, read_state
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet, Splits, check_classes, load_faces, locate_cache
 from batchfer.training.figures import apply_temperature, fit_temperature, measure
+from batchfer.training.head import PeopleTargets, add_people
 from batchfer.training.layouts import FaceList, list_faces, read_votes, tell_skipped
 from batchfer.training.networks import (
     build_network,
     choose_precision,
     draw_sample,
-    goes_on,
     predict,
 )
-from batchfer.training.options import TrainOptions
+from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.past_runs import identify_run, trace_runs
 from batchfer.training.publishing import Trained, publish
 from batchfer.training.recipes import Recipe, find_recipe, format_recipe
@@ -38,6 +39,7 @@ from batchfer.training.run import TrainingRun
 from batchfer.training.targets import (
     draw_per_class,
     find_near_duplicates,
+    join_votes,
     keep_frequencies,
     relabel_by_majority,
     soften_targets,
@@ -93,7 +95,7 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     if options.teachers:
         said = []
         for name in options.teachers:
-            card, teacher, _ = load_network(name)
+            card, teacher, _ = load_network(name, read_out=LABELS)
             same = load_faces(kept, card.input_size, cache)
             said.append(ask_teacher(card, teacher, same))
         faces = follow_teachers(faces, recipe.teacher_share, said)
@@ -180,25 +182,51 @@ def train(
     with lock_output(options.output):
         splits = prepare_data(options, recipe)
         options = _find_own_run(options, recipe, splits)
-        keras.utils.set_random_seed(options.seed)
-        keras.config.set_dtype_policy(choose_precision(options, recipe))
-        try:
-            with spread_over_gpus():
-                network = build_network(options, recipe)
-                if recipe.fit_normalization and not (goes_on(options) or options.resume):
-                    fit_normalization(network, draw_sample(splits.training, options.seed))
-                run = TrainingRun(options, recipe, splits, network, progress)
-                run.run()
-            done = recipe
-            if run.is_out_of_time():  # where another machine reaches another epoch
-                done = replace(recipe, epochs=len(run.history))
-            keras.config.set_dtype_policy("float32")
-            best = load_in_float32(run.folder / "best.keras", options, recipe)
-        finally:
-            keras.config.set_dtype_policy("float32")
-        share = average_with_base(best, options, recipe, splits.validation)
+        if recipe.epochs:
+            best, history, done = _train_layers(options, recipe, splits, progress)
+            share = average_with_base(best, options, recipe, splits.validation)
+        else:
+            best, history, done = build_network(options, recipe), [], recipe
+            share = 1.0
+        people = _join_votes(options, splits) if recipe.fit_people and options.votes else None
+        if people is not None:
+            cache = options.cache or locate_cache()
+            best = add_people(best, splits, people, cache, recipe.flip_average, progress)
         runs = trace_runs(options, done)
-        return publish(best, options, recipe, splits, run.history, share, runs)
+        return publish(best, options, recipe, splits, people, history, share, runs)
+
+
+def _train_layers(
+    options: TrainOptions, recipe: Recipe, splits: Splits, progress: Progress | None
+) -> tuple[Any, list[dict[str, float]], Recipe]:
+    """Return a trained network, its learning curve, and the recipe as it was carried out."""
+    keras.utils.set_random_seed(options.seed)
+    keras.config.set_dtype_policy(choose_precision(options, recipe))
+    try:
+        with spread_over_gpus():
+            network = build_network(options, recipe)
+            if recipe.fit_normalization and not (goes_on(options) or options.resume):
+                fit_normalization(network, draw_sample(splits.training, options.seed))
+            run = TrainingRun(options, recipe, splits, network, progress)
+            run.run()
+        done = recipe
+        if run.is_out_of_time():  # where another machine reaches another epoch
+            done = replace(recipe, epochs=len(run.history))
+        keras.config.set_dtype_policy("float32")
+        return load_in_float32(run.folder / "best.keras", options, recipe), run.history, done
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def _join_votes(options: TrainOptions, splits: Splits) -> tuple[PeopleTargets, PeopleTargets]:
+    """Return what people say of the training and of the validation faces."""
+    assert options.votes is not None
+    votes = read_votes(options.votes)
+    training, validation = (
+        PeopleTargets.join(faces, join_votes(faces, votes))
+        for faces in (splits.training, splits.validation)
+    )
+    return training, validation
 
 
 def _find_own_run(options: TrainOptions, recipe: Recipe, splits: Splits) -> TrainOptions:
@@ -243,7 +271,7 @@ def average_with_base(
     if not goes_on(options):
         return 0.0
     reached = model.get_weights()
-    base = load_network(options.base_weights)[1].get_weights()
+    base = load_network(options.base_weights, read_out=LABELS)[1].get_weights()
 
     def mix(share: float) -> None:
         model.set_weights(
@@ -254,7 +282,8 @@ def average_with_base(
     for share in (0.0, *BASE_SHARES):
         mix(share)
         raw = predict(model, validation, recipe.flip_average)
-        tempered = apply_temperature(raw, fit_temperature(raw, validation.labels))
+        truth = np.eye(len(EMOTIONS), dtype=np.float32)[validation.labels]
+        tempered = apply_temperature(raw, fit_temperature(raw, truth))
         figures = measure(tempered, validation.labels)
         losses[share] = figures.log_loss
         logger.info(

@@ -138,7 +138,7 @@ def test_a_clip_is_timed_as_it_will_be_analyzed(
     slower, bytes_a_pixel = time_video(info, analyzer, True)
     assert slower < 1.2 * rate
     # Whatever is analyzed, all frames are drawn.
-    assert bytes_a_pixel == pytest.approx(time_encoding(info)[1], rel=0.1)
+    assert bytes_a_pixel == pytest.approx(time_encoding(info, AnalyzeOptions())[1], rel=0.1)
     assert 0 < bytes_a_pixel < 0.05
 
 

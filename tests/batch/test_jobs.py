@@ -204,6 +204,20 @@ def test_a_file_met_twice_is_a_duplicate(home: Path) -> None:
     assert "in/a.mp4" in skipped[0].detail
 
 
+def test_a_file_that_is_passed_over_and_named_is_done(home: Path) -> None:
+    touch("in/b.mp4", "in/odd.bin", "in/notes.txt")
+    jobs, skipped = plan_jobs([Path("in"), Path("in/odd.bin")], Path("out"), "video")
+    assert [job.name for job in jobs] == ["b.mp4", "odd.bin"]
+    assert [(result.job.name, result.reason) for result in skipped] == [("notes.txt", "not_media")]
+
+
+def test_raw_streams_and_rarer_kinds_are_walked(home: Path) -> None:
+    videos = {f"in/a.{kind}" for kind in "264 h264 265 h265 hevc apng mj2 mod TOD".split()}
+    touch(*videos, "in/b.mpo")
+    assert set(plan("in")) == videos
+    assert set(plan("in", kind="image")) == {"in/a.apng", "in/b.mpo"}
+
+
 def test_links_are_followed_but_never_in_circles(home: Path) -> None:
     touch("in/a.mp4", "elsewhere/b.mp4", "elsewhere/deep/c.mp4")
     Path("in/linked").symlink_to("../elsewhere")
@@ -354,9 +368,22 @@ def test_an_unknown_model_lists_every_place_searched(
         assert str(Path(folder) / "unheard.keras") in str(caught.value)
     with pytest.raises(ModelError):
         find_model("../unheard")
-    Path("folder").mkdir()
-    with pytest.raises(ModelError):
-        find_model("folder")
+
+
+def test_a_folder_that_is_given_for_a_model_says_what_is_in_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch("runs/b.keras", "runs/a.h5", "runs/a.json", "empty/notes.txt", "shelf/empty.keras")
+    with pytest.raises(ModelError, match=r"runs is a folder; .*: it holds a\.h5, b\.keras$"):
+        find_model("runs")
+    touch(*(f"many/{number}.keras" for number in range(9)))
+    with pytest.raises(ModelError, match=r"0\.keras, .*4\.keras \.\.\.$"):
+        find_model("many/")
+    with pytest.raises(ModelError, match=r"without a \.keras or \.h5 file"):
+        find_model("empty")
+    # A model that is found by its name goes before a folder that happens to lie here.
+    monkeypatch.setenv("BATCHFER_MODELS", "shelf")
+    assert find_model("empty") == Path("shelf/empty.keras")
 
 
 def test_a_file_is_known_by_its_content(home: Path) -> None:

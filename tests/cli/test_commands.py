@@ -13,6 +13,7 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.cli.output import BatchSummary, ProgressBars
 from batchfer.errors import ExitCode, Reason, UsageError
+from batchfer.faces.small_faces import FACT
 from batchfer.options import parse_time
 from batchfer.schema import Job, JobResult
 
@@ -224,6 +225,21 @@ def test_the_closing_table_names_what_failed() -> None:
     assert "60 ok, 1 failed in 12.0 s; results in out" in text
     assert lines[-1].strip() == "torn.mp4: half of it is missing"
     assert "5.0" in lines[2], "frames a second"
+
+
+def test_the_closing_table_tells_of_smaller_faces() -> None:
+    summary = BatchSummary()
+    for number, told in enumerate(
+        ({}, {"count": 4, "smallest_px": 23}, {"count": 1, "smallest_px": 9})
+    ):
+        job = Job(Path("a.jpg"), f"{number}.jpg", Path("x"))
+        summary.add(JobResult(job, "ok", facts={FACT: told} if told else {}))
+    lines = list(summary.format(Path("out"), 1.0))
+    assert lines[-1] == (
+        "saw 5 faces that are smaller than --min-face where none was found: "
+        "--min-face 12 finds more"
+    )
+    assert "smaller" not in "".join(BatchSummary().format(Path("out"), 1.0))
 
 
 def test_without_a_terminal_progress_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,12 +114,23 @@ def test_no_face_is_smaller_than_the_minimum() -> None:
     assert (sides[1] >= 100).all()
 
 
+def test_smaller_faces_than_asked_for_are_seen_by_a_look_of_its_own(detector: Detector) -> None:
+    picture = compose(300, 500, [(20, 20, 75), (150, 40, 60), (300, 90, 80)])
+    large = Detector(min_face_px=40)
+    assert len(large.detect(picture[None])) == 0
+    found = large.find_smaller(picture[None])
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1)
+    assert len(found) == 3 and (sides < 40).all()
+    assert len(large.find_smaller(MOVING[:1])) == 0, "its face is large enough"
+    assert len(detector.find_smaller(picture[None])) == 0, "nothing is smaller than asked for"
+
+
 def test_the_pyramid_keeps_stocks_levels_at_any_minimum() -> None:
     """Else faces near the thresholds come and go with the minimum."""
-    sizes, scales = Detector(min_face_px=20)._plan_pyramid(360, 640)
+    sizes, scales = Detector()._plan_pyramid(360, 640, 20)
     assert scales[0] == pytest.approx(0.6) and len(scales) == 9
     for minimum, n_dropped in ((24, 0), (30, 1), (40, 2), (80, 4)):
-        fewer, _ = Detector(min_face_px=minimum)._plan_pyramid(360, 640)
+        fewer, _ = Detector()._plan_pyramid(360, 640, minimum)
         np.testing.assert_array_equal(fewer, sizes[n_dropped:])
 
 
@@ -333,6 +344,26 @@ def test_a_close_look_makes_no_faces_up(detector: Detector) -> None:
         assert len(detector.detect_in_stills(colored[None])) == 0
     assert len(detector.detect_in_stills(np.zeros((0, 90, 160, 3), np.uint8))) == 0
     assert len(detector.detect_in_stills(np.zeros((2, 11, 11, 3), np.uint8))) == 0
+
+
+def test_a_scarf_up_to_the_nose_is_told_and_a_free_face_has_none(detector: Detector) -> None:
+    frames = np.stack([PORTRAIT] * 4)
+    free = detector.detect(frames)
+    assert not detector.find_covered(frames, free).any()
+    eyes, mouth = free.landmarks[0, :2].mean(axis=0), free.landmarks[0, 3:].mean(axis=0)
+    reach = float(mouth[1] - eyes[1])
+    rows = slice(int(eyes[1] + 0.3 * reach), int(eyes[1] + 1.9 * reach))
+    columns = slice(int(eyes[0] - 1.3 * reach), int(eyes[0] + 1.3 * reach))
+    for frame, color in zip(
+        frames[1:], ((150, 190, 215), (30, 30, 35), (235, 238, 240)), strict=True
+    ):
+        frame[rows, columns] = color
+    together = detector.find_covered(frames, free)
+    assert together.tolist() == [False, True, True, True]
+    one = free.select(np.array([0]))
+    alone = [detector.find_covered(frame[None], one)[0] for frame in frames]
+    assert alone == together.tolist()
+    assert len(detector.find_covered(frames, FaceDetections.empty())) == 0
 
 
 def test_the_default_crop_frames_a_face_like_the_training_pictures(detector: Detector) -> None:

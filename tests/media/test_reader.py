@@ -897,6 +897,42 @@ def test_half_a_picture_is_refused(name: str, tmp_path: Path) -> None:
     assert refuse_image(write(path, content[:20])).reason in (Reason.TRUNCATED, Reason.CORRUPT)
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_most_of_a_jpeg_is_enough(progressive: bool, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8)
+    path = save(Image.fromarray(noise), tmp_path / "a.jpg", progressive=progressive)
+    content = path.read_bytes()
+    info, whole = read_image(path)
+    assert info.flaw == ""
+    info, image = read_image(write(path, content[:-2]))
+    assert info.flaw == "the file is incomplete"
+    assert np.array_equal(image[:180], whole[:180])
+    info, image = read_image(write(path, content[: len(content) * 9 // 10]))
+    assert "the file is incomplete" in info.flaw
+    assert image.shape == whole.shape
+    if not progressive:
+        assert "of 200 rows are missing" in info.flaw
+        assert np.array_equal(image[:160], whole[:160])
+
+
+def test_a_whole_picture_of_another_kind_is_unsupported(tmp_path: Path) -> None:
+    for start in (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n", b"II\xbc\x01", b"v/1\x01"):
+        error = refuse_image(write(tmp_path / "a.bin", start + bytes(64)))
+        assert error.reason is Reason.UNSUPPORTED
+    path = save(Image.fromarray(upright()), tmp_path / "a.tif", compression="tiff_deflate")
+    content = bytearray(path.read_bytes())
+    start = int.from_bytes(content[4:8], "little")
+    entries = [
+        start + 2 + 12 * i for i in range(int.from_bytes(content[start : start + 2], "little"))
+    ]
+    (place,) = [e for e in entries if content[e : e + 2] == (262).to_bytes(2, "little")]
+    content[place + 8 : place + 10] = (32_803).to_bytes(
+        2, "little"
+    )  # as sensors see, in camera raw
+    assert refuse_image(write(path, bytes(content))).reason is Reason.UNSUPPORTED
+    assert refuse_image(write(path, bytes(content[:-9]))).reason is Reason.CORRUPT
+
+
 def test_a_large_picture_is_refused_by_its_header(tmp_path: Path) -> None:
     parts = [b"\x89PNG\r\n\x1a\n"]
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)

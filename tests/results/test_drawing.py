@@ -43,15 +43,35 @@ def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:
     assert np.array_equal(clear, image), "nothing is hidden unasked"
 
 
-def test_interpolation_moves_the_faces_that_both_frames_have() -> None:
+def test_interpolation_moves_the_faces_that_both_frames_have_and_keeps_others() -> None:
     before = make_faces([(0, 0, 10, 10), (50, 50, 60, 60)], "happy")
     after = make_faces([(50, 50, 60, 60), (10, 20, 30, 40)], "sad")
     after = DrawnFaces((7, 0), ("#7", "#0"), after.boxes, after.probabilities)
     faces = interpolate_faces(before, after, 0.25)
-    assert faces.ids == (0,)
-    np.testing.assert_allclose(faces.boxes, [[2.5, 5, 15, 17.5]])
+    assert faces.ids == (0, 1)
+    np.testing.assert_allclose(faces.boxes, [[2.5, 5, 15, 17.5], [50, 50, 60, 60]])
     np.testing.assert_allclose(faces.probabilities.sum(axis=1), 1, atol=1e-6)
     assert EMOTIONS[int(faces.probabilities[0].argmax())] == "happy"
+
+
+@pytest.mark.parametrize("cut_at", [1, 2, 3, None])
+def test_boxes_end_at_a_cut_not_before_it(cut_at: int | None) -> None:
+    rng = np.random.default_rng(0)
+    shots = [rng.integers(0, 256, (12, 16, 3)).repeat(10, 0).repeat(10, 1) for _ in range(2)]
+    boxes = np.array([[10, 10, 70, 90], [90, 20, 150, 100]], np.float32)
+    points, sure = np.zeros((2, 5, 2), np.float32), np.ones(2, np.float32)
+    faces = FaceDetections(np.arange(2), boxes, sure, points)
+    probabilities = np.repeat(make_faces([(0, 0, 1, 1)]).probabilities, 2, axis=0)
+    table = build_table(np.array([0, 3]), np.array([0.0, 0.12]), faces, np.arange(2), probabilities)
+    draw = draw_timeline(FaceTrack(table), FacePainter())
+    has_box = []
+    for frame in range(8):
+        image = shots[cut_at is not None and frame >= cut_at].astype(np.uint8)
+        has_box.append(bool((draw(image, frame, frame / 25) != image).any()))
+    until = 3 if cut_at is None else cut_at
+    # The last analyzed frame lasts as long as the one before: three frames.
+    assert has_box[:3] == [frame < until for frame in range(3)]
+    assert has_box[3:] == [True, True, True, False, False]
 
 
 def make_clip_of_a_face(path: Path, frames: int, step: int) -> tuple[MediaInfo, pd.DataFrame]:

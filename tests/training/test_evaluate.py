@@ -16,6 +16,7 @@ from batchfer.errors import DataError, ExitCode, ModelError, UsageError
 from batchfer.files import hash_file
 from batchfer.schema import EMOTIONS
 from batchfer.training.evaluate import evaluate, place_on_canvas
+from batchfer.training.face_sets import FaceSet, load_faces
 from batchfer.training.figures import (
     MISSED,
     apply_temperature,
@@ -26,7 +27,9 @@ from batchfer.training.figures import (
     measure_calibration_error,
     predict_labels,
 )
+from batchfer.training.layouts import list_faces
 from batchfer.training.options import EvaluateOptions
+from batchfer.training.seen import find_seen, format_seen
 
 FILES = {
     "metrics.json", "predictions.csv", "per_class.csv", "confusion.png", "reliability.png",
@@ -103,7 +106,7 @@ def test_every_face_missed() -> None:
 def test_the_temperature_undoes_overconfidence(sharpness: float) -> None:
     logits, labels = draw_logits(20_000, seed=0)
     probabilities = soften(logits * sharpness)
-    temperature = fit_temperature(probabilities, labels)
+    temperature = fit_temperature(probabilities, np.eye(7)[labels])
     assert temperature == pytest.approx(sharpness, rel=0.05)
     fresh_logits, fresh_labels = draw_logits(20_000, seed=1)
     fresh = apply_temperature(soften(fresh_logits * sharpness), temperature)
@@ -126,13 +129,16 @@ def test_uncertain_below_is_where_accuracy_crosses_one_half() -> None:
     rest = (1 - confidences) / 6
     probabilities = np.repeat(rest[:, None], 7, axis=1)
     probabilities[:, 3] = confidences
-    assert find_uncertain_below(probabilities, labels) == pytest.approx(0.5, abs=0.05)
-    assert find_uncertain_below(probabilities, np.full(20_000, 3)) == 0
-    assert find_uncertain_below(probabilities, np.full(20_000, 4)) == 1
+    eye = np.eye(7)
+    assert find_uncertain_below(probabilities, eye[labels]) == pytest.approx(0.5, abs=0.05)
+    assert find_uncertain_below(probabilities, eye[np.full(20_000, 3)]) == 0
+    assert find_uncertain_below(probabilities, eye[np.full(20_000, 4)]) == 1
+    # Raters of whom three fifths say so are as good as three labels of five.
+    assert find_uncertain_below(probabilities, 0.6 * eye[np.full(20_000, 3)]) == 0
     # Equal confidences are one, in whatever order their faces come.
     equal = np.repeat(probabilities[np.argmin(np.abs(confidences - 0.6))][None], 4, axis=0)
     for right in range(4):
-        assert find_uncertain_below(equal, np.where(np.arange(4) == right, 3, 4)) == 1
+        assert find_uncertain_below(equal, eye[np.where(np.arange(4) == right, 3, 4)]) == 1
 
 
 def test_place_on_canvas() -> None:
@@ -160,7 +166,12 @@ def test_evaluation_files(data: Path, toy_model: Path, tmp_path: Path) -> None:
     locate_card(calibrated).write_text(json.dumps(content), encoding="utf-8")
     out = tmp_path / "out"
     options = EvaluateOptions(
-        (data,), out, str(calibrated), against=(data,), cache=tmp_path / "cache", record="toys"
+        (data,),
+        out,
+        str(calibrated),
+        training_data=(data,),
+        cache=tmp_path / "cache",
+        record="toys",
     )
     evaluation = evaluate(options)
     assert {path.name for path in out.iterdir()} == FILES | {".batchfer"}
@@ -251,6 +262,98 @@ def test_a_model_without_card_needs_labels(data: Path, toy_model: Path, tmp_path
     assert ModelCard("bare", EMOTIONS, 32).labels == EMOTIONS
 
 
+# --- faces that were seen in training ---------------------------------------------------------
+
+
+def keep_seen(model: Path, faces: FaceSet, folder: Path) -> Path:
+    """Copy a model with a card that says that it has seen these faces."""
+    folder.mkdir()
+    copy = folder / model.name
+    copy.write_bytes(model.read_bytes())
+    card = replace(read_card(model), seen_faces=format_seen([faces], []))
+    locate_card(copy).write_text(format_card(card), encoding="utf-8")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def faces(data: Path, tmp_path_factory: pytest.TempPathFactory) -> FaceSet:
+    return load_faces([list_faces(data)], 32, tmp_path_factory.mktemp("cache"))
+
+
+def test_seen_faces_are_kept_in_cards_compactly(faces: FaceSet, toy_model: Path) -> None:
+    card = read_card(toy_model)
+    some, others = faces.select(faces.parts == "train"), faces.select(faces.parts == "test")
+    kept = replace(card, seen_faces=format_seen([some], []))
+    assert len(kept.seen_faces) <= 6 * len(some)
+    assert find_seen(some, kept).all() and not find_seen(others, kept).any()
+    # What an earlier model has seen, one that goes on from it has seen, too.
+    later = replace(card, seen_faces=format_seen([others], [kept, card]))
+    assert find_seen(faces, later).all()
+    with pytest.raises(UsageError, match="does not tell"):
+        find_seen(faces, card)
+    for broken in ("a", "\u00e4", "AAAAAAA="):
+        with pytest.raises(ModelError, match="seen_faces"):
+            find_seen(faces, replace(card, seen_faces=broken))
+
+
+def test_evaluation_tells_and_leaves_out_faces_seen_in_training(
+    data: Path, faces: FaceSet, toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = np.flatnonzero(faces.parts == "test")[::3]
+    model = keep_seen(toy_model, faces.select(rows), tmp_path / "seen")
+    # They are known wherever they lie by now.
+    moved = shutil.copytree(data, tmp_path / "moved")
+    (moved / "test/angry").rename(moved / "test/anger")
+    options = EvaluateOptions((moved,), tmp_path / "out", str(model), cache=tmp_path / "cache")
+    evaluation = evaluate(options)
+    assert (evaluation.figures.n, evaluation.seen) == (21, 7)
+    assert "7 of the 21 faces were seen in training" in caplog.text
+    least, most = evaluation.intervals["accuracy"]
+    assert least < evaluation.figures.accuracy < most
+    unseen = replace(options, unseen=True)
+    evaluation = evaluate(unseen)
+    assert (evaluation.figures.n, evaluation.seen) == (14, 7)
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["data"]["unseen"] is True
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
+        named = {row["input"].replace("anger", "angry") for row in csv.DictReader(stream)}
+    assert named == set(faces.names[faces.parts == "test"]) - set(faces.names[rows])
+    with pytest.raises(DataError, match="all 21 were seen"):
+        everything = keep_seen(toy_model, faces, tmp_path / "all")
+        evaluate(replace(unseen, model=str(everything)))
+    with pytest.raises(UsageError, match="does not tell which faces"):
+        evaluate(replace(unseen, model=str(toy_model)))
+    assert evaluate(replace(options, model=str(toy_model))).seen is None
+
+
+def test_two_models_are_compared_on_the_same_faces(
+    data: Path, faces: FaceSet, toy_model: Path, tmp_path: Path
+) -> None:
+    # The other model has its first two emotions exchanged, and has seen other faces.
+    rows = np.flatnonzero(faces.parts == "test")
+    model = keep_seen(toy_model, faces.select(rows[:3]), tmp_path / "one")
+    other = keep_seen(toy_model, faces.select(rows[-3:]), tmp_path / "other")
+    labels = [EMOTIONS[1], EMOTIONS[0], *EMOTIONS[2:]]
+    content = json.loads(locate_card(other).read_text()) | {"labels": labels, "name": "other"}
+    locate_card(other).write_text(json.dumps(content), encoding="utf-8")
+    options = EvaluateOptions(
+        (data,), tmp_path / "out", str(model), against=str(other), cache=tmp_path / "cache"
+    )
+    evaluation = evaluate(options)
+    alone = evaluate(replace(options, model=str(other), against=None))
+    comparison = evaluation.comparison
+    assert comparison is not None and comparison.figures == alone.figures
+    own = evaluation.figures.accuracy
+    assert comparison.difference == pytest.approx(own - alone.figures.accuracy)
+    assert comparison.interval.least < comparison.difference < comparison.interval.most
+    told = evaluation.format()["against"]
+    assert told["model"] == "other" and told["accuracy"] == alone.figures.accuracy
+    assert f"other: accuracy {100 * alone.figures.accuracy:.2f} %" in evaluation.tell()
+    # Neither of them is to have seen a face.
+    assert evaluate(replace(options, unseen=True)).figures.n == 15
+    with pytest.raises(ModelError, match=r"is a folder without a \.keras or \.h5 file"):
+        evaluate(replace(options, against=str(data)))
+
+
 # --- the command line -------------------------------------------------------------------------
 
 
@@ -264,7 +367,8 @@ def test_accuracy_below_the_least_one_exits_with_3(
     words = ("evaluate", data, "--model", toy_model, "-o", tmp_path, "--cache", tmp_path / "cache")
     assert run(*words, "--min-accuracy", "1") == ExitCode.INCOMPLETE
     assert (tmp_path / "metrics.json").is_file()
-    assert "21 faces: accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "21 faces: accuracy" in out and " to " in out
     assert run(*words, "--min-accuracy", "0") == ExitCode.OK
     assert run(*words, "--canvas", "100") == ExitCode.USAGE
     assert run(*words, "--part", "val") == ExitCode.MODEL

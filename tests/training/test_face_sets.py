@@ -41,6 +41,7 @@ def make_faces(images: np.ndarray, labels: list[int] | np.ndarray) -> FaceSet:
         np.array([f"{i}.png" for i in range(n)], dtype=np.str_),
         np.full(n, "toy"),
         np.full(n, "train"),
+        np.arange(n, dtype=np.uint32),
     )
 
 
@@ -279,8 +280,8 @@ def test_votes(tmp_path: Path) -> None:
     )
     votes = read_votes(path)
     assert set(votes) == {"a.png", "c.png"}
-    assert votes["a.png"][EMOTIONS.index("angry")] == votes["a.png"][6] == 0.5
-    assert votes["c.png"][EMOTIONS.index("happy")] == 0.75
+    assert votes["a.png"][EMOTIONS.index("angry")] == votes["a.png"][6] == 5
+    assert votes["c.png"][EMOTIONS.index("happy")] == 6
     images = np.zeros((3, 24, 24, 3), np.uint8)
     faces = replace(make_faces(images, [0, 1, 4]), names=np.array(["x/a.png", "b.png", "c.png"]))
     soft = soften_targets(faces, votes, vote_share=0.4, smoothing=0.07).targets
@@ -304,7 +305,7 @@ def test_broken_rows_of_votes_are_skipped_and_named_or_refused(
     path = tmp_path / "votes.csv"
     path.write_text("\n".join([VOTE_HEADER.upper(), *rows]), encoding="utf-16")
     votes = read_votes(path)
-    assert set(votes) == {"a.png", "e.png"} and votes["e.png"][3] == 0.5
+    assert set(votes) == {"a.png", "e.png"} and votes["e.png"][3] == 2.5
     for line in (3, 4, 5):
         assert f"votes.csv line {line}" in caplog.text
     with pytest.raises(DataError, match=r"line 3.*\(3 broken"):

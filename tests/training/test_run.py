@@ -53,6 +53,7 @@ from batchfer.training.recipes import (
     plateau_rate,
 )
 from batchfer.training.repeats import EARLIER_RUNS, describe_repeat, repeat_runs
+from batchfer.training.seen import find_seen, read_seen
 from batchfer.training.targets import keep_frequencies
 from batchfer.training.train import (
     BASE_SHARES,
@@ -192,7 +193,8 @@ def copy_model(model: Path, folder: Path, **changes: Any) -> Path:
 
 def test_every_recipe_is_printed_in_full() -> None:
     for (model, name), recipe in RECIPES.items():
-        text = format_recipe(find_recipe(TrainOptions((), Path(), model, name)))
+        given = {"base_weights": "m.keras", "votes": Path("v.csv")} if name == "head" else {}
+        text = format_recipe(find_recipe(TrainOptions((), Path(), model, name, **given)))
         assert f"architecture = {recipe.architecture}" in text
         assert f"epochs = {recipe.epochs}" in text
 
@@ -347,9 +349,11 @@ def test_a_frozen_network_learns_and_is_published(
     assert "left" in watcher.lines[0]
     card = read_card(trained.model)
     assert card == trained.card
+    assert trained.tell().endswith(" % of the validation faces named right")
     assert card.sha256 == hash_file(trained.model)
     assert card.labels == EMOTIONS and card.input_size == 32
     assert card.training_data[0]["training_faces"] == 63
+    assert len(read_seen(card)) == 84, "faces to train on and to validate on"
     assert card.base_weights["sha256"] == hash_file(base_weights)
     assert card.figures["validation"]["accuracy"] == max(row["val_accuracy"] for row in log)
     classifier = load_classifier(trained.model)
@@ -413,6 +417,8 @@ def test_a_run_goes_on_from_a_trained_model(options: TrainOptions, toy_model: Pa
     before, after = weights_of(toy_model), weights_of(trained.model)
     assert np.abs(before[-2] - after[-2]).max() < 1e-3 < np.ptp(before[-2])
     assert trained.card.base_weights["sha256"] == hash_file(toy_model)
+    faces = prepare_data(options, still)
+    assert find_seen(faces.training, trained.card).all()
     assert f"--base-weights {toy_model.name}" in trained.card.command
     wider = replace(still, settings={**SMALL, "width": 0.5})
     other = replace(options, base_weights=str(toy_model), output=options.output / "other")
@@ -711,6 +717,7 @@ def test_time_and_patience_end_a_run(options: TrainOptions) -> None:
     trained = train(replace(options, max_minutes=0.05), None, recipe)
     assert time.monotonic() - started < 60
     assert 0 < len(trained.history) < 500
+    assert trained.tell().endswith(f"named right after {len(trained.history)} of 500 epochs")
     assert read_runs(trained.card)[-1].recipe.epochs == len(trained.history)
     idle = replace(FROZEN, epochs=500, learning_rate=1e-9, patience=2)
     given = replace(options, output=options.output / "idle", max_minutes=60)

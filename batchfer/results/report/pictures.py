@@ -10,6 +10,7 @@ import pandas as pd
 
 from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
+from batchfer.faces.small_faces import FACT, tell_small
 from batchfer.files import display_name
 from batchfer.media.images import read_image
 from batchfer.results.facts import RunFacts
@@ -56,14 +57,17 @@ def write_images_report(
     faces = {}
     if thumbnails:
         sources = {result.job.name: result.job.source for result in results}
-        faces = cut_faces(table, sources, facts.max_pixels)
+        faces = cut_faces(table, sources, facts.max_pixels, facts.rotate)
     failures = [result for result in results if result.status == "failed"]
     page = render_images_report(table, facts, faces, links=links, failures=failures)
     write_page(path, page)
 
 
 def cut_faces(
-    table: pd.DataFrame, sources: Mapping[str, Path], max_pixels: int | None = None
+    table: pd.DataFrame,
+    sources: Mapping[str, Path],
+    max_pixels: int | None = None,
+    rotate: int = 0,
 ) -> dict[tuple[str, int], bytes]:
     """Return the faces of the first `PICTURES_SHOWN` pictures as JPEG, by input and face_id."""
     shown = table["input"].drop_duplicates().head(PICTURES_SHOWN)
@@ -71,7 +75,7 @@ def cut_faces(
     pictures = {}
     for name in found["input"].drop_duplicates():
         try:
-            _, image = read_image(sources[name], max_pixels)
+            _, image = read_image(sources[name], max_pixels, rotate)
         except (InputError, KeyError) as error:
             logger.warning("no thumbnails of %s: %s", display_name(name), error)
             continue
@@ -134,5 +138,6 @@ def render_images_report(
             }
             for result in failures
         ],
+        small_faces=tell_small({FACT: facts.smaller_faces}),
         run_facts=list_run_facts(facts),
     )

@@ -142,7 +142,7 @@ def _describe(faces: pd.DataFrame, index: int, purpose: str) -> Thumbnail:
 
 
 def cut_thumbnails(
-    path: Path, chosen: Iterable[Thumbnail], max_pixels: int | None = None
+    path: Path, chosen: Iterable[Thumbnail], max_pixels: int | None = None, rotate: int = 0
 ) -> dict[tuple[int, int], bytes]:
     """Return the chosen faces of a video as JPEG pictures by frame and face_id.
 
@@ -154,7 +154,7 @@ def cut_thumbnails(
         wanted.setdefault(item.time_s, {})[item.key] = item
     pictures: dict[tuple[int, int], bytes] = {}
     try:
-        for time_s, image in read_frames_at(path, wanted, max_pixels):
+        for time_s, image in read_frames_at(path, wanted, max_pixels, rotate):
             items = list(wanted[time_s].values())
             crops = crop_faces(image, np.array([item.box for item in items]), THUMBNAIL_PX)
             pictures |= {

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.faces.quality import find_issues
+from batchfer.faces.small_faces import FACT, tell_small
 from batchfer.files import display_name
 from batchfer.results.facts import RunFacts
 from batchfer.results.report.charts import ISSUES, DrawnClip, draw_charts
@@ -59,8 +60,9 @@ def write_report(
     Raises:
         OutputError: The page cannot be written.
     """
-    limit = facts.max_pixels
-    cut = None if source is None else partial(cut_thumbnails, source, max_pixels=limit)
+    limit, rotate, cut = facts.max_pixels, facts.rotate, None
+    if source is not None:
+        cut = partial(cut_thumbnails, source, max_pixels=limit, rotate=rotate)
     page = render_report(
         timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
     )
@@ -219,9 +221,12 @@ def _list_clip_facts(
 
 
 def _list_warnings(facts: RunFacts) -> list[str]:
+    warnings = []
     if facts.status not in ("", "ok", "skipped"):
         reason = (facts.reason or facts.status).replace("_", " ")
-        return [f"Incomplete ({reason})" + (f": {facts.detail}" if facts.detail else "")]
-    if facts.frames.first_bad_s is not None:
-        return [f"First damage at {format_clock(facts.frames.first_bad_s, 1)}"]
-    return []
+        warnings.append(f"Incomplete ({reason})" + (f": {facts.detail}" if facts.detail else ""))
+    elif facts.frames.first_bad_s is not None:
+        warnings.append(f"First damage at {format_clock(facts.frames.first_bad_s, 1)}")
+    if told := tell_small({FACT: facts.smaller_faces}):
+        warnings.append(f"The detector {told}")
+    return warnings

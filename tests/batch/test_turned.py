@@ -1,0 +1,90 @@
+"""Clips and pictures that lie on their side are turned when that is asked for, everywhere alike."""
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from batchfer.media.images import read_image
+from batchfer.media.reader import VideoReader, probe
+from batchfer.media.writer import VideoWriter
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.pipeline import run_jobs
+from batchfer.schema import Images, JobResult
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+
+def read_singly(reader: VideoReader) -> Iterator[tuple[Images, float]]:
+    for batch in reader.batches():
+        yield from zip(batch.images, batch.times_s.tolist(), strict=True)
+
+
+class Silence:
+    def begin_batch(self, n_files: int) -> None: ...
+    def begin_file(self, name: str, n_frames: float | None) -> None: ...
+    def advance(self, n_frames: int) -> None: ...
+    def end_file(self) -> None: ...
+
+
+def run(kind: str, path: Path, output: Path, model: Path, rotate: int) -> JobResult:
+    options = AnalyzeOptions(model=str(model), every=2 if kind == "video" else 1, rotate=rotate)
+    machine = Machine("cpu", None, 2)
+    (result,) = run_jobs(kind, [path], output, options, OutputOptions(), machine, Silence())  # type: ignore[arg-type]
+    return result
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_turned_clip_is_told_and_turned_when_asked(
+    toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turned = tmp_path / "a.mp4"
+    clip = SAMPLES / "clips" / "portrait.mp4"
+    with VideoReader(clip, rotate=90) as reader, VideoWriter(turned, reader.info) as writer:
+        for image, time_s in islice(read_singly(reader), 40):
+            writer.write(image, time_s)
+    assert run("video", turned, tmp_path / "out", toy_model, 0).n_faces < 20
+    assert caplog.text.count("a.mp4: faces are found more often") == 1
+    assert "--rotate 270" in caplog.text
+    caplog.clear()
+    result = run("video", turned, tmp_path / "out", toy_model, 270)
+    assert (result.status, result.n_faces) == ("ok", 20), "not up to date: the numbers change"
+    assert "--rotate" not in caplog.text
+    folder = tmp_path / "out" / "a.mp4"
+    facts = json.loads((folder / "run.json").read_text())
+    assert facts["options"]["rotate"] == facts["media"]["rotation"] == 270
+    assert probe(folder / "annotated.mp4").width == facts["media"]["width"] == 640
+    assert "data:image/jpeg" in (folder / "report.html").read_text()
+
+
+def test_a_jpeg_without_its_end_is_partial_with_its_faces(toy_model: Path, tmp_path: Path) -> None:
+    _, image = read_image(SAMPLES / "stills" / "two_people.webp")
+    path, output = tmp_path / "a.jpg", tmp_path / "out"
+    Image.fromarray(image).save(path)
+    content = path.read_bytes()
+    for length in (len(content) - 2, len(content) * 9 // 10):
+        path.write_bytes(content[:length])
+        result = run("image", path, output, toy_model, 0)
+        assert (result.status, result.reason, result.n_faces) == ("partial", "truncated", 2)
+        assert "the file is incomplete" in result.detail
+        assert len(pd.read_csv(output / "faces.csv")) == 2
+        assert (output / "annotated" / "a.jpg").is_file()
+    again = run("image", path, output, toy_model, 0)
+    assert (again.status, again.reason) == ("skipped", "up_to_date")
+    assert again.detail.startswith("partial")
+
+
+def test_a_turned_picture_is_turned_when_asked(toy_model: Path, tmp_path: Path) -> None:
+    info, image = read_image(SAMPLES / "stills" / "two_people.webp")
+    Image.fromarray(np.rot90(image, 2)).save(tmp_path / "a.png")
+    assert run("image", tmp_path / "a.png", tmp_path / "out", toy_model, 180).n_faces == 2
+    copied, _ = read_image(tmp_path / "out" / "annotated" / "a.png")
+    assert (copied.width, copied.height) == (info.width, info.height)
+    upright, again = read_image(tmp_path / "a.png", rotate=180)
+    assert np.array_equal(again, image)
+    assert upright.rotation == 180
