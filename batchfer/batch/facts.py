@@ -56,6 +56,7 @@ def describe_video(
                 how={MENDS[kind]: count for kind, count in losses.mends.items()},
             ),
         ),
+        smaller_faces=result.smaller_faces,
         options=run["options"],
         model=ModelFacts(**run["model"]),
         device=run["device"],

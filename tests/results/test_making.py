@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from running import run_jobs
 
-from batchfer import pipeline
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.batch.tools import Tools
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import Reason, UsageError
 from batchfer.media.reader import read_frames_at
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import run_jobs
 from batchfer.results import making
 from batchfer.results.facts import RunFacts
 from batchfer.results.folder import ResultFolder
@@ -74,7 +74,7 @@ def output(batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     def load(*_: object) -> Analyzer:
         raise AssertionError("networks are loaded")
 
-    monkeypatch.setattr(pipeline, "Analyzer", load)
+    monkeypatch.setattr(Tools, "load", load)
     return Path(shutil.copytree(batch, tmp_path / "out"))  # with the times of its files
 
 
