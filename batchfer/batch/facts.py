@@ -62,7 +62,6 @@ def describe_video(
         device=run["device"],
         machine=run["machine"],
         versions=run["versions"],
-        smaller_faces=result.smaller_faces,
     )
 
 

@@ -204,16 +204,9 @@ def _remake(
         with work_folder(around, f"{folder.name}\0again") as parts:
             work = _empty(parts / "result")
             make_result(
-                work,
-                final,
-                timeline,
-                facts,
-                outputs,
-                events,
-                kept=kept,
-                announce=announce,
-                is_known=True,
-            )
+                work, final, timeline, facts, outputs, events,
+                kept=kept, announce=announce, is_known=True,
+            )  # fmt: skip
     finally:
         if recording is None:
             with suppress(OSError):  # something of another result is in it

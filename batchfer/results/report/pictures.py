@@ -10,7 +10,7 @@ import pandas as pd
 
 from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
-from batchfer.faces.small_faces import FACT, tell_small
+from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.media.images import read_image
 from batchfer.results.facts import RunFacts

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.faces.quality import find_issues
-from batchfer.faces.small_faces import FACT, tell_small
+from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.results.facts import RunFacts
 from batchfer.results.report.charts import ISSUES, DrawnClip, draw_charts
