@@ -79,6 +79,25 @@ def test_heavy_libraries_stay_in_their_rooms(path: Path) -> None:
         assert library not in used or fine, f"{module} may not import {library}"
 
 
+MOST_LINES, MOST_LINES_OF_A_FUNCTION = 400, 60
+LONG = {"faces/detector"}  # the cascade is one thing
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_module)
+def test_nothing_is_too_long_to_be_read(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    if name_module(path).removesuffix(".py") not in LONG:
+        assert len(text.splitlines()) <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            n_lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert n_lines <= MOST_LINES_OF_A_FUNCTION, node.name
+
+
+def test_the_table_of_contents_is_read_in_two_minutes() -> None:
+    assert len((PACKAGE / "pipeline.py").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 def test_packages_hold_one_docstring_each() -> None:
     for path in PACKAGE.rglob("*/__init__.py"):
         assert len(ast.parse(path.read_text(encoding="utf-8")).body) == 1, path
