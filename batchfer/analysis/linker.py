@@ -18,6 +18,7 @@ from batchfer.faces.persons import Appearances, People
 from batchfer.faces.tracking import Tracker
 from batchfer.media.reader import VideoReader
 from batchfer.schema import QUALITY_COLUMNS, FrameBatch, Timeline
+from batchfer.timeline.segments import leave_out_glimpses
 from batchfer.timeline.table import assign_people, build_empty_table, build_table
 
 LOOK_AGAIN_S = 0.25
@@ -146,4 +147,5 @@ def tabulate_video(path: Path, analyzer: Analyzer) -> Timeline:
         linker = FaceLinker(analyzer)
         tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
         table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)
-        return Timeline(reader.info, assign_people(table, linker.join_people()))
+        people = assign_people(table, linker.join_people())
+        return Timeline(reader.info, leave_out_glimpses(people))

@@ -36,6 +36,7 @@ from batchfer.results.ownership import holds_result
 from batchfer.results.redo import renew_video
 from batchfer.results.writing import write_results
 from batchfer.schema import FrameBatch, JobResult, Timeline
+from batchfer.timeline.segments import leave_out_glimpses
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people
 
@@ -307,7 +308,7 @@ class Clip:
             assert self._source is not None, "it was read to its end"
             task, (reader, folder, parts) = self.task, self._source
             self._draw("end", reader.end_s)
-            table = assign_people(parts.join(), self._linker.join_people())
+            table = leave_out_glimpses(assign_people(parts.join(), self._linker.join_people()))
             result = summarize_video(task, reader, table)
             result = replace(result, smaller_faces=self._smaller)
             make_result(

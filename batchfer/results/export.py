@@ -24,7 +24,7 @@ from batchfer.media.containers import read_timecode
 from batchfer.results.folder import EXPORT_SUFFIXES
 from batchfer.schema import EMOTIONS, Timeline
 from batchfer.timeline.files import write_csv
-from batchfer.timeline.segments import SMOOTHING_S, find_segments, row_durations
+from batchfer.timeline.segments import SMOOTHING_S, PersonLines, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
 
 _log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def export_timeline(
         else:
             times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
             end = max(float(times.max(initial=0.0)), clip.duration_s or 0.0)
-            annotations[to](find_segments(table, seconds), clip, end, temporary)
+            annotations[to](find_segments(PersonLines.draw(table, seconds)), clip, end, temporary)
 
 
 def _tabulate_pyfeat(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from batchfer.results.folder import SUMMARY_NAME, Marks
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.results.report.index import update_index, write_index
 from batchfer.schema import JobResult
-from batchfer.timeline.files import read_table, write_csv
+from batchfer.timeline.files import read_table, write_statistics
 from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def write_index_pages(
             except (OSError, ValueError, KeyError) as error:
                 logger.warning("%s is left out of the summary (%s)", display_name(path), error)
     with atomic_write(output / SUMMARY_NAME) as path:
-        write_csv(join_recordings(summaries, participants), path)
+        write_statistics(join_recordings(summaries, participants), path)
     if outputs.report:
         write_index(output / INDEX_NAME, results)
     elif owns_index:  # one that is there would lead to pages that are not
@@ -111,4 +111,4 @@ class Recording:
             summaries[self.name] = read_table(self.folder / SUMMARY_NAME, SUMMARY_COLUMNS)
             listed = rows[own].drop_duplicates("file") if len(own) > 1 else None
             with atomic_write(path) as temporary:
-                write_csv(join_recordings(summaries.items(), listed), temporary)
+                write_statistics(join_recordings(summaries.items(), listed), temporary)

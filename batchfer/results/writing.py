@@ -23,8 +23,8 @@ from batchfer.results.folder import (
 )
 from batchfer.results.report.video import write_report
 from batchfer.schema import EventWindow, Timeline
-from batchfer.timeline.files import TableWriter, write_csv
-from batchfer.timeline.segments import find_segments
+from batchfer.timeline.files import TableWriter, write_statistics
+from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.summaries import bin_timeline, summarize_events, summarize_people
 
 logger = logging.getLogger(__name__)
@@ -56,20 +56,20 @@ def write_results(
         outputs: What is asked for.
         events: The stimulus windows of this recording.
     """
-    table = timeline.table
-    summary = summarize_people(table, outputs.smooth_s)
-    tables = {SUMMARY_NAME: summary, SEGMENTS_NAME: find_segments(table, outputs.smooth_s)}
+    lines = PersonLines.draw(timeline.table, outputs.smooth_s)
+    summary = summarize_people(lines)
+    tables = {SUMMARY_NAME: summary, SEGMENTS_NAME: find_segments(lines)}
     if outputs.bin_s is not None:
         try:
-            tables[BINS_NAME] = bin_timeline(table, outputs.bin_s, outputs.smooth_s)
+            tables[BINS_NAME] = bin_timeline(lines, outputs.bin_s)
         except UsageError as error:  # the container did not tell how long it is
             logger.warning("%s: no %s: %s", facts.input, BINS_NAME, error)
     if events:
         _check_events(events, facts)
-        tables[EVENTS_NAME] = summarize_events(table, events, outputs.smooth_s)
+        tables[EVENTS_NAME] = summarize_events(lines, events)
     for name, content in tables.items():
         with atomic_write(folder / name) as path:
-            write_csv(content, path)
+            write_statistics(content, path)
     if outputs.report:
         write_report(
             folder / REPORT_NAME,
@@ -77,7 +77,7 @@ def write_results(
             facts,
             source=source if outputs.thumbnails and not outputs.blur_faces else None,
             video_href=DRAWING_NAME if outputs.annotate else None,
-            smooth_s=outputs.smooth_s,
+            lines=lines,
             summary=summary,
         )
 

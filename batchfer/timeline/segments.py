@@ -6,14 +6,17 @@ number weights a frame by the time that it was on screen, so that a variable fra
 bend it. Functions of a timeline take its table and return another; none writes a file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchfer.schema import EMOTIONS, Times
-from batchfer.timeline.table import has_face, names_of
+from batchfer.schema import EMOTIONS, Integers, Times
+from batchfer.timeline.table import has_person, name_persons, names_of
 
 SMOOTHING_S = 0.5
 """The default smoothing: expressions of the face rarely come and go faster than half a second."""
@@ -57,6 +60,33 @@ def row_durations(table: pd.DataFrame) -> Times:
     return np.asarray(frame_durations(times_s)[inverse], np.float64)
 
 
+LEAST_PERSON_S = 0.2
+"""Who is on screen for less is no person but a glimpse, most of them no face at all."""
+
+LEAST_PERSON_FRAMES = 3
+"""Who is seen in fewer analyzed frames is no person either."""
+
+
+def leave_out_glimpses(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a timeline in which nobody is a person whose tracks last too short to be one.
+
+    Their rows stay, without a person; the others are numbered anew, ``P1``, ``P2`` and so on. A
+    clip that is shorter itself, or has fewer frames, asks for no more than it has.
+    """
+    durations = pd.Series(row_durations(table), table.index)
+    frames = table["frame"].groupby(table["person"]).nunique()
+    seconds = durations.groupby(table["person"]).sum()
+    clip_s = float(durations.groupby(table["frame"]).first().sum())
+    least_s = min(LEAST_PERSON_S, clip_s) - 1e-6
+    least_frames = min(LEAST_PERSON_FRAMES, table["frame"].nunique())
+    shown = set(frames.index[(seconds >= least_s) & (frames >= least_frames)])
+    ranked = sorted(shown, key=lambda person: int(person.removeprefix("P")))
+    names = {person: f"P{number}" for number, person in enumerate(ranked, 1)}
+    person = table["person"].map(names).astype("string")
+    confidence = table["person_confidence"].where(person.notna())
+    return table.assign(person=person, person_confidence=confidence)
+
+
 def smooth_probabilities(
     times_s: Times, durations_s: Times, probabilities: npt.NDArray[np.floating], seconds: float
 ) -> Times:
@@ -88,88 +118,95 @@ def smooth_probabilities(
     return np.asarray(smoothed / smoothed.sum(1, keepdims=True), np.float64)
 
 
-def smooth(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.DataFrame:
-    """Return a timeline with probabilities smoothed per person, as `smooth_probabilities` does.
+@dataclass(frozen=True)
+class PersonLines:
+    """What each person's face showed over time: made once, and all that is told follows from it.
 
-    ``emotion`` and ``emotion_confidence`` follow the smoothed probabilities. All other columns
-    and rows stay as they are.
-    """
-    table = table.copy()
-    rows = np.flatnonzero(has_face(table))
-    names, persons = names_of(table.iloc[rows])
-    times = table["timestamp"].to_numpy(np.float64)[rows]
-    durations = row_durations(table)[rows]
-    probabilities = table[list(EMOTIONS)].to_numpy(np.float32, copy=True)
-    for person in range(len(names)):
-        mine = np.flatnonzero(persons == person)
-        mine = mine[np.argsort(times[mine], kind="stable")]
-        probabilities[rows[mine]] = smooth_probabilities(
-            times[mine], durations[mine], probabilities[rows[mine]], seconds
-        )
-    table[list(EMOTIONS)] = probabilities
-    labels = np.full(len(table), None, object)
-    labels[rows] = np.array(EMOTIONS, object)[probabilities[rows].argmax(1)]
-    table["emotion"] = pd.array(labels, "string")
-    confidences = np.full(len(table), np.nan, np.float32)
-    confidences[rows] = probabilities[rows].max(1)
-    table["emotion_confidence"] = confidences
-    return table
-
-
-def draw_lines(table: pd.DataFrame, seconds: float) -> tuple[list[str], pd.DataFrame]:
-    """Return the persons, and a row per person and frame, ordered by both.
-
-    ``person`` is an index, ``time`` and ``duration`` are in seconds, the emotions' columns hold
-    the raw probabilities, ``label`` is the index of the dominant emotion after smoothing, and
-    ``stretch`` numbers the times without an absence of more than ``seconds``.
+    ``table`` is the timeline, ``seconds`` the smoothing, ``names`` are the persons in order of
+    appearance. ``rows`` has a row per person and frame, ordered by both: ``person`` is an index,
+    ``time`` and ``duration`` are in seconds, the emotions' columns hold the raw probabilities,
+    ``uncertain`` is 1 or 0 or NaN where nobody judged, ``shown`` is the index of the emotion of
+    that frame as it is, ``label`` that of the smoothed line, and ``stretch`` numbers the times
+    without an absence of more than ``seconds``. ``smoothed (R,7)`` are the smoothed probabilities,
+    ``row_of_face`` is the row of each face of the table that is a person's.
 
     A change of label counts once it lasts: a run shorter than ``seconds`` continues the run before
     it (at the start of a stretch, the one after it). A stretch of short runs alone gets the
     emotion of its greatest mean probability.
     """
-    faces = table[has_face(table)]
-    names, persons = names_of(faces)
-    lines = pd.DataFrame(
-        {
-            "person": persons,
-            "time": faces["timestamp"].to_numpy(np.float64),
-            "duration": row_durations(table)[has_face(table)],
-            **{name: faces[name].to_numpy(np.float64) for name in EMOTIONS},
-            "uncertain": _unsure(faces),
-        }
-    )
-    # One name may stand on two faces of a frame (a mirror, a user's choice): their mean counts.
-    lines = lines.groupby(["person", "time"], as_index=False, sort=True).mean()
-    time, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
-    person = lines["person"].to_numpy()
-    probabilities = lines[list(EMOTIONS)].to_numpy()
-    smoothed = np.empty_like(probabilities)
-    for start, stop in _runs(person):
-        here = slice(start, stop)
-        smoothed[here] = smooth_probabilities(
-            time[here], duration[here], probabilities[here], seconds
+
+    table: pd.DataFrame
+    seconds: float
+    names: list[str]
+    rows: pd.DataFrame
+    smoothed: Times
+    row_of_face: Integers
+
+    @classmethod
+    def draw(cls, table: pd.DataFrame, seconds: float = SMOOTHING_S) -> Self:
+        """Return the lines of a timeline, smoothed over ``seconds``."""
+        is_face = has_person(table)
+        faces = table[is_face]
+        names, persons = names_of(faces)
+        faces = pd.DataFrame(
+            {
+                "person": persons,
+                "time": faces["timestamp"].to_numpy(np.float64),
+                "duration": row_durations(table)[is_face],
+                **{name: faces[name].to_numpy(np.float64) for name in EMOTIONS},
+                "uncertain": measure_doubt(faces),
+            }
         )
-    gap = time[1:] - time[:-1] - duration[:-1]
-    breaks = (person[1:] != person[:-1]) | (gap > seconds + 1e-6)
-    stretch = np.append(0, np.cumsum(breaks))[: len(lines)]
-    lines["stretch"] = stretch
-    labels = smoothed.argmax(1).astype(np.float64) if len(lines) else np.zeros(0)
-    run = stretch * len(EMOTIONS) + labels
-    for start, stop in _runs(run):
+        # One name may stand on two faces of a frame (a mirror, a user's choice): their mean counts.
+        groups = faces.groupby(["person", "time"], sort=True)
+        rows = groups.mean().reset_index()
+        time, duration = rows["time"].to_numpy(), rows["duration"].to_numpy()
+        person, raw = rows["person"].to_numpy(), rows[list(EMOTIONS)].to_numpy()
+        smoothed = np.empty_like(raw)
+        for start, stop in _runs(person):
+            here = slice(start, stop)
+            smoothed[here] = smooth_probabilities(time[here], duration[here], raw[here], seconds)
+        gap = time[1:] - time[:-1] - duration[:-1]
+        breaks = (person[1:] != person[:-1]) | (gap > seconds + 1e-6)
+        rows["stretch"] = np.append(0, np.cumsum(breaks))[: len(rows)]
+        rows["shown"] = raw.argmax(1) if len(rows) else np.zeros(0, np.int64)
+        rows["label"] = _settle(rows, smoothed, seconds)
+        return cls(table, seconds, names, rows, smoothed, np.asarray(groups.ngroup(), np.int64))
+
+    @cached_property
+    def faces(self) -> pd.DataFrame:
+        """The rows of the timeline with a person's face; probabilities and emotion are smoothed.
+
+        ``person`` is its name, ``duration`` how long the frame is shown in seconds.
+        """
+        faces = self.table[has_person(self.table)]
+        values = self.smoothed[self.row_of_face].astype(np.float32)
+        labels = np.array(EMOTIONS, object)[values.argmax(1) if len(values) else []]
+        return faces.assign(
+            person=name_persons(faces),
+            **{emotion: values[:, index] for index, emotion in enumerate(EMOTIONS)},
+            emotion=pd.array(labels, "string"),
+            emotion_confidence=values.max(1, initial=0),
+            duration=self.rows["duration"].to_numpy()[self.row_of_face],
+        )
+
+
+def _settle(rows: pd.DataFrame, smoothed: Times, seconds: float) -> Integers:
+    """Return the emotion ``(R,)`` of every row of the lines, of which none lasts too short."""
+    time, duration = rows["time"].to_numpy(), rows["duration"].to_numpy()
+    stretch = rows["stretch"].to_numpy()
+    labels = smoothed.argmax(1).astype(np.float64) if len(rows) else np.zeros(0)
+    for start, stop in _runs(stretch * len(EMOTIONS) + labels):
         if time[stop - 1] + duration[stop - 1] - time[start] < seconds - 1e-6:
             labels[start:stop] = np.nan
     settled = pd.Series(labels).groupby(stretch).ffill().groupby(stretch).bfill()
-    overall = (
-        pd.DataFrame(smoothed * np.maximum(duration, 1e-6)[:, None])
-        .groupby(stretch)
-        .transform("sum")
-    )
-    fallback = overall.to_numpy().argmax(1) if len(lines) else np.zeros(0)
-    lines["label"] = np.where(settled.isna(), fallback, settled).astype(np.int64)
-    return names, lines
+    weighted = pd.DataFrame(smoothed * np.maximum(duration, 1e-6)[:, None])
+    overall = weighted.groupby(stretch).transform("sum").to_numpy()
+    fallback = overall.argmax(1) if len(rows) else np.zeros(0)
+    return np.asarray(np.where(settled.isna(), fallback, settled), np.int64)
 
 
-def _unsure(faces: pd.DataFrame) -> Times:
+def measure_doubt(faces: pd.DataFrame) -> Times:
     """Return 1 for every face that is uncertain, 0 for any other, NaN where nothing is known."""
     if "uncertain" not in faces:
         return np.full(len(faces), np.nan)
@@ -185,37 +222,37 @@ def _runs(values: npt.NDArray[np.generic]) -> list[tuple[int, int]]:
     return list(zip([0, *edges.tolist()], [*edges.tolist(), len(values)], strict=True))
 
 
-def cut_segments(names: Sequence[str], lines: pd.DataFrame) -> pd.DataFrame:
-    """Return the segments of one emotion each, from smoothed lines."""
-    run = lines["stretch"].to_numpy() * len(EMOTIONS) + lines["label"].to_numpy()
+def cut_segments(lines: PersonLines) -> pd.DataFrame:
+    """Return the segments of one emotion each, with their ``stretch``, by person and time."""
+    rows = lines.rows
+    run = rows["stretch"].to_numpy() * len(EMOTIONS) + rows["label"].to_numpy()
     bounds = np.array(_runs(run), np.int64).reshape(-1, 2)
     start, last = bounds[:, 0], bounds[:, 1] - 1
-    label = lines["label"].to_numpy()[start]
-    confidence = lines[list(EMOTIONS)].to_numpy()[np.arange(len(lines)), lines["label"]]
-    weights = np.maximum(lines["duration"].to_numpy(), 1e-6)
+    label = rows["label"].to_numpy()[start]
+    confidence = rows[list(EMOTIONS)].to_numpy()[np.arange(len(rows)), rows["label"]]
+    weights = np.maximum(rows["duration"].to_numpy(), 1e-6)
     totals = np.add.reduceat(np.append(weights * confidence, 0.0), start)
     lengths = np.add.reduceat(np.append(weights, 0.0), start)
     return pd.DataFrame(
         {
-            "person": np.array(names, object)[lines["person"].to_numpy()[start]],
-            "start": lines["time"].to_numpy()[start],
-            "end": (lines["time"] + lines["duration"]).to_numpy()[last],
+            "person": np.array(lines.names, object)[rows["person"].to_numpy()[start]],
+            "start": rows["time"].to_numpy()[start],
+            "end": (rows["time"] + rows["duration"]).to_numpy()[last],
             "emotion": np.array(EMOTIONS, object)[label],
             "mean_confidence": totals / lengths,
-            "stretch": lines["stretch"].to_numpy()[start],
+            "stretch": rows["stretch"].to_numpy()[start],
         }
     )
 
 
-def find_segments(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.DataFrame:
+def find_segments(lines: PersonLines) -> pd.DataFrame:
     """Return when each person showed which emotion, with `SEGMENT_COLUMNS`.
 
-    Probabilities are smoothed over ``seconds`` (`smooth_probabilities`), the emotion of the
-    greatest one is taken, and a change that lasts less than ``seconds`` continues the emotion
-    before it. A person who is away for more than ``seconds`` ends a segment. ``mean_confidence``
-    is the mean of the raw probability of the segment's emotion. Segments are ordered by start;
-    those of one person do not overlap.
+    Probabilities are smoothed (`smooth_probabilities`), the emotion of the greatest one is taken,
+    and a change that lasts less than the smoothing continues the emotion before it. A person who is
+    away for longer than it ends a segment. ``mean_confidence`` is the mean of the raw probability
+    of the segment's emotion. Segments are ordered by start; those of one person do not overlap.
     """
-    segments = cut_segments(*draw_lines(table, seconds))
+    segments = cut_segments(lines)
     segments = segments.sort_values(["start", "end"], kind="stable", ignore_index=True)
     return segments[list(SEGMENT_COLUMNS)].astype(dict(SEGMENT_COLUMNS))

@@ -7,18 +7,29 @@ import pandas as pd
 
 from batchfer.errors import UsageError
 from batchfer.schema import EMOTIONS, EventWindow, Floats, Integers, Times
-from batchfer.timeline.segments import SMOOTHING_S, cut_segments, draw_lines, row_durations
-from batchfer.timeline.table import has_face, names_of
+from batchfer.timeline.segments import PersonLines, cut_segments, measure_doubt, row_durations
+from batchfer.timeline.table import has_face, has_person, names_of
 from batchfer.timeline.user_tables import match_files
+
+UNCLEAR = "unclear"
+"""The dominant emotion of a time of which too little is certain."""
+
+LEAST_CERTAIN = 0.25
+"""The part of a time that has to be certain for it to have a dominant emotion."""
 
 STATISTICS: Mapping[str, str] = {
     "seconds_on_screen": "float64",
     "dominant_emotion": "string",
     **{f"mean_{emotion}": "float64" for emotion in EMOTIONS},
     **{f"share_{emotion}": "float64" for emotion in EMOTIONS},
+    **{f"share_certain_{emotion}": "float64" for emotion in EMOTIONS},
+    "share_uncertain": "float64",
 }
-"""What is told of a person in any window of time: the seconds on screen, the emotion that was
-dominant longest, the mean probability of every emotion, and its share of the time as dominant."""
+"""What is told of a person in any window of time, from its frames as they are, without smoothing:
+the seconds on screen, the emotion that was the most probable one for longest, the mean probability
+of every emotion, its share of the time as the most probable one, its share of the certain time, and
+the share of the time whose faces are flagged as uncertain, NaN if none was judged. The dominant
+emotion is that of the certain time, `UNCLEAR` if that is less than `LEAST_CERTAIN` of the time."""
 
 SUMMARY_COLUMNS: Mapping[str, str] = {
     "person": "string",
@@ -30,7 +41,6 @@ SUMMARY_COLUMNS: Mapping[str, str] = {
     "longest_episode": "float64",
     "longest_episode_emotion": "string",
     "transitions": "int64",
-    "share_uncertain": "float64",
 }
 """Columns of the summary of a clip in their order, each with its pandas dtype."""
 
@@ -38,33 +48,36 @@ SUMMARY_COLUMNS: Mapping[str, str] = {
 def find_emotion(table: pd.DataFrame) -> str:
     """Return the emotion of a clip whose mean probability is greatest, "" if there is no face.
 
-    Faces count by the time that their frame is shown.
+    Faces count by the time that their frame is shown, and those that are certain alone; it is
+    `UNCLEAR` if they are less than `LEAST_CERTAIN` of it.
     """
     shown = has_face(table)
     if not shown.any():
         return ""
+    faces = table[shown]
     weights = np.maximum(row_durations(table)[shown], 1e-9)
-    means = np.average(table.loc[shown, list(EMOTIONS)], axis=0, weights=weights)
+    certain = weights * (1 - np.nan_to_num(measure_doubt(faces)))
+    if certain.sum() < LEAST_CERTAIN * weights.sum():
+        return UNCLEAR
+    means = np.average(faces[list(EMOTIONS)], axis=0, weights=certain)
     return EMOTIONS[int(means.argmax())]
 
 
-def summarize_people(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.DataFrame:
+def summarize_people(lines: PersonLines) -> pd.DataFrame:
     """Return what each person's face showed over the clip, with `SUMMARY_COLUMNS`.
 
-    Persons stand in order of appearance. Means are of the raw probabilities; the dominant emotion,
-    its shares, and the episodes are those of `find_segments`: an episode is a segment, the longest
+    Persons stand in order of appearance. `STATISTICS` are those of the frames as they are; the
+    episodes are those of `find_segments`, which are smoothed: an episode is a segment, the longest
     one is in seconds, and a transition is a change from one to the next while the person stays.
-    ``share_uncertain`` is the share of the time whose faces are flagged so, NaN if none was judged.
     """
-    names, lines = draw_lines(table, seconds)
-    segments = cut_segments(names, lines)
+    names, rows, segments = lines.names, lines.rows, cut_segments(lines)
     people = pd.DataFrame(index=pd.Index(names, dtype=object))
     people["person"] = names
-    people["person_confidence"] = _confidence_of(table, names)
-    by_person = lines.groupby("person")
+    people["person_confidence"] = _confidence_of(lines.table, names)
+    by_person = rows.groupby("person")
     people["first_seen"] = by_person["time"].min().to_numpy()
-    people["last_seen"] = (lines["time"] + lines["duration"]).groupby(lines["person"]).max().array
-    statistics = _tell(lines["person"].to_numpy(), lines, lines["duration"].to_numpy(), len(names))
+    people["last_seen"] = (rows["time"] + rows["duration"]).groupby(rows["person"]).max().array
+    statistics = _tell(rows["person"].to_numpy(), rows, rows["duration"].to_numpy(), len(names))
     people[list(STATISTICS)] = statistics.to_numpy()
     lengths = segments["end"] - segments["start"]
     ordered = segments.assign(length=lengths).sort_values(
@@ -75,9 +88,6 @@ def summarize_people(table: pd.DataFrame, seconds: float = SMOOTHING_S) -> pd.Da
     people["longest_episode"] = longest["length"]
     people["longest_episode_emotion"] = longest["emotion"]
     people["transitions"] = people["episodes"] - segments.groupby("person")["stretch"].nunique()
-    weights = lines["duration"].clip(lower=1e-9).where(lines["uncertain"].notna())
-    unsure = (weights * lines["uncertain"]).groupby(lines["person"]).sum(min_count=1)
-    people["share_uncertain"] = (unsure / weights.groupby(lines["person"]).sum()).to_numpy()
     return people[list(SUMMARY_COLUMNS)].reset_index(drop=True).astype(dict(SUMMARY_COLUMNS))
 
 
@@ -85,70 +95,77 @@ def _confidence_of(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     """Return the least confidence of any track of each person; NaN where none is known."""
     if "person_confidence" not in table:
         return np.full(len(names), np.nan, np.float32)
-    faces = table[has_face(table)]
+    faces = table[has_person(table)]
     found, codes = names_of(faces)
     least = faces["person_confidence"].astype("float32").groupby(codes).min()
     return np.asarray(least.reindex(range(len(found))), np.float32)
 
 
-def _tell(group: Integers, lines: pd.DataFrame, weights: Times, n_groups: int) -> pd.DataFrame:
+def _tell(group: Integers, rows: pd.DataFrame, weights: Times, n_groups: int) -> pd.DataFrame:
     """Return `STATISTICS` of the rows of every group; ``weights`` are in seconds."""
+
+    def add(values: Times) -> Times:
+        return np.bincount(group, values, n_groups).astype(np.float64)
+
     # Lone frames last 0 s; all the same they have a mean.
     safe = np.maximum(weights, 1e-9)
-    total = np.bincount(group, safe, n_groups)
-    told: dict[str, object] = {"seconds_on_screen": np.bincount(group, weights, n_groups)}
-    shares = np.empty((n_groups, len(EMOTIONS)))
-    means = np.empty_like(shares)
+    doubt = rows["uncertain"].to_numpy(np.float64)
+    sure = safe * (1 - np.nan_to_num(doubt))
+    shown = rows["shown"].to_numpy()
+    total, certain = add(safe), add(sure)
+    told: dict[str, object] = {"seconds_on_screen": add(weights), "dominant_emotion": None}
+    certain_shares = np.empty((n_groups, len(EMOTIONS)))
     with np.errstate(invalid="ignore", divide="ignore"):
+        for emotion in EMOTIONS:
+            told[f"mean_{emotion}"] = add(safe * rows[emotion].to_numpy()) / total
         for index, emotion in enumerate(EMOTIONS):
-            means[:, index] = np.bincount(group, safe * lines[emotion], n_groups) / total
-            shares[:, index] = (
-                np.bincount(group, safe * (lines["label"] == index), n_groups) / total
-            )
+            told[f"share_{emotion}"] = add(safe * (shown == index)) / total
+        for index, emotion in enumerate(EMOTIONS):
+            certain_shares[:, index] = add(sure * (shown == index)) / certain
+            told[f"share_certain_{emotion}"] = certain_shares[:, index]
+        judged = add(np.where(np.isnan(doubt), 0.0, safe))
+        told["share_uncertain"] = add(safe * np.nan_to_num(doubt)) / judged
     dominant = np.full(n_groups, None, object)
-    seen = total > 0
-    dominant[seen] = np.array(EMOTIONS, object)[shares[seen].argmax(1)]
+    dominant[total > 0] = UNCLEAR
+    is_clear = (total > 0) & (certain >= LEAST_CERTAIN * total)
+    dominant[is_clear] = np.array(EMOTIONS, object)[certain_shares[is_clear].argmax(1)]
     told["dominant_emotion"] = pd.array(dominant, "string")
-    told |= {f"mean_{emotion}": means[:, index] for index, emotion in enumerate(EMOTIONS)}
-    told |= {f"share_{emotion}": shares[:, index] for index, emotion in enumerate(EMOTIONS)}
     return pd.DataFrame(told).astype(dict(STATISTICS))
 
 
-def bin_timeline(
-    table: pd.DataFrame, seconds: float, smoothing_s: float = SMOOTHING_S
-) -> pd.DataFrame:
+def bin_timeline(lines: PersonLines, seconds: float, start_s: float = 0.0) -> pd.DataFrame:
     """Return `STATISTICS` per time bin of ``seconds`` and person.
 
-    Bins ``bin_start <= t < bin_end`` begin at 0 s and follow one another without a hole up to the
-    end of the last frame; a bin without a face keeps one row whose person is null. A frame that
-    lasts over the edge of a bin counts in both, each for its part.
+    Bins ``bin_start <= t < bin_end``, in seconds after ``start_s``, begin there and follow one
+    another without a hole up to the end of the last frame; a bin without a face keeps one row whose
+    person is null. A frame that lasts over the edge of a bin counts in both, each for its part.
 
     Raises:
         UsageError: The bins are too short, see `check_bins`.
     """
     if not seconds > 0:
         raise UsageError(f"a bin lasts more than 0 s, not {seconds:g}")
-    times = table["timestamp"].to_numpy(np.float64)
+    times = lines.table["timestamp"].to_numpy(np.float64) - start_s
     # Rounding must not give a bin to the very end of a frame.
-    ends = np.maximum(times, times + row_durations(table) - 1e-6)
+    ends = np.maximum(times, times + row_durations(lines.table) - 1e-6)
     end_s = float(ends.max(initial=0.0))
     check_bins(seconds, end_s)
     n_bins = int(np.floor(end_s / seconds)) + 1 if len(times) else 0
-    names, lines = draw_lines(table, smoothing_s)
-    start, duration = lines["time"].to_numpy(), lines["duration"].to_numpy()
+    names, rows = lines.names, lines.rows
+    start, duration = rows["time"].to_numpy() - start_s, rows["duration"].to_numpy()
     first = np.maximum(np.floor(start / seconds), 0).astype(np.int64)
     last = np.floor(np.maximum(start, np.nextafter(start + duration, 0)) / seconds).astype(np.int64)
     counts = np.minimum(last, n_bins - 1) - first + 1
     # Several people have a row each in a bin; frames that share one make none of their own.
-    refuse_rows(seconds, float(counts.sum() - len(lines)))
-    row = np.repeat(np.arange(len(lines)), counts)
+    refuse_rows(seconds, float(counts.sum() - len(rows)))
+    row = np.repeat(np.arange(len(rows)), counts)
     bins = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]
     inside = np.minimum(start[row] + duration[row], (bins + 1) * seconds) - np.maximum(
         start[row], bins * seconds
     )
-    person = lines["person"].to_numpy()[row]
+    person = rows["person"].to_numpy()[row]
     keys, group = np.unique(bins * max(len(names), 1) + person, return_inverse=True)
-    told = _tell(group, lines.iloc[row], np.maximum(inside, 0.0), len(keys))
+    told = _tell(group, rows.iloc[row], np.maximum(inside, 0.0), len(keys))
     told.insert(0, "bin", keys // max(len(names), 1))
     told.insert(1, "person", np.array([*names, None], object)[keys % max(len(names), 1)])
     binned = pd.DataFrame({"bin": np.arange(n_bins)}).merge(told, on="bin", how="left")
@@ -180,24 +197,23 @@ def refuse_rows(seconds: float, n_rows: float) -> None:
         )
 
 
-def summarize_events(
-    table: pd.DataFrame, events: Sequence[EventWindow], seconds: float = SMOOTHING_S
-) -> pd.DataFrame:
+def summarize_events(lines: PersonLines, events: Sequence[EventWindow]) -> pd.DataFrame:
     """Return `STATISTICS` per event and person of one clip, after ``name, start, end, person``.
 
-    Smoothing looks beyond the edges of an event; a frame counts for the part of it that lies
+    A frame counts for the part of it that lies
     inside. An event without a face keeps one row whose person is null.
     """
-    names, lines = draw_lines(table, seconds)
-    start = lines["time"].to_numpy()
-    end = start + lines["duration"].to_numpy()
+    start = lines.rows["time"].to_numpy()
+    end = start + lines.rows["duration"].to_numpy()
     parts = []
     for event in events:
         inside = np.minimum(end, event.end) - np.maximum(start, event.start)
-        rows = np.flatnonzero((inside > 0) | ((start >= event.start) & (end < event.end)))
-        persons, group = np.unique(lines["person"].to_numpy()[rows], return_inverse=True)
-        told = _tell(group, lines.iloc[rows], np.maximum(inside[rows], 0.0), len(persons))
-        told.insert(0, "person", np.array(names, object)[persons] if len(persons) else None)
+        is_inside = (inside > 0) | ((start >= event.start) & (end < event.end))
+        rows = lines.rows[is_inside]
+        persons, group = np.unique(rows["person"].to_numpy(), return_inverse=True)
+        told = _tell(group, rows, np.maximum(inside[is_inside], 0.0), len(persons))
+        names = np.array(lines.names, object)[persons] if len(persons) else None
+        told.insert(0, "person", names)
         if told.empty:
             told = told.reindex([0])
             told["seconds_on_screen"] = 0.0

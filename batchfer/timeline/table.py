@@ -47,14 +47,19 @@ def has_face(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
     return np.asarray(table["emotion"].notna(), np.bool_)
 
 
+def has_person(table: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    """Return which rows have the face of a person, ``(N,)``."""
+    return np.asarray(name_persons(table).notna(), np.bool_)
+
+
 def name_persons(table: pd.DataFrame) -> "pd.Series[str]":
-    """Return the person of every row of a timeline, null where there is no face.
+    """Return the person of every row of a timeline, null where there is no face or no person's.
 
     The ``person`` column; in a table without one each track is a person, ``face 0``, ``face 1``.
     """
     known = "person" in table
     names = table["person"] if known else "face " + table["face_id"].astype("string")
-    return names.astype("string").fillna("unknown").where(has_face(table))
+    return names.astype("string").where(has_face(table))
 
 
 TOLD_TRACKS = 6

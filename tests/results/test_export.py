@@ -22,7 +22,7 @@ from batchfer.results.export import export_timeline
 from batchfer.results.folder import EXPORT_SUFFIXES
 from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, MediaInfo, Timeline
 from batchfer.timeline.files import read_timeline, write_csv, write_parquet
-from batchfer.timeline.segments import find_segments
+from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.table import build_empty_table
 
 MEDIA = MediaInfo(Path("study/Räume & co.mp4"), 640, 360, Fraction(25), 150, 6.0)
@@ -74,7 +74,7 @@ EXPECTED = {
 
 
 def test_the_segments_that_the_formats_carry() -> None:
-    segments = find_segments(make_table())
+    segments = find_segments(PersonLines.draw(make_table()))
     assert {person: spans(segments, person) for person in EXPECTED} == EXPECTED
 
 

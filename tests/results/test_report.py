@@ -47,7 +47,9 @@ from batchfer.schema import (
     MediaInfo,
     Timeline,
 )
+from batchfer.timeline.segments import PersonLines
 
+draw = PersonLines.draw
 CLIPS = Path(__file__).parents[2] / "samples" / "clips"
 STILLS = Path(__file__).parents[2] / "samples" / "stills"
 EVIL = "<script>alert(1)</script>\"'&.mp4"
@@ -172,14 +174,33 @@ def test_frames_of_a_file_that_is_gone() -> None:
 # --- faces worth showing ------------------------------------------------------------------------
 
 
+def test_uncertain_time_is_told_as_such() -> None:
+    timeline = make_timeline(100)
+    table = timeline.table.assign(uncertain=pd.array([True] * len(timeline.table), "boolean"))
+    unclear = render_report(Timeline(timeline.media, table), NO_FACTS)
+    text = " ".join(check_page(unclear).text.split())
+    assert "unclear, uncertain for 100% of it" in text
+    assert "mostly" not in text
+    assert "right_diagonal_line" in unclear
+    table["uncertain"] = table["frame"] < 50
+    half = " ".join(
+        check_page(render_report(Timeline(timeline.media, table), NO_FACTS)).text.split()
+    )
+    assert "mostly" in half and "uncertain for 5" in half
+    table["uncertain"] = False
+    assert "right_diagonal_line" not in render_report(Timeline(timeline.media, table), NO_FACTS)
+
+
 def test_no_face_gives_no_thumbnail() -> None:
-    assert choose_thumbnails(make_table(0)) == []
-    assert choose_thumbnails(make_table(50, 0)) == []
+    assert choose_thumbnails(draw(make_table(0))) == []
+    assert choose_thumbnails(draw(make_table(50, 0))) == []
 
 
 def test_the_best_face_is_sharp_and_turned_to_the_camera() -> None:
     table = make_table(1000, 2)
-    best = {item.person: item for item in choose_thumbnails(table) if item.purpose == "person"}
+    best = {
+        item.person: item for item in choose_thumbnails(draw(table)) if item.purpose == "person"
+    }
     assert set(best) == {"face 0", "face 1"}
     for item in best.values():
         row = table[(table["frame"] == item.frame) & (table["face_id"] == item.face_id)].iloc[0]
@@ -190,7 +211,7 @@ def test_the_best_face_is_sharp_and_turned_to_the_camera() -> None:
 
 def test_moments_are_peaks_apart_from_each_other() -> None:
     table = make_table(3000)
-    moments = [item for item in choose_thumbnails(table) if item.purpose != "person"]
+    moments = [item for item in choose_thumbnails(draw(table)) if item.purpose != "person"]
     assert {item.purpose for item in moments} <= set(EMOTIONS)
     assert len({item.purpose for item in moments}) > 3
     for emotion in EMOTIONS:
@@ -199,14 +220,14 @@ def test_moments_are_peaks_apart_from_each_other() -> None:
         assert np.all(np.diff(times) >= 1)
     # The very top of a smoothed emotion is among them, unless the face was hard to see.
     clear = table.assign(blur=500.0, yaw=0.0, uncertain=False)
-    strongest = [item for item in choose_thumbnails(clear, 0) if item.purpose == "happy"]
+    strongest = [item for item in choose_thumbnails(draw(clear, 0)) if item.purpose == "happy"]
     top = clear[clear["emotion"] == "happy"]["happy"].idxmax()
     assert table["frame"][top] in [item.frame for item in strongest]
 
 
 def test_thumbnails_are_cut_from_the_clip() -> None:
     table = make_table(100)
-    chosen = choose_thumbnails(table)
+    chosen = choose_thumbnails(draw(table))
     pictures = cut_thumbnails(CLIPS / "portrait.mp4", chosen)
     assert set(pictures) == {item.key for item in chosen}
     for jpeg in pictures.values():
@@ -214,7 +235,7 @@ def test_thumbnails_are_cut_from_the_clip() -> None:
 
 
 def test_a_clip_that_is_gone_gives_no_thumbnails(caplog: pytest.LogCaptureFixture) -> None:
-    assert cut_thumbnails(CLIPS / "gone.mp4", choose_thumbnails(make_table(50))) == {}
+    assert cut_thumbnails(CLIPS / "gone.mp4", choose_thumbnails(draw(make_table(50)))) == {}
     assert "no thumbnails" in caplog.text
 
 
@@ -374,7 +395,7 @@ def test_a_report_with_faces_and_a_player(tmp_path: Path) -> None:
     )
     page = check_page(path.read_text(encoding="utf-8"))
     images = [link for link in page.values("src") if link.startswith("data:image/jpeg")]
-    assert len(images) == len(choose_thumbnails(make_timeline(100).table))
+    assert len(images) == len(choose_thumbnails(draw(make_timeline(100).table)))
     assert "annotated.mp4" in page.values("src")
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 

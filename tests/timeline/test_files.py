@@ -18,6 +18,7 @@ from batchfer.timeline.files import (
     read_timeline,
     write_csv,
     write_parquet,
+    write_statistics,
 )
 from batchfer.timeline.table import build_empty_table, build_table
 
@@ -274,3 +275,11 @@ def test_text_comes_back_as_it_was_and_no_formula(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(back, table.rename(columns={"=name": "'=name"}), check_exact=True)
     with pytest.raises(KeyError):
         read_table(tmp_path / "a.csv", {"other": "string"})
+
+
+def test_tables_that_follow_show_no_noise_of_binary_numbers(tmp_path: Path) -> None:
+    values = pd.DataFrame(
+        {"start": [3.6000000000000005, np.nan], "mean": np.array([0.1234567, 1], np.float32)}
+    )
+    write_statistics(values.assign(n=[1, 2], who=["a", None]), tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text() == "start,mean,n,who\n3.6,0.123457,1,a\n,1,2,\n"

@@ -22,15 +22,17 @@ from batchfer.schema import (
 )
 from batchfer.timeline.segments import (
     SEGMENT_COLUMNS,
+    PersonLines,
     find_segments,
     frame_durations,
+    leave_out_glimpses,
     row_durations,
-    smooth,
     smooth_probabilities,
 )
 from batchfer.timeline.summaries import (
     STATISTICS,
     SUMMARY_COLUMNS,
+    UNCLEAR,
     bin_timeline,
     find_emotion,
     join_recordings,
@@ -76,25 +78,26 @@ def steady(emotions: list[int | None], fps: float = 25, face: int = 0) -> list:
     return [(n, n / fps, None if e is None else face, e) for n, e in enumerate(emotions)]
 
 
+draw = PersonLines.draw
 EMPTY = make_table([])
 NO_FACE = make_table(steady([None] * 50))
 
 
 @pytest.mark.parametrize("table", [EMPTY, NO_FACE], ids=["no rows", "no face"])
 def test_nobody(table: pd.DataFrame) -> None:
-    assert list(find_segments(table)) == list(SEGMENT_COLUMNS)
-    assert find_segments(table).empty
-    assert list(summarize_people(table)) == list(SUMMARY_COLUMNS)
-    assert summarize_people(table).empty
-    pd.testing.assert_frame_equal(smooth(table), table)
+    assert list(find_segments(draw(table))) == list(SEGMENT_COLUMNS)
+    assert find_segments(draw(table)).empty
+    assert list(summarize_people(draw(table))) == list(SUMMARY_COLUMNS)
+    assert summarize_people(draw(table)).empty
+    assert draw(table).faces.empty
     assert find_emotion(table) == ""
-    bins = bin_timeline(table, 0.5)
+    bins = bin_timeline(draw(table), 0.5)
     assert len(bins) == (4 if len(table) else 0)
     assert bins["person"].isna().all()
-    told = summarize_events(table, [EventWindow("film", 0.2, 1.0)])
+    told = summarize_events(draw(table), [EventWindow("film", 0.2, 1.0)])
     assert told["seconds_on_screen"].tolist() == [0]
     assert told["person"].isna().all()
-    assert summarize_events(table, []).empty
+    assert summarize_events(draw(table), []).empty
 
 
 def test_durations_follow_the_timestamps() -> None:
@@ -134,16 +137,16 @@ def test_smoothing_is_the_documented_triangle() -> None:
 def test_smooth_keeps_persons_apart_and_rows_in_place() -> None:
     rows = [row for n in range(50) for row in ((n, n / 25, 0, HAPPY), (n, n / 25, 1, SAD))]
     table = make_table([*rows, (50, 2.0, None, None)])
-    smoothed = smooth(table, 1.0)
-    pd.testing.assert_frame_equal(smoothed, table, check_exact=False, atol=1e-6)
+    smoothed = draw(table, 1.0).faces
+    pd.testing.assert_frame_equal(smoothed[list(table)], table[:100], check_exact=False, atol=1e-6)
     flicker = make_table(steady([HAPPY, SAD] + [HAPPY] * 20))
-    assert smooth(flicker)["emotion"].tolist() == ["happy"] * 22
+    assert draw(flicker).faces["emotion"].tolist() == ["happy"] * 22
     assert flicker["emotion"][1] == "sad"
 
 
 def test_segments_of_a_change_and_an_absence() -> None:
     table = make_table(steady([HAPPY] * 50 + [SAD] * 50 + [None] * 25 + [SAD] * 50))
-    segments = find_segments(table)
+    segments = find_segments(draw(table))
     assert segments["emotion"].tolist() == ["happy", "sad", "sad"]
     assert segments["start"].tolist() == pytest.approx([0, 2, 5], abs=1e-9)
     assert segments["end"].tolist() == pytest.approx([2, 4, 7], abs=1e-9)
@@ -153,16 +156,16 @@ def test_segments_of_a_change_and_an_absence() -> None:
 
 def test_a_short_change_is_no_segment_and_a_short_absence_ends_none() -> None:
     emotions = [HAPPY] * 40 + [SAD] * 8 + [HAPPY] * 40 + [None] * 5 + [HAPPY] * 40
-    segments = find_segments(make_table(steady(emotions)))
+    segments = find_segments(draw(make_table(steady(emotions))))
     assert len(segments) == 1
-    raw = find_segments(make_table(steady(emotions)), 0)
+    raw = find_segments(draw(make_table(steady(emotions)), 0))
     assert raw["emotion"].tolist() == ["happy", "sad", "happy", "happy"]
 
 
 def test_a_brief_appearance_has_the_emotion_of_its_mean() -> None:
-    segments = find_segments(make_table(steady([SAD, HAPPY, HAPPY])))
+    segments = find_segments(draw(make_table(steady([SAD, HAPPY, HAPPY]))))
     assert segments["emotion"].tolist() == ["happy"]
-    lone = find_segments(make_table([(0, 4.0, 0, FEAR)]))
+    lone = find_segments(draw(make_table([(0, 4.0, 0, FEAR)])))
     assert lone[["start", "end", "emotion"]].to_numpy().tolist() == [[4.0, 4.0, "fear"]]
 
 
@@ -170,10 +173,10 @@ def test_segments_tile_the_presence() -> None:
     rng = np.random.default_rng(1)
     emotions = np.repeat(rng.integers(0, 7, 60), rng.integers(1, 60, 60)).tolist()
     table = make_table(steady(emotions))
-    segments = find_segments(table)
+    segments = find_segments(draw(table))
     assert segments["end"][:-1].to_numpy() == pytest.approx(segments["start"][1:].to_numpy())
     assert (segments["end"] - segments["start"]).min() >= 0.5 - 1e-6
-    summary = summarize_people(table).iloc[0]
+    summary = summarize_people(draw(table)).iloc[0]
     assert (segments["end"] - segments["start"]).sum() == pytest.approx(len(emotions) / 25)
     assert summary["episodes"] == len(segments)
     assert summary["transitions"] == len(segments) - 1
@@ -187,7 +190,7 @@ def test_summary_weights_frames_by_their_duration() -> None:
     times = np.append(np.arange(100) / 50, 2 + np.arange(11) / 5)
     rows = [(n, t, 3, HAPPY if t < 2 else SAD) for n, t in enumerate(times[:-1])]
     table = make_table([*rows, (110, 4.0, None, None)])
-    summary = summarize_people(table, 0)
+    summary = summarize_people(draw(table, 0))
     assert summary["person"].tolist() == ["face 3"]
     told = summary.iloc[0]
     assert told["seconds_on_screen"] == pytest.approx(4)
@@ -217,7 +220,7 @@ def test_summary_of_persons_rather_than_tracks() -> None:
     table["person"] = pd.array(
         ["Ann" if face < 9 else "Bob" for face in table["face_id"]], "string"
     )
-    summary = summarize_people(table)
+    summary = summarize_people(draw(table))
     assert summary["person"].tolist() == ["Ann", "Bob"]
     assert summary["seconds_on_screen"].tolist() == pytest.approx([4, 4])
     assert summary["dominant_emotion"].tolist() == ["happy", "sad"]
@@ -226,26 +229,87 @@ def test_summary_of_persons_rather_than_tracks() -> None:
 
 def test_summary_tells_how_much_is_uncertain() -> None:
     table = make_table(steady([HAPPY] * 30 + [SAD] * 10))
-    assert np.isnan(summarize_people(table)["share_uncertain"][0])
+    assert np.isnan(summarize_people(draw(table))["share_uncertain"][0])
     table["uncertain"] = pd.array([True] * 10 + [False] * 20 + [None] * 10, "boolean")
-    assert summarize_people(table)["share_uncertain"][0] == pytest.approx(1 / 3)
+    assert summarize_people(draw(table))["share_uncertain"][0] == pytest.approx(1 / 3)
+
+
+def test_shares_are_those_of_the_frames_as_they_are() -> None:
+    # Eight of a hundred frames are sad, none of them for as long as the smoothing.
+    table = make_table(steady(([HAPPY] * 23 + [SAD] * 2) * 4))
+    told = summarize_people(draw(table)).iloc[0]
+    assert told["share_sad"] == pytest.approx(0.08)
+    assert told["share_happy"] == pytest.approx(0.92)
+    assert (told["episodes"], told["transitions"]) == (1, 0), "those are of the smoothed line"
+    assert bin_timeline(draw(table), 4)["share_sad"].iloc[0] == pytest.approx(0.08)
+    event = summarize_events(draw(table), [EventWindow("film", 0, 1)])
+    assert event["share_sad"].iloc[0] == pytest.approx(0.08)
+
+
+def test_uncertain_time_has_no_say_in_what_is_dominant() -> None:
+    table = make_table(steady([HAPPY] * 60 + [SAD] * 40))
+    table["uncertain"] = pd.array([True] * 50 + [False] * 50, "boolean")
+    told = summarize_people(draw(table)).iloc[0]
+    assert told["dominant_emotion"] == "sad"
+    assert told["share_happy"] == pytest.approx(0.6), "of all time"
+    assert told["share_certain_happy"] == pytest.approx(0.2)
+    assert told["share_uncertain"] == pytest.approx(0.5)
+    assert find_emotion(table) == "sad"
+
+
+def test_a_person_who_is_hardly_ever_certain_is_unclear() -> None:
+    table = make_table(steady([HAPPY] * 100))
+    table["uncertain"] = pd.array([True] * 93 + [False] * 7, "boolean")
+    told = summarize_people(draw(table)).iloc[0]
+    assert told["dominant_emotion"] == find_emotion(table) == UNCLEAR
+    assert told["share_certain_happy"] == pytest.approx(1)
+    bins = bin_timeline(draw(table), 3.8)
+    assert bins["dominant_emotion"].tolist() == [UNCLEAR, "happy"]
+    table["uncertain"] = True
+    told = summarize_people(draw(table)).iloc[0]
+    assert np.isnan(told["share_certain_happy"])
+    assert told["dominant_emotion"] == find_emotion(table) == UNCLEAR
+
+
+def test_a_glimpse_is_no_person() -> None:
+    rows = [(n, n / 25, 0, HAPPY) for n in range(50)]
+    rows += [(n, n / 25, 1, SAD) for n in (10, 11, 12, 13)]  # 0.16 s
+    rows += [(n, n / 25, 2, SAD) for n in range(20, 25)]  # 0.2 s
+    table = make_table(sorted(rows))
+    people = People(np.array([1, 0, 2]), np.ones(3, np.float32))
+    told = leave_out_glimpses(assign_people(table, people))
+    assert len(told) == len(table), "its rows stay"
+    by_face = told.groupby("face_id")["person"]
+    assert by_face.nunique().tolist() == [1, 0, 1]
+    assert summarize_people(draw(told))["person"].tolist() == ["P1", "P2"]
+    assert set(find_segments(draw(told))["person"]) == {"P1", "P2"}
+    assert told.loc[told["face_id"] == 1, "person_confidence"].isna().all()
+
+
+def test_what_a_short_or_sparse_clip_shows_is_a_person() -> None:
+    for times in ([0.0], [0.0, 0.04], [0.0, 1.0, 2.0]):
+        table = make_table([(n, time_s, 0, HAPPY) for n, time_s in enumerate(times)])
+        people = People(np.array([0]), np.ones(1, np.float32))
+        told = leave_out_glimpses(assign_people(table, people))
+        assert told["person"].tolist() == ["P1"] * len(times)
+    assert len(leave_out_glimpses(assign_people(EMPTY, People(np.zeros(0, int), np.zeros(0))))) == 0
 
 
 def test_bins_share_a_frame_that_lasts_over_their_edge() -> None:
     table = make_table(
         [(0, 0.0, 0, HAPPY), (1, 0.6, 0, SAD), (2, 1.2, None, None), (3, 2.9, 0, SAD)]
     )
-    bins = bin_timeline(table, 1.0, smoothing_s=0)
+    bins = bin_timeline(draw(table, 0), 1.0)
     # The last frame is shown for 0.6 s, the median step, and so ends at 3.5 s.
     assert bins["bin_start"].tolist() == [0, 1, 2, 3]
     assert bins["seconds_on_screen"].tolist() == pytest.approx([1.0, 0.2, 0.1, 0.5])
     assert bins["share_happy"].tolist() == pytest.approx([0.6, 0, 0, 0])
     assert bins["dominant_emotion"].tolist() == ["happy", "sad", "sad", "sad"]
-    empty = bin_timeline(make_table(steady([HAPPY] * 25 + [None] * 25 + [SAD] * 25)), 1)
+    empty = bin_timeline(draw(make_table(steady([HAPPY] * 25 + [None] * 25 + [SAD] * 25))), 1)
     assert empty["person"].isna().tolist() == [False, True, False]
     assert empty["seconds_on_screen"].tolist() == pytest.approx([1, 0, 1])
     with pytest.raises(UsageError, match="more than 0"):
-        bin_timeline(table, 0)
+        bin_timeline(draw(table), 0)
 
 
 def test_bins_add_up_to_the_summary() -> None:
@@ -253,15 +317,15 @@ def test_bins_add_up_to_the_summary() -> None:
     times = np.cumsum(rng.uniform(0.01, 0.2, 400))
     rows = [(n, t, int(rng.integers(3)), int(rng.integers(7))) for n, t in enumerate(times)]
     table = make_table(rows)
-    total = bin_timeline(table, 0.7).groupby("person")["seconds_on_screen"].sum()
-    expected = summarize_people(table).set_index("person")["seconds_on_screen"]
+    total = bin_timeline(draw(table), 0.7).groupby("person")["seconds_on_screen"].sum()
+    expected = summarize_people(draw(table)).set_index("person")["seconds_on_screen"]
     assert total.to_dict() == pytest.approx(expected.to_dict(), abs=1e-5)
 
 
 @pytest.mark.parametrize("fps", [23.976, 25, 29.97, 30, 50, 59.94])
 def test_no_bin_is_left_over_at_the_end(fps: float) -> None:
     for seconds in (0.1, 0.5, 1.0, 2.0):
-        bins = bin_timeline(make_table(steady([HAPPY] * 600, fps)), seconds)
+        bins = bin_timeline(draw(make_table(steady([HAPPY] * 600, fps))), seconds)
         assert bins["seconds_on_screen"].iloc[-1] > 1e-3
         assert bins["seconds_on_screen"].sum() == pytest.approx(600 / fps, abs=1e-5)
 
@@ -270,20 +334,20 @@ def test_no_bin_is_left_over_at_the_end(fps: float) -> None:
 def test_bins_that_nobody_can_look_at_are_refused(seconds: float) -> None:
     table = make_table(steady([HAPPY] * 100))
     with pytest.raises(UsageError, match="more than 1,000,000"):
-        bin_timeline(table, seconds)
-    assert len(bin_timeline(table, 1e-4)) == 40_000
+        bin_timeline(draw(table), seconds)
+    assert len(bin_timeline(draw(table), 1e-4)) == 40_000
 
 
 def test_bins_of_many_people_are_as_many_rows() -> None:
     rows = [(n, n / 25, face, HAPPY) for n in range(50) for face in range(30)]
     with pytest.raises(UsageError, match=r"1.5e.06 rows"):
-        bin_timeline(make_table(rows), 2 / 50_000)
+        bin_timeline(draw(make_table(rows)), 2 / 50_000)
 
 
 def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:
     table = make_table(steady([HAPPY] * 50 + [SAD] * 50))
     events = [EventWindow("a", 0, 2), EventWindow("b", 1.99, 3), EventWindow("c", 8, 9)]
-    told = summarize_events(table, events)
+    told = summarize_events(draw(table), events)
     assert list(told) == ["name", "start", "end", "person", *STATISTICS]
     assert told["seconds_on_screen"].tolist() == pytest.approx([2, 1.01, 0])
     assert told["dominant_emotion"].fillna("").tolist() == ["happy", "sad", ""]
@@ -300,8 +364,8 @@ def test_recordings_join_with_their_participants(tmp_path: Path) -> None:
     participants = read_participants(
         write(tmp_path / "participants.csv", "file,condition\nb.mp4,control\ns1/a.mp4,=1+1\nz,x\n")
     )
-    summary = summarize_people(make_table(steady([HAPPY] * 50)))
-    nobody = summarize_people(NO_FACE)
+    summary = summarize_people(draw(make_table(steady([HAPPY] * 50))))
+    nobody = summarize_people(draw(NO_FACE))
     named = [("s1/a.mp4", summary), ("s2/b.mp4", nobody), ("c.mp4", summary)]
     joined = join_recordings(named, participants)
     assert list(joined) == ["file", "condition", *SUMMARY_COLUMNS]
@@ -536,7 +600,7 @@ def test_people_get_numbers_and_the_users_names_win() -> None:
     assert joined["person"].fillna("").tolist() == ["P1", "P2", "", "P1", "P2"]
     assert {name: str(joined[name].dtype) for name in PEOPLE_COLUMNS} == dict(PEOPLE_COLUMNS)
     assert joined["person_confidence"].isna().tolist() == [False, False, True, False, False]
-    assert summarize_people(joined)["person_confidence"].tolist() == pytest.approx([0.7, 0.6])
+    assert summarize_people(draw(joined))["person_confidence"].tolist() == pytest.approx([0.7, 0.6])
     # Naming one face names its person; two names for one person leave the rest as they were.
     named = assign_people(joined, {2: "Ann"})
     assert named["person"].fillna("").tolist() == ["Ann", "P2", "", "Ann", "P2"]
@@ -566,9 +630,9 @@ def test_two_hours_take_seconds() -> None:
     table["emotion_confidence"] = 0.7
     table = table.astype(dict(TIMELINE_COLUMNS))
     started = time.perf_counter()
-    assert len(summarize_people(table)) == 200
-    assert len(bin_timeline(table, 1)) >= 7220
-    assert len(smooth(table)) == n_rows
+    assert len(summarize_people(draw(table))) == 200
+    assert len(bin_timeline(draw(table), 1)) >= 7220
+    assert len(draw(table).faces) == n_rows
     assert time.perf_counter() - started < 15
 
 

@@ -11,9 +11,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.faces.quality import find_issues
+from batchfer.results.report.page import UNCERTAIN, UNCERTAIN_COLOR
 from batchfer.schema import EMOTION_COLORS, EMOTIONS, Integers, Times
-from batchfer.timeline.segments import frame_durations, row_durations, smooth
+from batchfer.timeline.segments import PersonLines, frame_durations, measure_doubt
 from batchfer.timeline.summaries import bin_timeline
+from batchfer.timeline.table import has_person
 
 DRAWN_ROWS = 30_000
 """Points in time that all charts of a page hold together, which bounds its size."""
@@ -40,15 +42,14 @@ class DrawnClip:
         return self.end_s - self.start_s
 
 
-def draw_charts(
-    table: pd.DataFrame, persons: Sequence[str], clip: DrawnClip, smooth_s: float
-) -> str:
+def draw_charts(lines: PersonLines, persons: Sequence[str], clip: DrawnClip) -> str:
     """Return, as JSON, all charts of a clip: empty if nothing was analyzed.
 
     ``document`` is Bokeh's, ``roots`` tells which element each chart goes into, and ``lanes`` holds
     the rows of every person, of which the page draws as many as there is room for. The horizontal
     axis is in ms, for Bokeh's time ticks.
     """
+    table = lines.table
     if table.empty:
         return ""
     # Bokeh takes half a second to import, which only a report shall pay for.
@@ -60,14 +61,12 @@ def draw_charts(
     figures: dict[str, Any] = {}
     lanes: dict[str, Any] = {}
     if persons:
-        figures["overview"] = _draw_overview(table, persons, shared, smooth_s)
-        faces = smooth(table, smooth_s)
-        faces = faces.assign(flags=_pack_issues(table), duration=row_durations(table))
-        faces = faces[faces["emotion"].notna()]
+        figures["overview"] = _draw_overview(lines, persons, shared)
+        faces = lines.faces.assign(flags=_pack_issues(table)[has_person(table)])
         for index, person in enumerate(persons):
             mine = faces[faces["person"] == person].sort_values("timestamp", kind="stable")
-            figures[f"lane-{index}"] = _draw_lane(shared)
-            rows = _thin_lane(mine, smooth_s, DRAWN_ROWS // len(persons))
+            figures[f"lane-{index}"] = _draw_lane(mine, shared)
+            rows = _thin_lane(mine, lines.seconds, DRAWN_ROWS // len(persons))
             lanes[f"lane-{index}"] = {name: _encode_array(column) for name, column in rows.items()}
     figures["quality"] = _draw_quality(table, shared)
     document = Document()
@@ -218,12 +217,27 @@ def _label_rows(chart: Any, labels: Sequence[str]) -> None:
     chart.ygrid.grid_line_color = None
 
 
-def _draw_overview(
-    table: pd.DataFrame, persons: Sequence[str], x_range: Any, smooth_s: float
-) -> Any:
+def _style(emotion: str) -> dict[str, Any]:
+    """Return how a bar of an emotion, or of uncertain time, is drawn."""
+    if emotion == UNCERTAIN:
+        return {
+            "fill_color": None,
+            "line_color": None,
+            "hatch_pattern": "right_diagonal_line",
+            "hatch_color": UNCERTAIN_COLOR,
+            "hatch_scale": 6,
+            "hatch_weight": 2,
+        }
+    color = EMOTION_COLORS[emotion]
+    # Without a line of their own, bars side by side show seams.
+    return {"fill_color": color, "line_color": color, "line_width": 1}
+
+
+def _draw_overview(lines: PersonLines, persons: Sequence[str], x_range: Any) -> Any:
     """Return the strip with a row per person, on which the window of all charts is chosen.
 
-    A row shows which emotions were dominant for what part of each `OVERVIEW_BINS`-th of the clip.
+    A row shows which emotions were the most probable ones for what part of each
+    `OVERVIEW_BINS`-th of the clip; what is uncertain of it is hatched.
     """
     from bokeh.models import Range1d, RangeTool
 
@@ -233,25 +247,29 @@ def _draw_overview(
     _label_rows(chart, persons)
     seconds = (x_range.end - x_range.start) / 1000 / OVERVIEW_BINS
     # Bins are counted from 0 s, and a clip may be a short piece of a long one.
-    start = table["timestamp"].min()
-    bins = bin_timeline(table.assign(timestamp=table["timestamp"] - start), seconds, smooth_s)
+    start = lines.table["timestamp"].min()
+    bins = bin_timeline(lines, seconds, start)
     bins = bins[bins["person"].isin(persons)]
     row_of = {person: n_persons - 1 - index for index, person in enumerate(persons)}
     bottom = bins["person"].map(row_of).to_numpy(np.float64) - 0.42
     on_screen = np.minimum(bins["seconds_on_screen"].to_numpy(np.float64) / seconds, 1)
-    for emotion in EMOTIONS:
-        top = bottom + 0.84 * on_screen * bins[f"share_{emotion}"].to_numpy(np.float64)
+    uncertain = bins["share_uncertain"].fillna(0).to_numpy(np.float64)
+    parts = {
+        name: (1 - uncertain) * bins[f"share_certain_{name}"].fillna(0).to_numpy(np.float64)
+        for name in EMOTIONS
+    }
+    for emotion, part in {**parts, UNCERTAIN: uncertain}.items():
+        top = bottom + 0.84 * on_screen * part
         shown = top - bottom > 1e-3
+        if emotion == UNCERTAIN and not shown.any():
+            continue
         chart.quad(
             left=1000 * (start + bins["bin_start"].to_numpy()[shown]),
             right=1000 * (start + bins["bin_end"].to_numpy()[shown]),
             bottom=bottom[shown],
             top=top[shown],
-            fill_color=EMOTION_COLORS[emotion],
-            # Without a line of their own, bars side by side show seams.
-            line_color=EMOTION_COLORS[emotion],
-            line_width=1,
             name=emotion,
+            **_style(emotion),
         )
         bottom = top
     window = RangeTool(x_range=x_range)
@@ -263,14 +281,28 @@ def _draw_overview(
     return chart
 
 
-def _draw_lane(x_range: Any) -> Any:
-    """Return the chart of one person, without its rows: all probabilities, stacked to 1."""
+def _draw_lane(faces: pd.DataFrame, x_range: Any) -> Any:
+    """Return the chart of one person, without its rows: all probabilities, stacked to 1.
+
+    Time in which its faces are uncertain is hatched.
+    """
     from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, WheelZoomTool
 
     chart = _make_figure(170, x_range, (0.0, 1.0))
     source = ColumnDataSource({name: [] for name in ("x", "label", "doubt", *EMOTIONS)})
     colors = [EMOTION_COLORS[name] for name in EMOTIONS]
     chart.varea_stack(list(EMOTIONS), x="x", color=colors, source=source, name=list(EMOTIONS))
+    if (doubt := np.nan_to_num(measure_doubt(faces)) > 0).any():
+        times, durations = faces["timestamp"].to_numpy(), faces["duration"].to_numpy()
+        starts, ends = merge_intervals(times, durations, doubt)
+        chart.quad(
+            left=1000 * starts,
+            right=1000 * ends,
+            bottom=0,
+            top=1,
+            name=UNCERTAIN,
+            **_style(UNCERTAIN),
+        )
     chart.yaxis.ticker = [0, 0.5, 1]
     chart.yaxis.major_label_overrides = {0: "0", 0.5: "50%", 1: "100%"}
     # Areas know no rows to hover over; a line without ink does.

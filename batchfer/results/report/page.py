@@ -9,11 +9,13 @@ import base64
 import hashlib
 import json
 import os
+from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 
 from batchfer.files import atomic_write
@@ -23,12 +25,30 @@ from batchfer.schema import EMOTION_COLORS, EMOTIONS, Times
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
+UNCERTAIN = "uncertain"
+"""Stands where an emotion does for the time in which nobody can tell."""
+
+UNCERTAIN_COLOR = "#767b84"
+"""Of hatches, so that nobody takes it for neutral."""
+
+
 def weigh_shares(summary: pd.DataFrame, weights: Times) -> dict[str, float]:
-    """Return the shares of all persons together, each weighted by its seconds."""
-    return {
-        emotion: float((summary[f"share_{emotion}"] * weights).sum() / weights.sum())
+    """Return `tell_shares` of all persons together, each weighted by its seconds."""
+    told = pd.DataFrame([tell_shares(row) for row in summary.to_dict("records")])
+    return {str(name): float(np.average(told[name], weights=weights)) for name in told}
+
+
+def tell_shares(row: Mapping[Hashable, Any]) -> dict[str, float]:
+    """Return the parts of a person's time: certain ones of every emotion, and the uncertain one.
+
+    ``row`` is one of a summary; what nobody judged counts as certain.
+    """
+    uncertain = float(np.nan_to_num(row["share_uncertain"]))
+    parts = {
+        emotion: float(np.nan_to_num(row[f"share_certain_{emotion}"])) * (1 - uncertain)
         for emotion in EMOTIONS
     }
+    return {**parts, UNCERTAIN: uncertain}
 
 
 def list_run_facts(facts: RunFacts) -> list[tuple[str, str]]:
@@ -88,7 +108,7 @@ def render_page(template: str, charts: str, **values: Any) -> str:
         scripts=scripts,
         chart_data=charts,
         style=(_TEMPLATES / "page.css").read_text(encoding="utf-8"),
-        colors=EMOTION_COLORS,
+        colors={**EMOTION_COLORS, UNCERTAIN: UNCERTAIN_COLOR},
         emotions=EMOTIONS,
     )
     return page

@@ -16,9 +16,8 @@ from batchfer.faces.crops import crop_faces
 from batchfer.faces.quality import BLURRED_BELOW, find_issues
 from batchfer.media.reader import read_frames_at
 from batchfer.schema import EMOTIONS, Floats, Integers, Times
-from batchfer.timeline.segments import SMOOTHING_S, smooth
+from batchfer.timeline.segments import PersonLines
 from batchfer.timeline.summaries import summarize_people
-from batchfer.timeline.table import name_persons
 
 logger = logging.getLogger(__name__)
 
@@ -55,9 +54,7 @@ class Thumbnail(NamedTuple):
         return self.frame, self.face_id
 
 
-def choose_thumbnails(
-    table: pd.DataFrame, smooth_s: float = SMOOTHING_S, persons: Iterable[str] | None = None
-) -> list[Thumbnail]:
+def choose_thumbnails(lines: PersonLines, persons: Iterable[str] | None = None) -> list[Thumbnail]:
     """Return the best face of each person, then the strongest moments of each emotion.
 
     The persons are those with a chart of their own, unless they are given.
@@ -67,13 +64,12 @@ def choose_thumbnails(
     each above `MOMENT_ABOVE`, each in a stretch of time of its own in which the emotion is the
     dominant one, and a second or more apart. Moments stand in the order of time.
     """
-    faces = smooth(table.assign(person=name_persons(table)), smooth_s)
-    faces = faces[faces["emotion"].notna()]
+    faces = lines.faces
     if faces.empty:
         return []
     scores = _score_faces(faces)
     if persons is None:
-        persons = choose_persons(summarize_people(table, smooth_s))["person"]
+        persons = choose_persons(summarize_people(lines))["person"]
     codes, names = pd.factorize(faces["person"])
     chosen = []
     for person in persons:

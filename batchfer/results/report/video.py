@@ -14,9 +14,11 @@ from batchfer.files import display_name
 from batchfer.results.facts import RunFacts
 from batchfer.results.report.charts import ISSUES, DrawnClip, draw_charts
 from batchfer.results.report.page import (
+    UNCERTAIN,
     format_clock,
     list_run_facts,
     render_page,
+    tell_shares,
     weigh_shares,
     write_page,
 )
@@ -28,8 +30,8 @@ from batchfer.results.report.thumbnails import (
     to_uri,
 )
 from batchfer.schema import EMOTIONS, MediaInfo, Timeline
-from batchfer.timeline.segments import SMOOTHING_S, frame_durations, row_durations
-from batchfer.timeline.summaries import summarize_people
+from batchfer.timeline.segments import PersonLines, frame_durations, row_durations
+from batchfer.timeline.summaries import LEAST_CERTAIN, summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
 
 LISTED_PEOPLE = 100
@@ -43,7 +45,7 @@ def write_report(
     *,
     source: Path | None = None,
     video_href: str | None = None,
-    smooth_s: float = SMOOTHING_S,
+    lines: PersonLines | None = None,
     summary: pd.DataFrame | None = None,
 ) -> None:
     """Write the page of one video.
@@ -54,8 +56,8 @@ def write_report(
         facts: The content of ``run.json``.
         source: The video that the thumbnails are cut from; None for a page without thumbnails.
         video_href: The relative link of the video that the page plays; None for no player.
-        smooth_s: The smoothing of everything that is drawn, in seconds.
-        summary: What `summarize_people` says with this smoothing, if it has been asked already.
+        lines: Those of the timeline with the smoothing of all that is drawn; None for the default.
+        summary: What `summarize_people` says of these lines, if it has been asked already.
 
     Raises:
         OutputError: The page cannot be written.
@@ -64,9 +66,7 @@ def write_report(
     if source is not None:
         limit, rotate = facts.max_pixels, facts.rotate
         cut = partial(cut_thumbnails, source, max_pixels=limit, rotate=rotate)
-    page = render_report(
-        timeline, facts, cut, video_href=video_href, smooth_s=smooth_s, summary=summary
-    )
+    page = render_report(timeline, facts, cut, video_href=video_href, lines=lines, summary=summary)
     write_page(path, page)
 
 
@@ -76,7 +76,7 @@ def render_report(
     cut: Callable[[Sequence[Thumbnail]], Mapping[tuple[int, int], bytes]] | None = None,
     *,
     video_href: str | None = None,
-    smooth_s: float = SMOOTHING_S,
+    lines: PersonLines | None = None,
     summary: pd.DataFrame | None = None,
 ) -> str:
     """Return the page of one video; see `write_report`.
@@ -85,11 +85,13 @@ def render_report(
     """
     table = timeline.table.assign(person=name_persons(timeline.table))
     clip = _measure_clip(table)
+    if lines is None:
+        lines = PersonLines.draw(table)
     if summary is None:
-        summary = summarize_people(table, smooth_s)
+        summary = summarize_people(lines)
     shown = choose_persons(summary)
     rest = summary.drop(shown.index).sort_values("seconds_on_screen", ascending=False)
-    chosen = choose_thumbnails(table, smooth_s, shown["person"])
+    chosen = choose_thumbnails(lines, shown["person"])
     thumbnails = {} if cut is None else cut(chosen)
     tracks = name_tracks(table)
     portraits = {item.person: item for item in chosen if item.purpose == "person"}
@@ -98,7 +100,7 @@ def render_report(
         | {"id": f"lane-{index}", "tracks": tracks.get(row["person"], "")}
         for index, row in enumerate(shown.to_dict("records"))
     ]
-    charts = draw_charts(table, [lane["person"] for lane in lanes], clip, smooth_s)
+    charts = draw_charts(lines, [lane["person"] for lane in lanes], clip)
     return render_page(
         "video.html.j2",
         charts,
@@ -117,7 +119,7 @@ def render_report(
         n_people=len(summary),
         moments=_list_moments(chosen, thumbnails),
         run_facts=list_run_facts(facts),
-        smooth_s=smooth_s,
+        smooth_s=lines.seconds,
         video_href=video_href,
     )
 
@@ -164,12 +166,13 @@ def _measure_issues(table: pd.DataFrame) -> list[tuple[str, float]]:
 
 
 def _tell_person(row: Mapping[Any, Any], clip_s: float, jpeg: bytes | None) -> dict[str, Any]:
-    shares = [(emotion, float(row[f"share_{emotion}"])) for emotion in EMOTIONS]
+    parts = tell_shares(row)
+    uncertain = parts.pop(UNCERTAIN)
     return {
         **row,
         "image": to_uri(jpeg),
         "share_on_screen": row["seconds_on_screen"] / clip_s if clip_s else None,
-        "shares": sorted(shares, key=lambda pair: -pair[1]),
+        "shares": [*sorted(parts.items(), key=lambda pair: -pair[1]), (UNCERTAIN, uncertain)],
     }
 
 
@@ -185,10 +188,14 @@ def _tell_story(summary: pd.DataFrame, clip: DrawnClip) -> str:
         share = clip.face_s / clip.seconds
         story += f" for {format_clock(clip.face_s)} of {format_clock(clip.seconds)} ({share:.0%})"
     shares = weigh_shares(summary, np.maximum(seconds, 1e-9))
+    uncertain = shares.pop(UNCERTAIN)
+    told = f", uncertain for {uncertain:.0%} of it" if uncertain >= 0.05 else ""
+    if 1 - uncertain < LEAST_CERTAIN:
+        return f"{story}: unclear{told}."
     ranked = [pair for pair in sorted(shares.items(), key=lambda pair: -pair[1]) if pair[1] >= 0.05]
     parts = [f"{emotion} ({share:.0%})" for emotion, share in ranked[:3]]
-    told = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 2 else ", ".join(parts)
-    return f"{story}: mostly {told}." if parts else f"{story}."
+    best = " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 2 else ", ".join(parts)
+    return f"{story}: mostly {best}{told}." if parts else f"{story}{told}."
 
 
 def _count_frames(table: pd.DataFrame, facts: RunFacts) -> list[tuple[str, str, str]]:
