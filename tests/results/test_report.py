@@ -104,7 +104,7 @@ FACTS = RunFacts(
     batchfer="0.1.0",
     input="clip.mp4",
     source="clip.mp4",
-    media=MediaFacts(640, 360, Fraction(30000, 1001), True, 40.0, 40.0, 90, True, "h264"),
+    media=MediaFacts(640, 360, Fraction(30000, 1001), True, 40.0, 40.0, 90, None, True, "h264"),
     frames=FrameFacts(declared=1234, decoded=1200, analyzed=1000, corrupt=3, first_bad_s=12.5),
     options={"every": 1, "min_face_px": 40, "fps": None},
     model=ModelFacts("mobilenetv2", "ab" * 32),
@@ -176,19 +176,19 @@ def test_frames_of_a_file_that_is_gone() -> None:
 
 def test_uncertain_time_is_told_as_such() -> None:
     timeline = make_timeline(100)
-    table = timeline.table.assign(uncertain=pd.array([True] * len(timeline.table), "boolean"))
-    unclear = render_report(Timeline(timeline.media, table), NO_FACTS)
-    text = " ".join(check_page(unclear).text.split())
-    assert "unclear, uncertain for 100% of it" in text
-    assert "mostly" not in text
-    assert "right_diagonal_line" in unclear
-    table["uncertain"] = table["frame"] < 50
-    half = " ".join(
-        check_page(render_report(Timeline(timeline.media, table), NO_FACTS)).text.split()
-    )
-    assert "mostly" in half and "uncertain for 5" in half
-    table["uncertain"] = False
-    assert "right_diagonal_line" not in render_report(Timeline(timeline.media, table), NO_FACTS)
+
+    def tell(uncertain: Any) -> tuple[str, bool]:
+        table = timeline.table.assign(uncertain=uncertain).astype({"uncertain": "boolean"})
+        page = check_page(render_report(Timeline(timeline.media, table), NO_FACTS))
+        return " ".join(page.text.split()), "right_diagonal_line" in "".join(page.json)
+
+    text, is_hatched = tell(True)
+    assert "unclear, uncertain for 100% of it" in text and "mostly" not in text
+    assert is_hatched
+    text, is_hatched = tell(timeline.table["frame"] < 50)
+    assert "mostly" in text and "uncertain for" in text
+    assert is_hatched
+    assert not tell(False)[1]
 
 
 def test_no_face_gives_no_thumbnail() -> None:

@@ -41,13 +41,14 @@ def weigh_shares(summary: pd.DataFrame, weights: Times) -> dict[str, float]:
 def tell_shares(row: Mapping[Hashable, Any]) -> dict[str, float]:
     """Return the parts of a person's time: certain ones of every emotion, and the uncertain one.
 
-    ``row`` is one of a summary; what nobody judged counts as certain.
+    ``row`` is one of a summary; what nobody judged counts as certain. One of an older version tells
+    no shares of the certain time: those of all time stand for them.
     """
-    uncertain = float(np.nan_to_num(row["share_uncertain"]))
-    parts = {
-        emotion: float(np.nan_to_num(row[f"share_certain_{emotion}"])) * (1 - uncertain)
-        for emotion in EMOTIONS
-    }
+    uncertain = float(np.nan_to_num(row.get("share_uncertain", 0.0)))
+    parts = {}
+    for emotion in EMOTIONS:
+        share = row.get(f"share_certain_{emotion}", row[f"share_{emotion}"])
+        parts[emotion] = float(np.nan_to_num(share)) * (1 - uncertain)
     return {**parts, UNCERTAIN: uncertain}
 
 
