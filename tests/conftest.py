@@ -67,6 +67,16 @@ def networks_are_loaded_once(operations_use_one_thread: None) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_test_quiets_the_next() -> Iterator[None]:
+    """Undo what ``-q`` and ``-v`` of a command in this process do to the log."""
+    own = logging.getLogger("batchfer")
+    level, filters, handlers = own.level, [*own.filters], [*own.handlers]
+    yield
+    own.setLevel(level)
+    own.filters, own.handlers = filters, handlers
+
+
+@pytest.fixture(autouse=True)
 def no_error_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Fail a test in which an ERROR was logged: nothing may fail and seem fine."""
     yield

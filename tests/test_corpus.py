@@ -32,6 +32,7 @@ from toy_faces import fer_row, write_class_folders, write_fer_csv
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.emotions.classifier import load_classifier
+from batchfer.errors import DataError
 from batchfer.schema import EMOTIONS
 from batchfer.timeline.files import read_timeline
 from batchfer.training.face_sets import check_classes, load_faces
@@ -882,14 +883,18 @@ TRAINING: dict[str, tuple[Callable[[Path], Path], int]] = {
     "class_without_pictures": (without("fear"), 5),
     "class_of_another_name": (rename_class("fear", "boredom"), 5),
     "class_missing": (rename_class("fear", "happy/fear"), 5),
-    "label_beyond": (fer_table(*GOOD_ROWS, ("7", GOOD_ROWS[0][1], "Training")), 5),
-    "label_no_number": (fer_table(*GOOD_ROWS, ("glad", GOOD_ROWS[0][1], "Training")), 5),
-    "pixels_missing": (fer_table(*GOOD_ROWS, ("1", "1 2 3", "Training")), 5),
-    "pixels_no_numbers": (fer_table(*GOOD_ROWS, ("1", "x " * 2304, "Training")), 5),
-    "pixels_beyond": (fer_table(*GOOD_ROWS, ("1", "256 " * 2304, "Training")), 5),
-    "usage_unknown": (fer_table(*GOOD_ROWS, ("1", GOOD_ROWS[0][1], "Holiday")), 5),
-    "row_short": (fer_table(*GOOD_ROWS, ("1", "", "")), 5),
+    # A broken row is skipped and named, or refused with --strict.
+    "label_beyond": (fer_table(*GOOD_ROWS, ("7", GOOD_ROWS[0][1], "Training")), 0),
+    "label_no_number": (fer_table(*GOOD_ROWS, ("glad", GOOD_ROWS[0][1], "Training")), 0),
+    "pixels_missing": (fer_table(*GOOD_ROWS, ("1", "1 2 3", "Training")), 0),
+    "pixels_no_numbers": (fer_table(*GOOD_ROWS, ("1", "x " * 2304, "Training")), 0),
+    "pixels_beyond": (fer_table(*GOOD_ROWS, ("1", "256 " * 2304, "Training")), 0),
+    "usage_unknown": (fer_table(*GOOD_ROWS, ("1", GOOD_ROWS[0][1], "Holiday")), 0),
+    "row_short": (fer_table(*GOOD_ROWS, ("1", "", "")), 0),
 }
+
+
+BROKEN_ROWS = ("label_", "pixels_", "usage_", "row_")
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -907,6 +912,13 @@ def test_training_data(name: str, tmp_path: Path) -> None:
         code = run_command(load)
     assert code == expected, err.getvalue()
     assert (err.getvalue().count("\n") == 1) == (expected != 0), "one line says why"
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINING if name.startswith(BROKEN_ROWS)])
+def test_broken_training_data_is_refused_on_request(name: str, tmp_path: Path) -> None:
+    path = TRAINING[name][0](tmp_path)
+    with pytest.raises(DataError, match=r"fer2013\.csv line"):
+        load_faces([list_faces(path)], 24, tmp_path / "cache", strict=True)
 
 
 # --- models -----------------------------------------------------------------------------------

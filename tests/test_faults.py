@@ -123,13 +123,13 @@ def test_an_interrupted_video_goes_on_from_its_last_part(
         assert (broken / clip.name / name).read_bytes() == (whole / clip.name / name).read_bytes()
     drawn = [read_pictures(out / clip.name / "annotated.mp4") for out in (whole, broken)]
     assert look_alike(*drawn)
+    facts = [json.loads((out / clip.name / "run.json").read_text()) for out in (whole, broken)]
+    assert facts[0] == facts[1]
     (again,) = redo_videos([whole / clip.name], False, None)
     assert look_alike(drawn[0], read_pictures(again))
     assert not look_alike(drawn[0], read_pictures(clip)), "what was drawn would be missed"
     (named,) = redo_videos([whole / clip.name], False, {0: "Ann"})
     assert not look_alike(drawn[0], read_pictures(named)), "a name would be seen"
-    facts = [json.loads((out / clip.name / "run.json").read_text()) for out in (whole, broken)]
-    assert facts[0] == facts[1]
     assert [path.name for path in (broken / ".batchfer").iterdir()] in ([], ["lock"])
 
 

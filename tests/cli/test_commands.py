@@ -13,7 +13,6 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.cli.output import BatchSummary, ProgressBars
 from batchfer.errors import ExitCode, Reason, UsageError
-from batchfer.faces.small_faces import FACT
 from batchfer.options import parse_time
 from batchfer.schema import Job, JobResult
 
@@ -233,7 +232,7 @@ def test_the_closing_table_tells_of_smaller_faces() -> None:
         ({}, {"count": 4, "smallest_px": 23}, {"count": 1, "smallest_px": 9})
     ):
         job = Job(Path("a.jpg"), f"{number}.jpg", Path("x"))
-        summary.add(JobResult(job, "ok", facts={FACT: told} if told else {}))
+        summary.add(JobResult(job, "ok", smaller_faces=told))
     lines = list(summary.format(Path("out"), 1.0))
     assert lines[-1] == (
         "saw 5 faces that are smaller than --min-face where none was found: "

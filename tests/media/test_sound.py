@@ -12,7 +12,8 @@ from clips import draw
 from test_faults import Counter, run
 
 from batchfer.media.reader import VideoReader, probe
-from batchfer.results.folder import draw_video
+from batchfer.results.facts import RunFacts
+from batchfer.results.making import draw_video
 from batchfer.schema import Timeline
 from batchfer.timeline.table import build_empty_table
 
@@ -97,7 +98,7 @@ def write_sounding(path: Path, container: str, name: str, rate: int, layout: str
 def draw_nothing(source: Path, target: Path) -> tuple[int, list[str]]:
     """Draw a timeline without a face; return how many frames the copy has, and its sound."""
     timeline = Timeline(probe(source), build_empty_table())
-    draw_video(source, timeline, target, False, {})
+    draw_video(timeline, target, RunFacts())
     with VideoReader(target) as reader:
         n_frames = sum(len(batch) for batch in reader.batches())
     with av.open(str(target)) as container:

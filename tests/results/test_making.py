@@ -180,7 +180,7 @@ def test_what_joins_a_batch_is_left_alone_if_others_wrote_it(
 ) -> None:
     (output / "summary.csv").write_text("mine")
     (output / "index.html").write_text("<p>mine")
-    assert call("report", output / "rotated.mp4", "-q") == 0
+    assert call("report", output / "rotated.mp4") == 0
     assert (output / "summary.csv").read_text() == "mine"
     assert (output / "index.html").read_text() == "<p>mine"
     assert "the next run joins its recordings again" in caplog.text

@@ -14,8 +14,8 @@ import pytest
 from clips import make_clip
 from running import run_jobs
 
-from batchfer import pipeline
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.batch.tools import Tools
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import InputError, OutputError, Reason
@@ -47,19 +47,6 @@ class Impatience(Silence):
 
 
 Run = Callable[..., dict[str, JobResult]]
-LOADED: dict[AnalyzeOptions, Analyzer] = {}
-
-
-@pytest.fixture(autouse=True)
-def networks_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the runs of these many tests share their networks."""
-
-    def load(options: AnalyzeOptions, *machine: Any) -> Analyzer:
-        if options not in LOADED:
-            LOADED[options] = Analyzer(options, *machine)
-        return LOADED[options]
-
-    monkeypatch.setattr(pipeline, "Analyzer", load)
 
 
 @pytest.fixture
@@ -88,7 +75,7 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def load(*_: object) -> Analyzer:
         raise AssertionError("networks are loaded")
 
-    return lambda: monkeypatch.setattr(pipeline, "Analyzer", load)
+    return lambda: monkeypatch.setattr(Tools, "load", load)
 
 
 def call(*words: object) -> int:
