@@ -26,7 +26,7 @@ from batchfer.analysis.analyzer import NICE, Analyzer
 from batchfer.analysis.stream import stream
 from batchfer.batch import parts as parts_module
 from batchfer.batch import videos
-from batchfer.batch.events import Event, Joint, Opened, PutOff, Task
+from batchfer.batch.events import Event, Joint, Opened, PutOff, Silence, Task
 from batchfer.batch.executors import Hands, share_out
 from batchfer.batch.records import Batch
 from batchfer.batch.tools import Tools
@@ -56,15 +56,6 @@ from batchfer.timeline.files import read_timeline
 SAMPLES = Path(__file__).parent.parent / "samples"
 CLIPS = SAMPLES / "clips"
 STILLS = SAMPLES / "stills"
-
-
-class Silence:
-    """Progress that nobody watches."""
-
-    def begin_batch(self, n_jobs: int) -> None: ...
-    def begin_file(self, name: str, total: float | None) -> None: ...
-    def advance(self, n_units: int) -> None: ...
-    def end_file(self) -> None: ...
 
 
 Run = Callable[..., dict[str, JobResult]]

@@ -7,7 +7,7 @@ are the largest probabilities.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -184,16 +184,8 @@ def _predict(
 def _predict_crops(
     faces: FaceSet, classifier: Classifier, progress: Progress | None
 ) -> dict[str, Floats]:
-    if progress:
-        progress.begin_file("evaluate", len(faces), "face")
-    parts = []
-    for images in faces.batches(128):
-        parts.append(classifier.predict_each(images))
-        if progress:
-            progress.advance(len(images))
-    if progress:
-        progress.end_file()
-    return {name: np.concatenate([part[name] for part in parts]) for name in classifier.read_outs}
+    answers = map(classifier.predict_each, faces.batches(128))
+    return _collect(answers, classifier, len(faces), progress)
 
 
 def _predict_end_to_end(
@@ -226,17 +218,29 @@ def _predict_end_to_end(
         largest = found.select(sides.prod(axis=1).argmax(keepdims=True))
         return classifier.predict_each(classifier.crop(image[None], largest))
 
-    if progress:
-        progress.begin_file("evaluate", len(faces), "face")
-    parts = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for answer in pool.map(look, faces.rows.tolist()):
-            parts.append(answer)
-            if progress:
-                progress.advance(1)
+        answers = pool.map(look, faces.rows.tolist())
+        return _collect(answers, classifier, len(faces), progress)
+
+
+def _collect(
+    answers: Iterable[Mapping[str, Floats]],
+    classifier: Classifier,
+    n_faces: int,
+    progress: Progress | None,
+) -> dict[str, Floats]:
+    """Return what came of some faces after the other as one, and show how far it is."""
+    names = classifier.read_outs
+    if progress:
+        progress.begin_file("evaluate", n_faces, "face")
+    parts = []
+    for answer in answers:
+        parts.append(answer)
+        if progress:
+            progress.advance(len(answer[classifier.read_out]))
     if progress:
         progress.end_file()
-    return {name: np.concatenate([part[name] for part in parts]) for name in classifier.read_outs}
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}
 
 
 def place_on_canvas(image: Images, side_px: int) -> Images:

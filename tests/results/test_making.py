@@ -12,6 +12,7 @@ import pytest
 from running import run_jobs
 
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.batch.events import Silence
 from batchfer.batch.tools import Tools
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
@@ -27,15 +28,6 @@ from batchfer.timeline.files import read_timeline
 
 CLIPS = Path(__file__).parents[2] / "samples" / "clips"
 NAMES = ("rotated.mp4", "variable_rate.mp4")
-
-
-class Silence:
-    """Progress that nobody watches."""
-
-    def begin_batch(self, n_jobs: int) -> None: ...
-    def begin_file(self, name: str, total: float | None) -> None: ...
-    def advance(self, n_units: int) -> None: ...
-    def end_file(self) -> None: ...
 
 
 Run = Callable[..., dict[str, JobResult]]
