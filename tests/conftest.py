@@ -68,12 +68,14 @@ def networks_are_loaded_once(operations_use_one_thread: None) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_test_quiets_the_next() -> Iterator[None]:
-    """Undo what ``-q`` and ``-v`` of a command in this process do to the log."""
+    """Undo what ``-q`` and ``-v`` of a command in this process do to the log.
+
+    Before a test as well as after it: fixtures of a module run commands, too.
+    """
     own = logging.getLogger("batchfer")
-    level, filters, handlers = own.level, [*own.filters], [*own.handlers]
+    own.setLevel(logging.NOTSET)
     yield
-    own.setLevel(level)
-    own.filters, own.handlers = filters, handlers
+    own.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
