@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from toy_models import build_small_base, make_random_model
 
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.emotions.card import find_model, locate_card
 from batchfer.files import mark_input
 from batchfer.machine import uses_onednn
-from batchfer.schema import EMOTIONS, FaceDetections, Images
+from batchfer.schema import FaceDetections, Images
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell that started the tests in the background has them ignore the Ctrl-C that they send.
@@ -105,37 +105,13 @@ def count_searched(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     return watch
 
 
-def shake(model: Any, rng: np.random.Generator) -> None:
-    """Give every normalization statistics and gains that let inputs through and show mistakes."""
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            shake(layer, rng)
-        elif type(layer).__name__ == "BatchNormalization":
-            gamma, beta, mean, variance = layer.get_weights()
-            gamma = gamma * rng.uniform(2, 4, gamma.shape)
-            beta, mean = (w + rng.uniform(-0.3, 0.3, w.shape) for w in (beta, mean))
-            layer.set_weights([gamma, beta, mean, variance * rng.uniform(0.5, 1, gamma.shape)])
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model for 32 px with a small base and random weights, and its card beside it."""
+    return make_random_model(tmp_path_factory.mktemp("models") / "toy.keras", build_small_base)
 
 
 @pytest.fixture(scope="session")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def narrow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A narrow MobileNetV2 for 32 px with random weights, and its card beside it."""
-    return make_toy_model(tmp_path_factory.mktemp("models"))
-
-
-def make_toy_model(folder: Path) -> Path:
-    """Write a toy model and its card, and return where."""
-    import keras
-
-    from batchfer.emotions.architectures import build_mobilenetv2
-    from batchfer.emotions.card import ModelCard, format_card, locate_card
-
-    keras.utils.set_random_seed(1)
-    model = build_mobilenetv2(32, width=0.35)
-    logits = model.get_layer("logits")  # zeros, which would say the same of every face
-    logits.kernel.assign(keras.initializers.GlorotUniform()(logits.kernel.shape))
-    shake(model, np.random.default_rng(0))
-    path = folder / "toy.keras"
-    model.save(path)
-    locate_card(path).write_text(format_card(ModelCard("toy", EMOTIONS, 32)))
-    return path
+    return make_random_model(tmp_path_factory.mktemp("narrow") / "toy.keras")

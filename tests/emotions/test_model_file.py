@@ -272,20 +272,20 @@ def test_a_foreign_value_is_refused_under_each_key_around_a_layer() -> None:
     ],
 )
 def test_a_refusal_says_where_and_why(
-    name: str, reason: str, toy_model: Path, tmp_path: Path
+    name: str, reason: str, narrow_model: Path, tmp_path: Path
 ) -> None:
-    path = Path(shutil.copy(toy_model, tmp_path / "a.keras"))
+    path = Path(shutil.copy(narrow_model, tmp_path / "a.keras"))
     REFUSED[name](path)
     with pytest.raises(ModelError, match=rf"a\.keras: .*{reason}"):
         load_network_file(path)
 
 
-def test_nothing_but_the_model_is_touched_by_loading_it(toy_model: Path, tmp_path: Path) -> None:
+def test_nothing_but_the_model_is_touched_by_loading_it(narrow_model: Path, tmp_path: Path) -> None:
     """Each hostile file, and good ones, in a process that hears of all that is done."""
     changes = {"toy": lambda path: None} | HARMLESS | REFUSED
     paths = {name: tmp_path / f"{name}.keras" for name in changes}
     for name, change in changes.items():
-        shutil.copy(toy_model, paths[name])
+        shutil.copy(narrow_model, paths[name])
         locate_card(paths[name]).write_text(format_card(ModelCard(name, EMOTIONS, 32)))
         change(paths[name])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}

@@ -31,6 +31,8 @@ from batchfer.training.layouts import list_faces
 from batchfer.training.options import EvaluateOptions
 from batchfer.training.seen import find_seen, format_seen
 
+pytestmark = pytest.mark.usefixtures("small_bases")
+
 FILES = {
     "metrics.json", "predictions.csv", "per_class.csv", "confusion.png", "reliability.png",
     "mistakes.jpg",

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import make_toy_model, shake
 from PIL import Image
 from toy_faces import draw_face, write_class_folders
+from toy_models import shake
 
 from batchfer.emotions.architectures import build_mobilenetv2_baseline
 from batchfer.emotions.card import locate_card, read_card
@@ -64,6 +63,8 @@ from batchfer.training.train import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("small_bases")
+
 ROOT = Path(__file__).parents[2]
 SMALL = {"width": 0.35}
 FROZEN = Recipe(
@@ -90,40 +91,9 @@ WHOLE = Recipe(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_bases() -> Iterator[None]:
-    """Let runs train a base of a few layers of MobileNetV2's kinds: what is tested is the run.
-
-    The real one, whose graph takes half a minute a run, is trained in processes of their own.
-    """
-
-    def build(input_shape: tuple[int, ...], alpha: float, **_: Any) -> Any:
-        layers = keras.layers
-        features = inputs = keras.Input(input_shape)
-        for number, width in enumerate((24, 48, int(96 * alpha) + 14)):
-            features = layers.Conv2D(
-                width, 3, strides=2, padding="same", use_bias=False, name=f"conv{number}"
-            )(features)
-            features = layers.BatchNormalization(name=f"conv{number}_bn")(features)
-            features = layers.ReLU(6.0, name=f"conv{number}_relu")(features)
-        features = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(features)
-        features = layers.BatchNormalization(name="depthwise_bn")(features)
-        return keras.Model(inputs, layers.ReLU(6.0, name="out_relu")(features))
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.applications, "MobileNetV2", build)
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_class_folders(tmp_path_factory.mktemp("data") / "toy", {"train": 12, "test": 6})
-
-
-@pytest.fixture(scope="module")
-def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained model with the small base."""
-    return make_toy_model(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
