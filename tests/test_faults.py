@@ -101,7 +101,7 @@ def look_alike(one: Images, other: Images) -> bool:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, *(pytest.param(o, marks=pytest.mark.slow) for o in ({"fps": 11.0}, {"detect_every": 3}))],
+    [pytest.param(o, marks=pytest.mark.slow) for o in ({}, {"fps": 11.0}, {"detect_every": 3})],
 )
 def test_an_interrupted_video_goes_on_from_its_last_part(
     options: dict[str, object], toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +153,7 @@ def test_what_is_known_of_a_video_outlasts_a_run_that_ends_before_it(
     assert tables[0] == tables[1]
 
 
+@pytest.mark.slow
 def test_a_video_goes_on_though_other_results_are_asked_for(
     toy_model: Path,
     tmp_path: Path,
@@ -173,6 +174,7 @@ def test_a_video_goes_on_though_other_results_are_asked_for(
     assert (tmp_path / clip.name / "bins.csv").is_file()
 
 
+@pytest.mark.slow
 def test_parts_of_other_settings_are_not_used(
     toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,12 +258,22 @@ def undisturbed(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> di
     return read_tables(home / "out")
 
 
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [(1.0, True)],
+        pytest.param([(2.0, False), (3.5, False), (1.0, True)], marks=pytest.mark.slow),
+    ],
+)
 def test_killed_at_any_moment_it_ends_in_the_same_bytes(
-    toy_model: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+    kills: list[tuple[float, bool]],
+    toy_model: Path,
+    tmp_path: Path,
+    undisturbed: dict[str, bytes],
 ) -> None:
     folder, output = copy_clips(tmp_path / "in"), tmp_path / "out"
     arguments = ("video", folder, "-o", output, "--model", toy_model, "--no-report")
-    for delay_s, whole_group in ((2.0, False), (3.5, False), (1.0, True)):
+    for delay_s, whole_group in kills:
         command = Command(*arguments)
         command.wait_for("[1/")  # of two or, where the first is done already, of one
         time.sleep(delay_s)
@@ -316,7 +328,10 @@ main()
     assert (done.returncode, done.stderr) == (130, b"batchfer: interrupted\n")
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
+)
 def test_ctrl_c_and_sigterm_end_it_at_once_and_clean(
     number: signal.Signals, expected: int, toy_model: Path, tmp_path: Path
 ) -> None:
@@ -359,6 +374,7 @@ def plant_fault(folder: Path, name: str, fault: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
+@pytest.mark.slow
 def test_a_crash_ends_one_file(toy_model: Path, tmp_path: Path) -> None:
     folder, output = copy_clips(tmp_path / "in", 3), tmp_path / "out"
     options = ("--model", toy_model, "--no-report", "--no-annotate", "--json")
@@ -375,6 +391,7 @@ def test_a_crash_ends_one_file(toy_model: Path, tmp_path: Path) -> None:
     assert not (output / "1.mp4").exists()
 
 
+@pytest.mark.slow
 def test_the_temporary_folder_is_left_as_it_was(toy_model: Path, tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
@@ -388,6 +405,7 @@ def test_the_temporary_folder_is_left_as_it_was(toy_model: Path, tmp_path: Path)
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_a_hang_ends_with_its_time(toy_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
@@ -477,6 +495,7 @@ def test_an_output_that_may_not_be_written(toy_model: Path, tmp_path: Path) -> N
     assert (code, "cannot write" in err) == (6, True)
 
 
+@pytest.mark.slow
 def test_results_among_the_inputs_are_no_inputs(toy_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     (folder / "below").mkdir(parents=True)
@@ -512,7 +531,10 @@ def test_results_among_the_inputs_are_no_inputs(toy_model: Path, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("redirection", "expected"),
-    [(">/dev/full", 6), ("<&- >&- 2>&-", 0), ("| true", 0)],
+    [
+        (">/dev/full", 6),
+        *(pytest.param(s, 0, marks=pytest.mark.slow) for s in ("<&- >&- 2>&-", "| true")),
+    ],
 )
 def test_closed_and_full_streams(
     redirection: str, expected: int, toy_model: Path, tmp_path: Path
@@ -627,7 +649,9 @@ def test_a_reader_that_dies_ends_its_file(
     assert not (tmp_path / "out" / "0.mp4").exists()
 
 
-@pytest.mark.parametrize("step", ["begin", "put", "finish"])
+@pytest.mark.parametrize(
+    "step", ["put", *(pytest.param(s, marks=pytest.mark.slow) for s in ("begin", "finish"))]
+)
 def test_a_video_is_drawn_even_if_the_process_for_it_dies(
     step: str, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -662,6 +686,7 @@ def test_a_video_is_drawn_even_if_the_process_for_it_dies(
 
 
 @pytest.mark.same_bytes
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_surroundings(
     toy_model: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -693,6 +718,7 @@ def test_a_table_of_pictures_does_not_depend_on_company_or_workers(
 # --- what is done is done ---------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_folder_of_500_takes_seconds_and_no_tensorflow(
     toy_model: Path, tmp_path: Path
 ) -> None:
@@ -751,6 +777,7 @@ def test_pictures_go_on_where_they_were_interrupted(
     assert read_tables(broken) == read_tables(whole)
 
 
+@pytest.mark.slow
 def test_a_changed_input_or_option_is_done_again(toy_model: Path, tmp_path: Path) -> None:
     folder, output = copy_clips(tmp_path / "in"), tmp_path / "out"
     run("video", [folder], output, toy_model, Counter())

@@ -60,7 +60,9 @@ def test_the_processor_is_told(pretend) -> None:  # type: ignore[no-untyped-def]
     assert machine.measure_cache() > 100_000
 
 
-@pytest.mark.parametrize("setting", [None, "0", "1"])
+@pytest.mark.parametrize(
+    "setting", [None, *(pytest.param(s, marks=pytest.mark.slow) for s in "01")]
+)
 def test_tensorflow_follows_the_setting(setting: str | None) -> None:
     """What is told of oneDNN is what TensorFlow itself says, and a user's setting stays."""
     code = (

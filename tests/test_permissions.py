@@ -68,6 +68,7 @@ def test_what_cannot_be_read_in_a_folder_is_named_and_the_rest_done(
     }
 
 
+@pytest.mark.slow
 def test_named_inputs_that_cannot_be_read_fail_alone(home: Path, toy_model: Path) -> None:
     rest = ("-o", home / "out", "--model", toy_model, "--no-report", "--json")
     folder = home / "in"
@@ -80,6 +81,7 @@ def test_named_inputs_that_cannot_be_read_fail_alone(home: Path, toy_model: Path
     assert (code, told) == (3, {"shut.mp4": FAILED, "open.mp4": ("ok", None)})
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_read_is_not_an_empty_one(home: Path, toy_model: Path) -> None:
     output = home / "out"
     rest = ("-o", output, "--model", toy_model, "--no-report", "--json")

@@ -458,7 +458,7 @@ def test_a_video_is_on_record_however_long_the_next_takes_to_begin(
 
 
 @pytest.mark.same_bytes
-@pytest.mark.parametrize("detect_every", [1, 3])
+@pytest.mark.parametrize("detect_every", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_video_among_others_has_the_table_that_it_has_alone(
     detect_every: int, toy_model: Path, tmp_path: Path
 ) -> None:
@@ -593,6 +593,7 @@ def test_what_the_stream_fails_on_is_tried_alone(
     assert told == [("ok", None), ("ok", None), ("failed", "internal"), ("ok", None)]
 
 
+@pytest.mark.slow
 def test_after_a_failure_that_would_end_it_nothing_has_begun(
     options: AnalyzeOptions, tmp_path: Path
 ) -> None:
@@ -695,6 +696,7 @@ def no_networks(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(Tools, "load", load)
 
 
+@pytest.mark.slow
 def test_other_results_of_the_same_numbers_need_no_network(
     run: Run, no_networks: Callable[[], None], tmp_path: Path
 ) -> None:
@@ -730,6 +732,7 @@ def test_other_results_of_the_same_numbers_need_no_network(
     assert {result.reason for result in results.values()} == {Reason.UP_TO_DATE}
 
 
+@pytest.mark.slow
 def test_an_annotated_video_is_kept_only_if_it_is_what_is_asked_for(
     run: Run, no_networks: Callable[[], None], tmp_path: Path
 ) -> None:
@@ -788,6 +791,7 @@ def test_what_cannot_be_used_again_is_analyzed_again(
     assert "rotated.mp4 is analyzed again: " in caplog.text
 
 
+@pytest.mark.slow
 def test_a_video_that_is_replaced_meanwhile_is_analyzed(
     run: Run, options: AnalyzeOptions, tmp_path: Path
 ) -> None:
@@ -814,6 +818,7 @@ def test_a_video_that_is_replaced_meanwhile_is_analyzed(
     assert read_timeline(output / "b.mp4/timeline.csv")["face_id"].nunique() >= 2
 
 
+@pytest.mark.slow
 def test_parts_of_another_analysis_outlast_other_results(
     run: Run, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

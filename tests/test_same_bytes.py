@@ -91,7 +91,9 @@ def test_a_box_is_refined_alike_in_any_company(frames: Images) -> None:
             assert mine.tobytes() == all_of_them[order].tobytes()
 
 
-@pytest.fixture(scope="module", params=["mobilenetv2", "vgg19"])
+@pytest.fixture(
+    scope="module", params=["mobilenetv2", pytest.param("vgg19", marks=pytest.mark.slow)]
+)
 def classifier(request: pytest.FixtureRequest) -> Classifier:
     return load_classifier(request.param)
 
@@ -157,7 +159,7 @@ class Interruption:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("detect_every", [1, 4])
+@pytest.mark.parametrize("detect_every", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_clip_has_the_same_table_by_any_batches_and_interruptions(
     detect_every: int, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

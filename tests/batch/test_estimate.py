@@ -58,6 +58,7 @@ def test_a_plan_tells_what_is_there_and_what_it_takes(
     assert "clips/rotated.mp4  90 degrees" in text
 
 
+@pytest.mark.slow
 def test_what_is_done_is_left_out(
     tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,7 +120,14 @@ def test_the_frames_to_come_are_estimated(
     assert estimate_frames(info, options) == n_frames
 
 
-@pytest.mark.parametrize("options", [{"detect_every": 5}, {"every": 5}, {"every": 20}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"detect_every": 5},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({"every": 5}, {"every": 20})),
+    ],
+    ids=str,
+)
 def test_a_clip_is_timed_as_it_will_be_analyzed(
     options: dict[str, int], toy_model: Path, count_searched: Callable[..., list[int]]
 ) -> None:

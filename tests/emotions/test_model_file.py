@@ -280,6 +280,7 @@ def test_a_refusal_says_where_and_why(
         load_network_file(path)
 
 
+@pytest.mark.slow
 def test_nothing_but_the_model_is_touched_by_loading_it(narrow_model: Path, tmp_path: Path) -> None:
     """Each hostile file, and good ones, in a process that hears of all that is done."""
     changes = {"toy": lambda path: None} | HARMLESS | REFUSED

@@ -94,7 +94,13 @@ def find_boxes(batches: Iterator[AnalyzedBatch]) -> list[np.ndarray]:
     ]
 
 
-@pytest.mark.parametrize("scene", [cuts_between_places, people_come_and_go, fast_motion])
+@pytest.mark.parametrize(
+    "scene",
+    [
+        people_come_and_go,
+        *(pytest.param(s, marks=pytest.mark.slow) for s in (cuts_between_places, fast_motion)),
+    ],
+)
 def test_nobody_who_stays_half_a_second_is_missed(
     scene: Scene, full: Analyzer, sparse: Analyzer
 ) -> None:
@@ -156,7 +162,10 @@ def test_frames_far_apart_in_time_are_all_searched(
 
 
 @pytest.mark.same_bytes
-@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 3), (13, 2)])
+@pytest.mark.parametrize(
+    ("batch_size", "workers"),
+    [(5, 3), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((1, 1), (13, 2)))],
+)
 def test_the_numbers_do_not_depend_on_how_work_is_spread(
     batch_size: int, workers: int, sparse: Analyzer
 ) -> None:

@@ -1,6 +1,7 @@
 """Clips that lie on their side or stand on their head are noticed."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,18 +28,22 @@ def look_at(clip: str, degrees: int, analyzer: Analyzer, n_frames: int = 100) ->
     return found
 
 
+def slow(*clips: str) -> list[Any]:
+    return [pytest.param(clip, marks=pytest.mark.slow) for clip in clips]
+
+
 @pytest.fixture(scope="module")
 def analyzer(toy_model: Path) -> Analyzer:
     return Analyzer(AnalyzeOptions(model=str(toy_model)), "cpu", 2, 1)
 
 
 @pytest.mark.parametrize("degrees", [90, 180, 270])
-@pytest.mark.parametrize("clip", ["portrait.mp4", "two_people.mp4", "variable_rate.mp4"])
+@pytest.mark.parametrize("clip", ["portrait.mp4", *slow("two_people.mp4", "variable_rate.mp4")])
 def test_a_clip_that_is_turned_is_noticed_once(clip: str, degrees: int, analyzer: Analyzer) -> None:
     assert sorted(look_at(clip, degrees, analyzer))[-2:] == [0, 360 - degrees]
 
 
-@pytest.mark.parametrize("clip", ["portrait.mp4", "two_people.mp4", "rotated.mp4"])
+@pytest.mark.parametrize("clip", ["rotated.mp4", *slow("portrait.mp4", "two_people.mp4")])
 def test_clear_faces_cost_nothing(
     clip: str, analyzer: Analyzer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_bins_of_another_command_are_not_those_that_are_asked_for(run: Run, outp
     assert run(output, bin_s=1.0)["rotated.mp4"].reason is Reason.UP_TO_DATE
 
 
+@pytest.mark.slow
 def test_smoothing_of_another_command_is_not_what_is_asked_for(run: Run, output: Path) -> None:
     result = output / "rotated.mp4"
     run(output, smooth_s=2.0)

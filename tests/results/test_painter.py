@@ -123,6 +123,7 @@ def test_no_card_hides_a_small_face_in_the_background() -> None:
         np.testing.assert_array_equal(inside, 90)
 
 
+@pytest.mark.slow
 def test_a_crowd_side_by_side_keeps_its_faces() -> None:
     """Labels shrink to names, and go where a name would hide somebody else, too."""
     image = np.full((550, 810, 3), 90, np.uint8)

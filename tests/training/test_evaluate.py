@@ -327,6 +327,7 @@ def test_evaluation_tells_and_leaves_out_faces_seen_in_training(
     assert evaluate(replace(options, model=str(toy_model))).seen is None
 
 
+@pytest.mark.slow
 def test_two_models_are_compared_on_the_same_faces(
     data: Path, faces: FaceSet, toy_model: Path, tmp_path: Path
 ) -> None:

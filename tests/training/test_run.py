@@ -336,6 +336,7 @@ def test_a_frozen_network_learns_and_is_published(
         assert picture.width > 600
 
 
+@pytest.mark.slow
 def test_the_whole_network_learns_in_phases(options: TrainOptions) -> None:
     trained = train(options, None, WHOLE)
     log = read_log(options.output)
@@ -349,6 +350,7 @@ def test_the_whole_network_learns_in_phases(options: TrainOptions) -> None:
     assert identify_run(voted, WHOLE) != identify_run(options, WHOLE)
 
 
+@pytest.mark.slow
 def test_a_teacher_shares_in_the_targets(
     options: TrainOptions, toy_model: Path, tmp_path: Path
 ) -> None:
@@ -396,6 +398,7 @@ def test_a_run_goes_on_from_a_trained_model(options: TrainOptions, toy_model: Pa
         train(other, None, wider)
 
 
+@pytest.mark.slow
 def test_a_run_that_leads_astray_is_drawn_back_to_its_base(
     options: TrainOptions, toy_model: Path
 ) -> None:
@@ -443,6 +446,7 @@ def chain(
     return first, train(options, None, replace(AUGMENTED, epochs=2)).model
 
 
+@pytest.mark.slow
 def test_a_model_is_made_again_by_all_its_runs(
     chain: tuple[Path, Path], options: TrainOptions, base_weights: Path
 ) -> None:
@@ -625,7 +629,16 @@ def test_a_checkpoint_that_links_elsewhere_is_not_read(options: TrainOptions) ->
         train(replace(options, resume=True), None, FROZEN)
 
 
-@pytest.mark.parametrize("how", ["packed", "cut", "of_another", "elsewhere"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "cut",
+        *(
+            pytest.param(how, marks=pytest.mark.slow)
+            for how in ("packed", "of_another", "elsewhere")
+        ),
+    ],
+)
 def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
     how: str, options: TrainOptions
 ) -> None:
@@ -647,6 +660,7 @@ def test_a_checkpoint_that_is_not_as_it_was_written_is_refused(
         train(replace(options, resume=True), None, FROZEN)
 
 
+@pytest.mark.slow
 def test_no_run_replaces_the_model_of_another(options: TrainOptions) -> None:
     model = options.output / "mobilenetv2.keras"
     train(options, None, FROZEN)
@@ -681,6 +695,7 @@ def test_a_loss_that_is_not_a_number_stops_with_advice(options: TrainOptions) ->
     assert not (options.output / "mobilenetv2.keras").exists()
 
 
+@pytest.mark.slow
 def test_time_and_patience_end_a_run(options: TrainOptions) -> None:
     recipe = replace(FROZEN, epochs=500)
     started = time.monotonic()
