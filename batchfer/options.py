@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from batchfer.errors import UsageError, one_line
+from batchfer.formats import FORMATS, USUAL_FORMATS
 from batchfer.schema import EMOTIONS
 
 WHAT = "What to analyze"
@@ -64,8 +65,9 @@ def parse_bin(text: str) -> float:
 def parse_formats(text: str) -> tuple[str, ...]:
     """Return the table formats that a text such as ``csv,parquet`` names."""
     formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
-    if not formats or set(formats) - {"csv", "parquet"}:
-        raise UsageError(f"--format takes csv, parquet or csv,parquet, not {text!r}")
+    if not formats or set(formats) - set(FORMATS):
+        known = sorted(FORMATS)
+        raise UsageError(f"--format takes {', '.join(known)} or {','.join(known)}, not {text!r}")
     return tuple(sorted(set(formats)))
 
 
@@ -244,10 +246,12 @@ class OutputOptions:
     formats: Annotated[
         tuple[str, ...],
         Flag(
-            "--format", "Table formats: csv, parquet, or both.", WRITE, "NAMES", parse_formats,
-            "csv,parquet",
+            "--format",
+            f"Table formats: {', '.join(sorted(FORMATS))}, "
+            f"or {'both' if len(FORMATS) == 2 else 'several'}.",
+            WRITE, "NAMES", parse_formats, ",".join(USUAL_FORMATS),
         ),
-    ] = ("csv", "parquet")  # fmt: skip
+    ] = USUAL_FORMATS  # fmt: skip
     annotate: Annotated[
         bool, Flag("--annotate/--no-annotate", "Draw faces and emotions on a copy.", WRITE)
     ] = True

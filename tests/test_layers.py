@@ -18,6 +18,7 @@ FLOORS = [
     {"faces", "media", "texts"},
     {"files", "processes", "machine"},
     {"options"},
+    {"formats"},
     {"schema"},
     {"errors"},
 ]

@@ -17,6 +17,9 @@ from batchfer.files import (
     fold_case,
     is_hidden,
 )
+from batchfer.results.facts import FACTS_NAME
+from batchfer.results.folder import FACES_NAMES, INDEX_NAME, REPORT_NAME, SUMMARY_NAME
+from batchfer.results.journal import JOURNAL_NAME
 from batchfer.schema import Job, JobResult
 
 Kind = Literal["video", "image"]
@@ -39,13 +42,12 @@ RESERVED = frozenset(
     {
         PARTS_FOLDER,
         "annotated",
-        "index.html",
-        "report.html",
-        "run.json",
-        "run.jsonl",
-        "faces.csv",
-        "faces.parquet",
-        "summary.csv",
+        INDEX_NAME,
+        REPORT_NAME,
+        FACTS_NAME,
+        JOURNAL_NAME,
+        SUMMARY_NAME,
+        *FACES_NAMES.values(),
     }
 )
 """Names in the output folder that are taken before the first video gets its folder there."""
@@ -191,9 +193,9 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def _is_own_output(folder: Path, names: set[str]) -> bool:
     """Return True for a results folder of an earlier run, or the folder of one video in it."""
-    if folder.name == PARTS_FOLDER or PARTS_FOLDER in names or "run.jsonl" in names:
+    if folder.name == PARTS_FOLDER or PARTS_FOLDER in names or JOURNAL_NAME in names:
         return True
-    return "run.json" in names and any(name.startswith("timeline.") for name in names)
+    return FACTS_NAME in names and any(name.startswith("timeline.") for name in names)
 
 
 def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]:

@@ -12,8 +12,9 @@ import pandas as pd
 
 from batchfer.analysis.linker import FaceLinker
 from batchfer.files import atomic_write
+from batchfer.formats import PARTS_FORMAT
 from batchfer.schema import QUALITY_COLUMNS, FrameBatch
-from batchfer.timeline.files import read_timeline, write_parquet
+from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table
 
 logger = logging.getLogger(__name__)
@@ -72,9 +73,9 @@ class VideoParts:
             self._write(linker)
 
     def _write(self, linker: FaceLinker) -> None:
-        path = self._folder / f"part-{len(self._states):06d}.parquet"
+        path = self._folder / f"part-{len(self._states):06d}.{PARTS_FORMAT}"
         with atomic_write(path, self._folder) as temporary:
-            write_parquet(pd.concat(self._tables, ignore_index=True), temporary)
+            write_table(pd.concat(self._tables, ignore_index=True), {PARTS_FORMAT: temporary})
         state = linker.save()
         with atomic_write(path.with_suffix(".npz"), self._folder) as temporary:
             np.savez(
@@ -89,6 +90,6 @@ class VideoParts:
 
     def join(self) -> pd.DataFrame:
         """Return the rows of all parts and of what came since the last."""
-        tables = [read_timeline(path.with_suffix(".parquet")) for path in self._states]
+        tables = [read_timeline(path.with_suffix(f".{PARTS_FORMAT}")) for path in self._states]
         nothing = build_empty_table(QUALITY_COLUMNS)
         return pd.concat([*tables, *self._tables] or [nothing], ignore_index=True)

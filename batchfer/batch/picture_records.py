@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from batchfer.batch.events import Analyzed, Began, Event, JointPictures, Progress, Task
 from batchfer.batch.records import Batch, Records
 from batchfer.files import PARTS_FOLDER, describe_source, mark_input
+from batchfer.results.facts import FACTS_NAME
+from batchfer.results.folder import FACES_NAMES, REPORT_NAME
 from batchfer.results.journal import DONE, is_whole
 from batchfer.results.ownership import (
     find_obstacle,
@@ -26,8 +28,8 @@ class PictureRecords(Records):
     def __init__(self, batch: Batch) -> None:
         """Find the pictures, and see that they can be begun, see `Records`."""
         # A table in a format that is not asked for goes.
-        tables = ["faces.csv", "faces.parquet", "run.json"]
-        self.joint_files = [*tables, *["report.html"] * batch.outputs.report]
+        tables = [*FACES_NAMES.values(), FACTS_NAME]
+        self.joint_files = [*tables, *[REPORT_NAME] * batch.outputs.report]
         self._rows: PictureRows | None = None
         self._names: set[str] = set()
         self._own: set[str] = set()
@@ -85,7 +87,8 @@ class PictureRecords(Records):
         super()._open()
         batch = self.batch
         parts = batch.output / PARTS_FOLDER / "pictures"
-        if any(path.exists() for path in (*batch.output.glob("faces.*"), parts)):
+        tables = (batch.output / name for name in FACES_NAMES.values())
+        if any(path.exists() for path in (*tables, parts)):
             from batchfer.batch.rows import PictureRows  # needs what takes long to load
 
             self._rows = PictureRows(batch.output, batch.outputs.overwrite)

@@ -36,7 +36,8 @@ from batchfer.faces.small_faces import FACT, PICTURES_PX, SmallFaceSearch, join_
 from batchfer.files import atomic_write, describe_source, display_name, read_object
 from batchfer.media.images import read_image, write_image
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.facts import RunFacts
+from batchfer.results.facts import FACTS_NAME, RunFacts
+from batchfer.results.folder import FACES_NAMES, REPORT_NAME
 from batchfer.results.journal import DONE
 from batchfer.results.ownership import forget_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
@@ -344,14 +345,14 @@ def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[
     """Write the report of a folder of pictures, if it is asked for."""
     if not outputs.report:
         return
-    table = read_timeline(output / f"faces.{outputs.formats[-1]}")
-    facts = read_object(output / "run.json")
-    page = output / "report.html"
+    name = next(name for suffix, name in FACES_NAMES.items() if suffix in outputs.formats)
+    table, facts = read_timeline(output / name), read_object(output / FACTS_NAME)
+    page = output / REPORT_NAME
     shows_faces = outputs.thumbnails and not outputs.blur_faces
     run = RunFacts.parse({name: facts.get(name) for name in ("batchfer", *RUN_FACTS, FACT)})
     write_images_report(page, table, run, results, thumbnails=shows_faces)
     facts["files"][page.name] = mark_content(page)
-    write_json(output / "run.json", facts)
+    write_json(output / FACTS_NAME, facts)
 
 
 def tabulate_pictures(paths: Sequence[Path], analyzer: Analyzer) -> Timeline:

@@ -22,10 +22,13 @@ from batchfer.files import (
     mark_input,
     read_object,
 )
+from batchfer.formats import PARTS_FORMAT
 from batchfer.options import OutputOptions
+from batchfer.results.facts import FACTS_NAME
+from batchfer.results.folder import FACES_NAMES, REPORT_NAME
 from batchfer.results.ownership import ADVICE
 from batchfer.schema import QUALITY_COLUMNS, Integers, Job
-from batchfer.timeline.files import read_timeline, write_csv, write_parquet
+from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table
 
 logger = logging.getLogger(__name__)
@@ -52,10 +55,6 @@ class TableRows(NamedTuple):
         return self.table.iloc[self.where]
 
 
-def _locate_faces(output: Path) -> list[Path]:
-    return [output / f"faces.{suffix}" for suffix in ("parquet", "csv")]
-
-
 class PictureParts:
     """Rows of finished pictures on disk until there is a table of all.
 
@@ -70,7 +69,7 @@ class PictureParts:
             output: The folder for all results.
         """
         self.folder = output / PARTS_FOLDER / "pictures"
-        self.paths = sorted(self.folder.glob("part-" + 6 * "[0-9]" + ".parquet"))
+        self.paths = sorted(self.folder.glob("part-" + 6 * "[0-9]" + f".{PARTS_FORMAT}"))
 
     def make_folder(self) -> None:
         """Make the folder for them.
@@ -95,9 +94,9 @@ class PictureParts:
         table = pd.concat(parts, ignore_index=True)
         self.make_folder()
         last = int(self.paths[-1].stem.removeprefix("part-")) if self.paths else -1
-        path = self.folder / f"part-{last + 1:06d}.parquet"
+        path = self.folder / f"part-{last + 1:06d}.{PARTS_FORMAT}"
         with atomic_write(path) as temporary:
-            write_parquet(table, temporary)
+            write_table(table, {PARTS_FORMAT: temporary})
         self.paths.append(path)
 
 
@@ -120,8 +119,8 @@ class PictureRows:
         self._paths: list[Path] = []
         self.names: set[str] = set()
         """The pictures that were done before this run."""
-        for path in _locate_faces(output):
-            self._take_table(path, overwrite)
+        for name in FACES_NAMES.values():
+            self._take_table(output / name, overwrite)
         for path in self._parts.paths:
             try:
                 self._take(path)
@@ -164,7 +163,7 @@ class PictureRows:
 
     def _read_facts(self) -> dict[str, Any]:
         try:
-            return read_object(self._output / "run.json")
+            return read_object(self._output / FACTS_NAME)
         except (OSError, ValueError):
             return {}
 
@@ -177,8 +176,8 @@ class PictureRows:
     def lacks(self, outputs: OutputOptions) -> bool:
         """Return whether something that joins all pictures is gone, or has another size."""
         written = self._written()
-        names = [f"faces.{suffix}" for suffix in outputs.formats]
-        names += ["report.html"] * outputs.report
+        names = [FACES_NAMES[suffix] for suffix in outputs.formats]
+        names += [REPORT_NAME] * outputs.report
         sizes = {name: mark_input(self._output / name).get("size") for name in names}
         if not written:  # an older version did not tell, or run.json is gone
             return not all(sizes.values()) or self.recall_run() is None
@@ -220,14 +219,13 @@ class PictureRows:
         with ExitStack() as stack:
             files = {}
             for suffix in formats:
-                final = self._output / f"faces.{suffix}"
+                final = self._output / FACES_NAMES[suffix]
                 path = stack.enter_context(atomic_write(final))
-                (write_csv if suffix == "csv" else write_parquet)(table, path)
+                write_table(table, {suffix: path})
                 files[final.name] = mark_content(path)
-            write_json(self._output / "run.json", {**describe(table), "files": files})
-        for path in _locate_faces(self._output):
-            if path.suffix[1:] not in formats:
-                path.unlink(missing_ok=True)
+            write_json(self._output / FACTS_NAME, {**describe(table), "files": files})
+        for suffix in FACES_NAMES.keys() - set(formats):
+            (self._output / FACES_NAMES[suffix]).unlink(missing_ok=True)
         shutil.rmtree(self._parts.folder, ignore_errors=True)
 
 

@@ -11,7 +11,8 @@ from batchfer.batch.events import JointVideos, Progress, Task
 from batchfer.batch.records import Batch, Records
 from batchfer.errors import InputError, PlaceError
 from batchfer.files import describe_source, display_name, read_object
-from batchfer.results.folder import ResultFolder, list_wanted
+from batchfer.results.facts import FACTS_NAME
+from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME, ResultFolder, list_wanted
 from batchfer.results.journal import Journal, is_whole
 from batchfer.results.ownership import find_obstacle, try_name
 from batchfer.schema import EventWindow, Job, JobResult
@@ -30,7 +31,7 @@ class VideoRecords(Records):
 
     def __init__(self, batch: Batch) -> None:
         """Find the videos, and see that they can be begun, see `Records`."""
-        self.joint_files = ["summary.csv", *["index.html"] * batch.outputs.report]
+        self.joint_files = [SUMMARY_NAME, *[INDEX_NAME] * batch.outputs.report]
         self._events: Mapping[str, tuple[EventWindow, ...]] = {}
         self._participants: pd.DataFrame | None = None
         super().__init__(batch)
@@ -50,7 +51,7 @@ class VideoRecords(Records):
         """
         places = {job.name: place for place, job in enumerate(self.jobs)}
         ordered = sorted(results, key=lambda result: places.get(result.job.name, -1))
-        owns_index = self._journal.owns("index.html")
+        owns_index = self._journal.owns(INDEX_NAME)
         batch, own = self.batch, tuple(ordered)
         return JointVideos(batch.output, batch.outputs, own, self._participants, owns_index)
 
@@ -144,7 +145,7 @@ def find_other(job: Job, journal: Journal) -> str:
     if journal.knows(job.name, job.source):
         return ""
     try:
-        source = str(read_object(job.destination / "run.json")["source"])
+        source = str(read_object(job.destination / FACTS_NAME)["source"])
     except (OSError, ValueError, KeyError):
         return ""
     paths = {os.path.realpath(path) for path in (source, job.source)}

@@ -23,7 +23,7 @@ from batchfer.files import atomic_write, display_name
 from batchfer.media.containers import read_timecode
 from batchfer.results.folder import EXPORT_SUFFIXES
 from batchfer.schema import EMOTIONS, Timeline
-from batchfer.timeline.files import write_csv
+from batchfer.timeline.files import write_table
 from batchfer.timeline.segments import SMOOTHING_S, PersonLines, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
 
@@ -115,7 +115,7 @@ def export_timeline(
     clip = Clip.describe(timeline, source or path)
     with atomic_write(path) as temporary:
         if to in tables:
-            write_csv(tables[to](table, clip), temporary)
+            write_table(tables[to](table, clip), {"csv": temporary})
         else:
             times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
             end = max(float(times.max(initial=0.0)), clip.duration_s or 0.0)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from batchfer.errors import InputError, Reason, UsageError
 from batchfer.files import display_name, mark_input, read_object
+from batchfer.formats import FORMATS, name_tables
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
 from batchfer.schema import EventWindow, Timeline
@@ -21,8 +22,10 @@ SUMMARY_NAME = "summary.csv"
 SEGMENTS_NAME = "segments.csv"
 BINS_NAME = "bins.csv"
 EVENTS_NAME = "events.csv"
-TIMELINE_NAMES: Mapping[str, str] = {suffix: f"timeline.{suffix}" for suffix in ("parquet", "csv")}
-"""The forms of the timeline by the names of their formats, what is read first before the others."""
+INDEX_NAME = "index.html"
+TIMELINE_NAMES = name_tables("timeline")
+FACES_NAMES = name_tables("faces")
+"""The tables of a video, and of a batch of pictures, by their formats."""
 
 EXPORT_SUFFIXES: Mapping[str, str] = {
     "pyfeat": ".csv",
@@ -54,7 +57,7 @@ _HEAD_BYTES = 4096
 def name_export(to: str) -> str:
     """Return the name of a file in another tool's format, beside the timeline."""
     suffix = EXPORT_SUFFIXES.get(to, "")
-    return f"timeline.{to}{suffix}" if suffix == ".csv" else f"timeline{suffix}"
+    return f"timeline.{to}{suffix}" if suffix[1:] in FORMATS else f"timeline{suffix}"
 
 
 def list_wanted(outputs: OutputOptions, events: Sequence[EventWindow]) -> list[str]:

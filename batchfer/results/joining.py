@@ -10,7 +10,7 @@ import pandas as pd
 
 from batchfer.files import atomic_write, display_name
 from batchfer.options import OutputOptions
-from batchfer.results.folder import SUMMARY_NAME, Marks
+from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME, Marks
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.results.report.index import update_index, write_index
 from batchfer.schema import JobResult
@@ -18,7 +18,6 @@ from batchfer.timeline.files import read_table, write_statistics
 from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
 
 logger = logging.getLogger(__name__)
-INDEX_NAME = "index.html"
 
 
 def write_index_pages(

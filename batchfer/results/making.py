@@ -22,8 +22,9 @@ from batchfer.results.folder import (
     ResultFolder,
     is_file,
 )
-from batchfer.results.writing import write_results, write_tables
+from batchfer.results.writing import write_results
 from batchfer.schema import EventWindow, Timeline
+from batchfer.timeline.files import write_table
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +74,9 @@ def make_result(
     facts = replace(facts, blur_faces=outputs.blur_faces, outputs=told)
     for name in kept:
         link_or_copy(final / name, made / name)
-    lacking = [suffix for suffix in outputs.formats if TIMELINE_NAMES[suffix] not in kept]
-    write_tables(timeline.table, work, "timeline", lacking)
+    tables = {suffix: made / TIMELINE_NAMES[suffix] for suffix in outputs.formats}
+    lacking = {suffix: path for suffix, path in tables.items() if path.name not in kept}
+    write_table(timeline.table, lacking)
     source = timeline.clip.path
     write(work, timeline, facts, source if source.is_file() else None, outputs, events)
     if outputs.annotate and DRAWING_NAME not in kept and not drawn():

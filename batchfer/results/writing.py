@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-import pandas as pd
-
 from batchfer.errors import BatchferError, UsageError
 from batchfer.files import atomic_write
 from batchfer.options import OutputOptions
@@ -23,19 +21,11 @@ from batchfer.results.folder import (
 )
 from batchfer.results.report.video import write_report
 from batchfer.schema import EventWindow, Timeline
-from batchfer.timeline.files import TableWriter, write_statistics
+from batchfer.timeline.files import write_statistics
 from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.summaries import bin_timeline, summarize_events, summarize_people
 
 logger = logging.getLogger(__name__)
-
-
-def write_tables(
-    table: pd.DataFrame, folder: Path, stem: str, formats: Sequence[str] = ("csv",)
-) -> None:
-    """Write one table as ``<stem>.csv``, ``<stem>.parquet`` or both into a folder."""
-    with TableWriter({suffix: folder / f"{stem}.{suffix}" for suffix in formats}) as writer:
-        writer.append(table)
 
 
 def write_results(

@@ -1,10 +1,8 @@
-"""The result table: built from arrays, written as CSV and Parquet, read back from either.
+"""The result table: built from arrays, written in some `FORMATS`, read back from any of them.
 
 A timeline's table begins with `TIMELINE_COLUMNS`; the table of a folder of pictures has ``input``
-before them, and more columns may follow. Both files of one table hold the same values. CSV is
-UTF-8 with LF line ends; numbers are the shortest text that reads back to the same value, nulls are
-empty cells, and text cannot be taken for a formula by a spreadsheet. The bytes of either file
-depend on the rows alone: not on the parts that they came in, the locale, or the time zone.
+before them, and more columns may follow. All files of one table hold the same values. The bytes of
+a file depend on the rows alone: not on the parts that they came in, the locale, or the time zone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.errors import InputError, OutputError, Reason
+from batchfer.formats import DEFUSED, FORMATS, Sink, read_csv
 from batchfer.schema import EMOTIONS, PEOPLE_COLUMNS, QUALITY_COLUMNS, TIMELINE_COLUMNS
 from batchfer.timeline.table import build_empty_table
 
@@ -27,18 +26,17 @@ MOST_SECONDS = 1e9
 """No clip lasts longer, 31 years."""
 
 _BOX_COLUMNS = ("x", "y", "width", "height", "face_score")
-_DEFUSED = r"'*[=+\-@\t\r]"
 
 
 class TableWriter:
-    """Writes one table in parts as CSV, Parquet or both; a context manager.
+    """Writes one table in parts, in one format or several; a context manager.
 
     Memory stays bounded by a row group. The first part fixes the columns. The files are complete
     when the context is left without an exception; without any part they hold a timeline's header.
     """
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
-        """Create the files; ``paths`` has the keys ``csv`` and ``parquet``, or one of them.
+        """Create the files, one for each of some `FORMATS`.
 
         Raises:
             OutputError: a file cannot be created.
@@ -47,12 +45,12 @@ class TableWriter:
         self._stack = ExitStack()
         self._files: dict[str, IO[bytes]] = {}
         self._schema: Any = None
-        self._parquet: Any = None
+        self._sinks: list[Sink] = []
         self._held: list[Any] = []
         self._n_held = 0
         with self._explain():
-            for kind, path in self._paths.items():
-                self._files[kind] = self._stack.enter_context(path.open("wb"))
+            for suffix, path in self._paths.items():
+                self._files[suffix] = self._stack.enter_context(path.open("wb"))
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -71,8 +69,8 @@ class TableWriter:
                     self.append(build_empty_table())
                 if self._n_held:
                     self._write_group(self._n_held)
-                if self._parquet is not None:
-                    self._parquet.close()
+                for sink in self._sinks:
+                    sink.close()
 
     def append(self, table: pd.DataFrame) -> None:
         """Add rows; every part has the columns of the first.
@@ -92,17 +90,7 @@ class TableWriter:
     def _begin(self, schema: Any) -> None:
         self._schema = schema
         with self._explain():
-            if "csv" in self._files:
-                import pyarrow as pa
-
-                names = _quote(pa.array(schema.names, pa.string())).to_pylist()
-                self._files["csv"].write((",".join(names) + "\n").encode())
-            if "parquet" in self._files:
-                from pyarrow import parquet
-
-                self._parquet = parquet.ParquetWriter(
-                    self._files["parquet"], schema, compression="snappy", store_schema=False
-                )
+            self._sinks = [FORMATS[suffix].write(f, schema) for suffix, f in self._files.items()]
 
     def _write_group(self, n_rows: int) -> None:
         import pyarrow as pa
@@ -112,10 +100,8 @@ class TableWriter:
         group = held.slice(0, n_rows).combine_chunks()
         self._held = [held.slice(n_rows)]
         self._n_held -= n_rows
-        if "csv" in self._files:
-            self._files["csv"].write(_format_rows(group))
-        if self._parquet is not None:
-            self._parquet.write_table(group, row_group_size=ROW_GROUP_ROWS)
+        for sink in self._sinks:
+            sink.write(group)
 
     @contextmanager
     def _explain(self) -> Iterator[None]:
@@ -126,35 +112,25 @@ class TableWriter:
             raise OutputError(f"cannot write {names}: {error.strerror or error}") from error
 
 
-def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write any table as CSV in the way that timelines are written.
+def write_table(table: pd.DataFrame, paths: Mapping[str, Path]) -> None:
+    """Write any table in some `FORMATS`, in the way that timelines are written.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: a file cannot be written.
     """
-    with TableWriter({"csv": path}) as writer:
+    with TableWriter(paths) as writer:
         writer.append(table)
 
 
 def write_statistics(table: pd.DataFrame, path: Path) -> None:
-    """Write what follows from timelines as CSV, as `write_csv` does, without noise.
+    """Write what follows from timelines as CSV, as `write_table` does, without noise.
 
     Numbers have 6 digits after the point at most, which are microseconds of a time.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    write_csv(table.round(6), path)
-
-
-def write_parquet(table: pd.DataFrame, path: Path) -> None:
-    """Write any table as Parquet in the way that timelines are written.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    with TableWriter({"parquet": path}) as writer:
-        writer.append(table)
+    write_table(table.round(6), {"csv": path})
 
 
 def _to_arrow(table: pd.DataFrame) -> Any:
@@ -174,31 +150,8 @@ def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_large_string(kind) or pa.types.is_null(kind))
 
 
-def _format_rows(table: Any) -> bytes:
-    """Return the rows as CSV lines."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    cells = []
-    for column in table.columns:
-        text = pc.cast(column, pa.string())
-        cells.append(_quote(text) if pa.types.is_string(column.type) else text)
-    lines = pc.binary_join_element_wise(*cells, ",", null_handling="replace", null_replacement="")
-    return "".join(f"{line}\n" for line in lines.to_pylist()).encode()
-
-
-def _quote(text: Any) -> Any:
-    """Return cells of text that are no formula to a spreadsheet, quoted where CSV wants it."""
-    import pyarrow.compute as pc
-
-    text = pc.replace_substring_regex(text, f"^({_DEFUSED})", r"'\1")
-    doubled = pc.replace_substring(text, '"', '""')
-    quoted = pc.binary_join_element_wise('"', doubled, '"', "")
-    return pc.if_else(pc.match_substring_regex(text, '[",\r\n]'), quoted, text)
-
-
 def read_timeline(path: Path) -> pd.DataFrame:
-    """Return the table of a timeline written as CSV or Parquet, the same from either.
+    """Return the table of a timeline, the same from each of the `FORMATS`.
 
     A CSV may have been through a spreadsheet: a byte order mark and CRLF line ends do no harm.
     Columns after the contract's are read as integers, booleans, text, or single precision.
@@ -206,31 +159,27 @@ def read_timeline(path: Path) -> pd.DataFrame:
     Raises:
         InputError: the file cannot be read or is no timeline.
     """
-    kind = path.suffix.lower()
-    if kind not in {".csv", ".parquet"}:
-        raise InputError(Reason.UNSUPPORTED, f"{path.name}: a timeline is a .csv or .parquet file")
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        forms = " or ".join(f".{suffix}" for suffix in sorted(FORMATS))
+        raise InputError(Reason.UNSUPPORTED, f"{path.name}: a timeline is a {forms} file")
     try:
-        if kind == ".parquet":
-            from pyarrow import parquet
-
-            # A file and not a path: Arrow takes no names that are not UTF-8.
-            with path.open("rb") as file:
-                table = _to_pandas(parquet.read_table(file, partitioning=None))
-        else:
-            table = _read_cells(path)
+        # A file and not a path: Arrow takes no names that are not UTF-8.
+        with path.open("rb") as file:
+            table = FORMATS[suffix].read(file)
         lacking = [name for name in TIMELINE_COLUMNS if name not in table]
         if lacking:
             raise InputError(
                 Reason.UNSUPPORTED, f"{path.name} is no timeline: it lacks the column {lacking[0]}"
             )
-        if kind == ".csv":
+        if FORMATS[suffix].is_text:
             declared = {**TIMELINE_COLUMNS, **QUALITY_COLUMNS, **PEOPLE_COLUMNS}
             table = _parse_cells(table, declared)
         return table.astype(dict(TIMELINE_COLUMNS))
     except FileNotFoundError as error:
         raise InputError(Reason.VANISHED, f"{path.name} is not there") from error
     except OSError as error:
-        detail = f"{path.name} cannot be read: {error.strerror or 'no Parquet file'}"
+        detail = f"{path.name} cannot be read: {error.strerror or f'no .{suffix} file'}"
         raise InputError(Reason.UNREADABLE, detail) from error
     except (ValueError, TypeError, OverflowError) as error:
         # Parse errors of pandas, Arrow and Unicode are all ValueErrors.
@@ -261,31 +210,15 @@ def check_faces(table: pd.DataFrame, name: str) -> None:
 
 
 def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Return some columns, with their dtypes, of any table that `write_csv` wrote.
+    """Return some columns, with their dtypes, of any table that was written as CSV.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it holds something else.
         KeyError: a column is not there.
     """
-    return _parse_cells(_read_cells(path)[list(columns)], columns)
-
-
-def _read_cells(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-
-
-def _to_pandas(table: Any) -> pd.DataFrame:
-    """Return Arrow rows with nullable integers, booleans and text, and NaN for other nulls."""
-    import pyarrow as pa
-
-    def choose(kind: Any) -> Any:
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            return pd.StringDtype()
-        return {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get(kind)
-
-    frame: pd.DataFrame = table.to_pandas(types_mapper=choose)
-    return frame.astype({"frame": "int64"}) if "frame" in frame else frame
+    with path.open("rb") as file:
+        return _parse_cells(read_csv(file)[list(columns)], columns)
 
 
 def _parse_cells(table: pd.DataFrame, declared: Mapping[str, Any]) -> pd.DataFrame:
@@ -297,7 +230,7 @@ def _parse_cells(table: pd.DataFrame, declared: Mapping[str, Any]) -> pd.DataFra
         cells = cells.mask(cells == "")
         kind: Any = declared.get(str(name)) or _guess_dtype(str(name), cells)
         if kind == "string":
-            columns[str(name)] = cells.str.replace(f"^'({_DEFUSED})", r"\1", regex=True)
+            columns[str(name)] = cells.str.replace(f"^'({DEFUSED})", r"\1", regex=True)
         elif kind == "boolean":
             columns[str(name)] = (
                 cells.str.lower().map({"true": True, "false": False}).astype("boolean")

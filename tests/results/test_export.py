@@ -21,7 +21,7 @@ from batchfer.errors import OutputError, UsageError
 from batchfer.results.export import export_timeline
 from batchfer.results.folder import EXPORT_SUFFIXES
 from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, MediaInfo, Timeline
-from batchfer.timeline.files import read_timeline, write_csv, write_parquet
+from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.table import build_empty_table
 
@@ -51,7 +51,7 @@ def make_table() -> pd.DataFrame:
 @pytest.fixture(params=["csv", "parquet"])
 def timeline(request: pytest.FixtureRequest, tmp_path: Path) -> Timeline:
     path = tmp_path / f"timeline.{request.param}"
-    (write_csv if request.param == "csv" else write_parquet)(make_table(), path)
+    write_table(make_table(), {request.param: path})
     return Timeline(MEDIA, read_timeline(path))
 
 
@@ -91,8 +91,8 @@ def test_nobody_is_a_valid_file_too(to: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", EXPORT_SUFFIXES)
 def test_csv_and_parquet_give_the_same_export(to: str, tmp_path: Path) -> None:
     exports = []
-    for name, write in (("csv", write_csv), ("parquet", write_parquet)):
-        write(make_table(), tmp_path / f"timeline.{name}")
+    for name in ("csv", "parquet"):
+        write_table(make_table(), {name: tmp_path / f"timeline.{name}"})
         timeline = Timeline(MEDIA, read_timeline(tmp_path / f"timeline.{name}"))
         exports.append(export(timeline, to, tmp_path, people=NAMES).read_bytes())
     # An ELAN document holds the time at which it was written.

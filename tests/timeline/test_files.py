@@ -16,9 +16,8 @@ from batchfer.timeline.files import (
     TableWriter,
     read_table,
     read_timeline,
-    write_csv,
-    write_parquet,
     write_statistics,
+    write_table,
 )
 from batchfer.timeline.table import build_empty_table, build_table
 
@@ -81,15 +80,15 @@ def test_a_frame_without_a_face_keeps_one_row_of_nulls() -> None:
 
 @pytest.mark.parametrize("table", [make_table(), build_empty_table()], ids=["faces", "empty"])
 def test_csv_and_parquet_hold_the_values_of_the_table(table: pd.DataFrame, tmp_path: Path) -> None:
-    write_csv(table, tmp_path / "a.csv")
-    write_parquet(table, tmp_path / "a.parquet")
+    write_table(table, {"csv": tmp_path / "a.csv"})
+    write_table(table, {"parquet": tmp_path / "a.parquet"})
     pd.testing.assert_frame_equal(read_timeline(tmp_path / "a.csv"), table, check_exact=True)
     pd.testing.assert_frame_equal(read_timeline(tmp_path / "a.parquet"), table, check_exact=True)
 
 
 def test_numbers_in_csv_are_the_shortest_that_read_back(tmp_path: Path) -> None:
     table = make_table(40)
-    write_csv(table, tmp_path / "a.csv")
+    write_table(table, {"csv": tmp_path / "a.csv"})
     raw = (tmp_path / "a.csv").read_bytes()
     assert b"\r" not in raw
     text = pd.read_csv(tmp_path / "a.csv", dtype=str).dropna()
@@ -106,8 +105,8 @@ def test_columns_before_and_after_the_contract_survive(tmp_path: Path) -> None:
     table["blur"] = np.linspace(0, 1, len(table)).astype(np.float32)
     table["uncertain"] = pd.array([True, False, None, *[True] * (len(table) - 3)], "boolean")
     table["person"] = pd.array(['Anna "A"', None, "01x", *["ß\nü"] * (len(table) - 3)], "string")
-    write_csv(table, tmp_path / "a.csv")
-    write_parquet(table, tmp_path / "a.parquet")
+    write_table(table, {"csv": tmp_path / "a.csv"})
+    write_table(table, {"parquet": tmp_path / "a.parquet"})
     pd.testing.assert_frame_equal(read_timeline(tmp_path / "a.csv"), table, check_exact=True)
     pd.testing.assert_frame_equal(read_timeline(tmp_path / "a.parquet"), table, check_exact=True)
 
@@ -117,7 +116,7 @@ def test_text_in_csv_is_never_a_formula_and_reads_back(tmp_path: Path) -> None:
     table = make_table(len(names))
     table = table.iloc[: len(names)].copy()
     table.insert(0, "input", pd.array(names, "string"))
-    write_csv(table, tmp_path / "a.csv")
+    write_table(table, {"csv": tmp_path / "a.csv"})
     cells = pd.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False)["input"]
     assert not cells.str.match(r"[=+\-@\t\r]").any()
     assert cells.tolist()[0] == "'=1+1"
@@ -128,7 +127,7 @@ def test_text_in_csv_is_never_a_formula_and_reads_back(tmp_path: Path) -> None:
 def test_negative_numbers_are_not_text(tmp_path: Path) -> None:
     table = make_table(5)
     table["yaw"] = np.float32(-12.5)
-    write_csv(table, tmp_path / "a.csv")
+    write_table(table, {"csv": tmp_path / "a.csv"})
     assert ",-12.5\n" in (tmp_path / "a.csv").read_text()
 
 
@@ -153,7 +152,7 @@ def test_row_groups_have_a_fixed_size_and_no_pandas_metadata(tmp_path: Path) -> 
 
     table = make_table(7_000)
     assert len(table) > ROW_GROUP_ROWS
-    write_parquet(table, tmp_path / "a.parquet")
+    write_table(table, {"parquet": tmp_path / "a.parquet"})
     with parquet.ParquetFile(tmp_path / "a.parquet") as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         assert file.metadata.metadata is None
@@ -215,7 +214,7 @@ def test_only_the_formats_asked_for_are_written(tmp_path: Path) -> None:
 
 def test_a_csv_from_a_spreadsheet_is_read(tmp_path: Path) -> None:
     table = make_table(30)
-    write_csv(table, tmp_path / "a.csv")
+    write_table(table, {"csv": tmp_path / "a.csv"})
     text = (tmp_path / "a.csv").read_text()
     (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
     pd.testing.assert_frame_equal(read_timeline(tmp_path / "b.csv"), table, check_exact=True)
@@ -246,7 +245,7 @@ def test_what_is_no_timeline_is_refused_in_one_line(
 
 
 def test_a_cell_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    write_csv(make_table(5), tmp_path / "a.csv")
+    write_table(make_table(5), {"csv": tmp_path / "a.csv"})
     text = (tmp_path / "a.csv").read_text().replace("\n0,", "\nzero,", 1)
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(InputError, match=r"a\.csv is no timeline"):
@@ -268,7 +267,7 @@ def test_text_comes_back_as_it_was_and_no_formula(tmp_path: Path) -> None:
             'the "q"': np.linspace(0, 1, 9),
         }
     )
-    write_csv(table, tmp_path / "a.csv")
+    write_table(table, {"csv": tmp_path / "a.csv"})
     assert (tmp_path / "a.csv").read_text().splitlines()[0] == '\'=name,"age, years","the ""q"""'
     renamed = {"'=name": "string", **dict(list(columns.items())[1:])}
     back = read_table(tmp_path / "a.csv", renamed)
