@@ -55,7 +55,7 @@ QUALITY_COLUMNS: Mapping[str, str] = {
     "uncertain": "boolean",
     "flags": "string",
 }
-"""Columns that may follow those of a timeline: `batchfer.faces.quality`."""
+"""Columns that may follow those of a timeline: the measures of `Readings`."""
 
 FLAGS = ("low_score", "outside", "blurred", "turned", "covered")
 """Why a face counts as uncertain, whatever the model says: names in the column ``flags``, several
@@ -183,6 +183,45 @@ class FaceDetections:
         return FaceDetections(
             self.image_index[mask], self.boxes[mask], self.scores[mask], self.landmarks[mask]
         )
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What is read from N faces, in the order of their `FaceDetections`, for the rows of a table.
+
+    ``probabilities (N,7)`` are in the order of `EMOTIONS`; ``measures`` hold ``(N,)`` for each of
+    the `QUALITY_COLUMNS` in their order, or nothing.
+    """
+
+    probabilities: Floats
+    measures: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit together, and columns that nobody has declared."""
+        _check_shape("probabilities", self.probabilities, (None, len(EMOTIONS)))
+        if self.measures and list(self.measures) != list(QUALITY_COLUMNS):
+            raise ValueError(f"measures are {list(QUALITY_COLUMNS)}, not {list(self.measures)}")
+        for name, values in self.measures.items():
+            _check_shape(name, values, (len(self.probabilities),))
+
+    def __len__(self) -> int:
+        """Return the number of faces N."""
+        return len(self.probabilities)
+
+    def join(self, more: "Readings") -> "Readings":
+        """Return these faces and, below them, more."""
+        return Readings(
+            np.concatenate([self.probabilities, more.probabilities]),
+            {
+                name: np.concatenate([own, more.measures[name]])
+                for name, own in self.measures.items()
+            },
+        )
+
+    def select(self, rows: Integers) -> "Readings":
+        """Return the faces that an index array picks, in its order."""
+        measures = {name: values[rows] for name, values in self.measures.items()}
+        return Readings(self.probabilities[rows], measures)
 
 
 @dataclass(frozen=True)

@@ -125,12 +125,12 @@ def find_middle_faces(analyzer: Analyzer, images: Images) -> AnalyzedFaces:
         index = batch.detections.image_index
         rows = np.flatnonzero(far < SIDE_PX / 5)
         rows = rows[np.unique(index[rows], return_index=True)[1]]
-        flags = np.array([flag or "" for flag in batch.traits["flags"][rows]])
+        flags = np.array([flag or "" for flag in batch.readings.measures["flags"][rows]])
         found.append(
             AnalyzedFaces(
                 index[rows] + start,
                 batch.detections.landmarks[rows].astype(np.float64),
-                batch.traits["probabilities"][rows],
+                batch.readings.probabilities[rows],
                 flags,
             )
         )

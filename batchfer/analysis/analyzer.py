@@ -2,14 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
@@ -20,7 +19,7 @@ from batchfer.machine import hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import QUALITY_COLUMNS, FaceDetections, Floats, FrameBatch
+from batchfer.schema import FaceDetections, Floats, FrameBatch, Readings
 
 NICE = 10
 """How much less urgent the threads of TensorFlow's operations are than those that run Python."""
@@ -30,21 +29,23 @@ NICE = 10
 class AnalyzedBatch:
     """A sub-batch after the networks; everything here is independent of other frames.
 
-    ``traits`` belong to the N rows of ``detections``: ``probabilities (N,7)``, the
-    `QUALITY_COLUMNS`, each ``(N,)``, and, in clips alone, ``appearances (N,D)`` to follow a face
-    from frame to frame and ``identities (N,D)`` to know a person again. ``signatures (B,D)`` tell
-    cuts between the frames of a clip; those of pictures are empty.
+    ``readings`` are those of the N faces of ``detections``, as are ``appearances (N,D)``, to follow
+    a face from frame to frame, and ``identities (N,D)``, to know a person again. ``signatures
+    (B,D)`` tell cuts between frames. All three are for clips: for pictures, D is 0.
     """
 
     frames: FrameBatch
     detections: FaceDetections
+    readings: Readings
     signatures: Floats
-    traits: Mapping[str, npt.NDArray[Any]]
+    appearances: Floats
+    identities: Floats
 
-    @property
-    def qualities(self) -> Mapping[str, npt.NDArray[Any]]:
-        """The quality columns of each face."""
-        return {name: self.traits[name] for name in QUALITY_COLUMNS}
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not fit together."""
+        for_faces = {len(self.readings), len(self.appearances), len(self.identities)}
+        if for_faces != {len(self.detections)} or len(self.signatures) != len(self.frames):
+            raise ValueError("what is read belongs to other faces or frames")
 
 
 class Analyzer:
@@ -152,31 +153,28 @@ class Analyzer:
             detections = detect_between(
                 self.detector, every, frames, signatures, neighbours, images
             )
-        return AnalyzedBatch(
-            frames, detections, signatures, self._describe_faces(frames, detections, images)
-        )
+        return self._read_faces(frames, detections, signatures, images)
 
     def add_faces(self, batch: AnalyzedBatch, found: Sequence[FaceDetections]) -> AnalyzedBatch:
         """Return the batch with more faces in it, classified like the others."""
         more = FaceDetections.join(found)
-        traits = self._describe_faces(batch.frames, more, batch.frames.images)
+        read = self._read_faces(batch.frames, more, batch.signatures, batch.frames.images)
         detections = FaceDetections.join([batch.detections, more])
         order = np.argsort(detections.image_index, kind="stable")
         return replace(
             batch,
             detections=detections.select(order),
-            traits={
-                name: np.concatenate([values, traits[name]])[order]
-                for name, values in batch.traits.items()
-            },
+            readings=batch.readings.join(read.readings).select(order),
+            appearances=np.concatenate([batch.appearances, read.appearances])[order],
+            identities=np.concatenate([batch.identities, read.identities])[order],
         )
 
-    def _describe_faces(
-        self, frames: FrameBatch, detections: FaceDetections, images: Any
-    ) -> dict[str, npt.NDArray[Any]]:
-        """Return the traits of each face, in the order of the detections.
+    def _read_faces(
+        self, frames: FrameBatch, detections: FaceDetections, signatures: Floats, images: Any
+    ) -> AnalyzedBatch:
+        """Return what is to be read from each face; ``images`` are those of the frames.
 
-        ``images`` are those of the frames, or a tensor of them on the device.
+        They may be a tensor of them on the device.
         """
         crops = self.classifier.crop(frames.images, detections)
         probabilities = self.classifier.predict(crops)
@@ -186,14 +184,12 @@ class Analyzer:
         size = (int(frames.images.shape[1]), int(frames.images.shape[2]))
         covered = self.detector.find_covered(images, detections)
         quality = measure_quality(crops, detections, size, covered, probabilities, below)
-        if frames.are_stills:
-            return {"probabilities": probabilities, **quality}
-        return {
-            "probabilities": probabilities,
-            "appearances": describe_faces(crops),
-            "identities": describe_people(frames.images, detections),
-            **quality,
-        }
+        appearances = identities = np.zeros((len(detections), 0), np.float32)
+        if not frames.are_stills:
+            appearances = describe_faces(crops)
+            identities = describe_people(frames.images, detections)
+        readings = Readings(probabilities, quality)
+        return AnalyzedBatch(frames, detections, readings, signatures, appearances, identities)
 
 
 def _let_python_first() -> None:

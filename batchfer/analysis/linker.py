@@ -52,19 +52,12 @@ class FaceLinker:
                 float(batch.frames.times_s[index]),
                 detections.boxes[rows],
                 detections.landmarks[rows],
-                batch.traits["appearances"][rows],
+                batch.appearances[rows],
                 bool(cuts[index]),
             )
         times_s = batch.frames.times_s
-        self._appearances.add(times_s[detections.image_index], face_ids, batch.traits["identities"])
-        return build_table(
-            batch.frames.frames,
-            times_s,
-            detections,
-            face_ids,
-            batch.traits["probabilities"],
-            batch.qualities,
-        )
+        self._appearances.add(times_s[detections.image_index], face_ids, batch.identities)
+        return build_table(batch.frames.frames, times_s, detections, face_ids, batch.readings)
 
     def save(self) -> dict[str, npt.NDArray[Any]]:
         """Return everything that is known of the frames so far, for `restore`."""

@@ -173,15 +173,13 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
     starts = np.cumsum(counts) - counts
     ids = np.empty(len(index), np.int64)
     ids[order] = np.arange(len(index)) - np.repeat(starts, counts)
-    probabilities = batch.traits["probabilities"]
     # One table for all: making, cutting and joining tables takes long, whatever their size.
     table = build_table(
         np.zeros(n_pictures, np.int64),
         np.full(n_pictures, np.nan),
         batch.detections,
         ids,
-        probabilities,
-        batch.qualities,
+        batch.readings,
     )
     n_rows = np.maximum(counts, 1)
     names = np.array([jobs[position].name for position in batch.frames.frames], object)
@@ -192,7 +190,7 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
             int(position),
             batch.frames.images[place],
             TableRows(table, slice(int(ends[place] - n_rows[place]), int(ends[place]))),
-            probabilities[starts[place] : starts[place] + counts[place]],
+            batch.readings.probabilities[starts[place] : starts[place] + counts[place]],
         )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.faces.crops import FACE_POINTS, fit_similarities
-from batchfer.schema import FLAGS, QUALITY_COLUMNS, FaceDetections, Floats, Images
+from batchfer.schema import FLAGS, FaceDetections, Floats, Images
 
 SMALL_BELOW_PX = 48
 """A face whose shorter side is below this has fewer pixels than FER2013's training pictures."""
@@ -169,8 +169,13 @@ def measure_quality(
         covered,
     )
     uncertain = flag_uncertain(probabilities, below) | np.logical_or.reduce(flags)
-    measures = (blur, yaw, measure_entropy(probabilities), uncertain, join_flags(flags))
-    return dict(zip(QUALITY_COLUMNS, measures, strict=True))
+    return {
+        "blur": blur,
+        "yaw": yaw,
+        "entropy": measure_entropy(probabilities),
+        "uncertain": uncertain,
+        "flags": join_flags(flags),
+    }
 
 
 def find_flags(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.faces.persons import People
-from batchfer.schema import EMOTIONS, FaceDetections, Floats, Integers, Times
+from batchfer.schema import EMOTIONS, FaceDetections, Integers, Readings, Times
 
 _log = logging.getLogger(__name__)
 
@@ -91,8 +91,7 @@ def build_table(
     times_s: Times,
     detections: FaceDetections,
     ids: Integers,
-    probabilities: Floats,
-    qualities: Mapping[str, npt.NDArray[Any]] | None = None,
+    readings: Readings,
 ) -> pd.DataFrame:
     """Return a row per face, ordered by frame and id, and one of nulls for a frame without any.
 
@@ -101,8 +100,7 @@ def build_table(
         times_s: ``(F,)`` timestamps in s, NaN where there is no time.
         detections: N faces whose ``image_index`` points into ``frames``; boxes lie in the frame.
         ids: ``(N,)`` track of each face.
-        probabilities: ``(N,7)``.
-        qualities: ``(N,)`` of each of the `QUALITY_COLUMNS`, which then follow the others.
+        readings: Of each face; its measures follow the columns of every timeline.
     """
     order = np.lexsort((ids, detections.image_index))
     faces = detections.select(order)
@@ -124,7 +122,7 @@ def build_table(
         "face_id": pd.arrays.IntegerArray(spread(ids[order], 0, np.int64), ~has_face),
     }
     x1, y1, x2, y2 = faces.boxes.T
-    table = np.asarray(probabilities, np.float32)[order]
+    table = np.asarray(readings.probabilities, np.float32)[order]
     numbers = (x1, y1, x2 - x1, y2 - y1, faces.scores, *table.T)
     names = ("x", "y", "width", "height", "face_score", *EMOTIONS)
     for name, values in zip(names, numbers, strict=True):
@@ -132,7 +130,7 @@ def build_table(
     labels = np.array(EMOTIONS, object)[table.argmax(axis=1)]
     columns["emotion"] = pd.array(spread(labels, None, object), "string")
     columns["emotion_confidence"] = spread(table.max(axis=1, initial=0), np.nan, np.float32)
-    for name, measures in (qualities or {}).items():
+    for name, measures in readings.measures.items():
         if measures.dtype == np.bool_:
             values = spread(measures[order], False, np.bool_)
             columns[name] = pd.arrays.BooleanArray(values, ~has_face)
@@ -146,6 +144,6 @@ def build_table(
 def build_empty_table(more: Mapping[str, str] | None = None) -> pd.DataFrame:
     """Return a table of no rows; ``more`` columns follow, each with its pandas dtype."""
     nothing = np.zeros(0, np.int64)
-    probabilities = np.zeros((0, len(EMOTIONS)), np.float32)
-    table = build_table(nothing, np.zeros(0), FaceDetections.empty(), nothing, probabilities)
+    readings = Readings(np.zeros((0, len(EMOTIONS)), np.float32))
+    table = build_table(nothing, np.zeros(0), FaceDetections.empty(), nothing, readings)
     return table.assign(**{name: pd.Series(dtype=dtype) for name, dtype in (more or {}).items()})

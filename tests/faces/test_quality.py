@@ -20,7 +20,7 @@ from batchfer.faces.quality import (
     measure_outside,
     measure_quality,
 )
-from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS, FaceDetections
+from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS, FaceDetections, Readings
 
 # Five points of a head in cm, x right, y up, z towards the viewer: not the module's own.
 HEAD = np.array([[-3.2, 3, 0], [3.2, 3, 0], [0, 0, 3.6], [-2.5, -3.5, 0.4], [2.5, -3.5, 0.4]])
@@ -49,6 +49,32 @@ def test_no_faces() -> None:
     assert list(columns) == list(QUALITY_COLUMNS)
     assert all(values.shape == (0,) for values in columns.values())
     assert find_issues(pd.DataFrame(columns=list(TIMELINE_COLUMNS))).empty
+
+
+def test_readings_are_joined_and_picked_face_by_face() -> None:
+    def read(*blurs: float) -> Readings:
+        measures = {name: np.array(blurs, np.float32) for name in QUALITY_COLUMNS}
+        return Readings(np.full((len(blurs), 7), blurs[0], np.float32), measures)
+
+    joined = read(1, 2).join(read(3)).select(np.array([2, 0]))
+    assert len(joined) == 2
+    assert joined.probabilities[:, 0].tolist() == [3, 1]
+    assert joined.measures["blur"].tolist() == joined.measures["flags"].tolist() == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "measures",
+    [
+        {"blur": np.zeros(2)},
+        dict.fromkeys((*QUALITY_COLUMNS, "pitch"), np.zeros(2)),
+        dict.fromkeys(reversed(QUALITY_COLUMNS), np.zeros(2)),
+        dict.fromkeys(QUALITY_COLUMNS, np.zeros(3)),
+    ],
+    ids=["lacking", "unknown", "order", "faces"],
+)
+def test_readings_refuse_what_the_table_has_no_column_for(measures: dict[str, np.ndarray]) -> None:
+    with pytest.raises(ValueError, match=r"measures are|has shape"):
+        Readings(np.zeros((2, 7), np.float32), measures)
 
 
 @pytest.mark.parametrize("yaw", [-80, -45, -20, 0, 20, 45, 80])

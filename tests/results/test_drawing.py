@@ -20,7 +20,7 @@ from batchfer.results import drawing_process
 from batchfer.results.drawing import FaceTrack, annotate_clip, draw_timeline, interpolate_faces
 from batchfer.results.drawing_process import DrawingPool, DrawingProcess
 from batchfer.results.painter import DrawnFaces, FacePainter
-from batchfer.schema import EMOTIONS, FaceDetections, FrameBatch, MediaInfo, Timeline
+from batchfer.schema import EMOTIONS, FaceDetections, FrameBatch, MediaInfo, Readings, Timeline
 from batchfer.timeline.table import build_empty_table, build_table
 
 
@@ -62,7 +62,9 @@ def test_boxes_end_at_a_cut_not_before_it(cut_at: int | None) -> None:
     points, sure = np.zeros((2, 5, 2), np.float32), np.ones(2, np.float32)
     faces = FaceDetections(np.arange(2), boxes, sure, points)
     probabilities = np.repeat(make_faces([(0, 0, 1, 1)]).probabilities, 2, axis=0)
-    table = build_table(np.array([0, 3]), np.array([0.0, 0.12]), faces, np.arange(2), probabilities)
+    table = build_table(
+        np.array([0, 3]), np.array([0.0, 0.12]), faces, np.arange(2), Readings(probabilities)
+    )
     draw = draw_timeline(FaceTrack(table), FacePainter())
     has_box = []
     for frame in range(8):
@@ -93,7 +95,7 @@ def make_clip_of_a_face(path: Path, frames: int, step: int) -> tuple[MediaInfo, 
     )
     probabilities = np.repeat(make_faces([(0, 0, 1, 1)]).probabilities, len(analyzed), axis=0)
     ids = np.zeros(len(analyzed), np.int64)
-    return info, build_table(analyzed, analyzed / 25, detections, ids, probabilities)
+    return info, build_table(analyzed, analyzed / 25, detections, ids, Readings(probabilities))
 
 
 def test_a_clip_is_drawn_whole_between_analyzed_frames_too(tmp_path: Path) -> None:
@@ -246,7 +248,7 @@ def test_an_error_reaches_one_who_waits_for_room(
         np.zeros((300, 5, 2), np.float32),
     )
     probabilities = np.full((300, 7), 1 / 7, np.float32)
-    table = build_table(frames[:1], frames[:1] / 25, crowd, np.arange(300), probabilities)
+    table = build_table(frames[:1], frames[:1] / 25, crowd, np.arange(300), Readings(probabilities))
     with (
         DrawingPool() as pool,
         pytest.raises(RuntimeError, match="ValueError: a frame of shape"),

@@ -7,7 +7,7 @@ from drawn import make_faces
 from skimage import data
 
 from batchfer.results.painter import DrawnFaces, FacePainter, draw_faces
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, FaceDetections
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, FaceDetections, Readings
 from batchfer.timeline.table import build_empty_table, build_table
 
 
@@ -53,7 +53,9 @@ def test_rows_of_a_timeline_are_drawn_but_null_rows() -> None:
         np.zeros((1, 5, 2), np.float32),
     )
     probabilities = make_faces([(0, 0, 1, 1)], "sad").probabilities
-    table = build_table(np.arange(2), np.arange(2.0), detections, np.array([4]), probabilities)
+    table = build_table(
+        np.arange(2), np.arange(2.0), detections, np.array([4]), Readings(probabilities)
+    )
     image = make_picture(640, 360)
     drawn = draw_faces(image, table)
     assert count_color(drawn, "sad") > 300

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, FaceDetections
+from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, FaceDetections, Readings
 from batchfer.timeline.files import (
     ROW_GROUP_ROWS,
     TableWriter,
@@ -42,7 +42,7 @@ def make_table(n_frames: int = 50, seed: int = 0) -> pd.DataFrame:
     probabilities = rng.dirichlet(np.full(7, 0.05), n_faces).astype(np.float32)
     times_s = np.cumsum(rng.random(n_frames) / 10)
     ids = np.arange(n_faces)[::-1].astype(np.int64)
-    return build_table(np.arange(n_frames) * 3, times_s, detections, ids, probabilities)
+    return build_table(np.arange(n_frames) * 3, times_s, detections, ids, Readings(probabilities))
 
 
 def test_no_frames_make_a_table_of_the_contract() -> None:
@@ -63,7 +63,7 @@ def test_a_frame_without_a_face_keeps_one_row_of_nulls() -> None:
         np.array([0.0, 0.2, 0.4, 0.6]),
         detections,
         np.array([7, 2, 2]),
-        probabilities,
+        Readings(probabilities),
     )
     assert table["frame"].tolist() == [0, 5, 5, 10, 15]
     assert table["timestamp"].tolist() == [0.0, 0.2, 0.2, 0.4, 0.6]
