@@ -7,10 +7,11 @@ that sees the same folders.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from batchfer.batch.jobs import Kind
 from batchfer.options import AnalyzeOptions, OutputOptions
+from batchfer.results.journal import Entry
 from batchfer.schema import EventWindow, Job, JobResult
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Task(Job):
     numbers: str = field(compare=False)
     events: tuple[EventWindow, ...] = field(compare=False, default=())
     older: Mapping[str, Mapping[str, int]] = field(compare=False, default_factory=dict)
-    known: Mapping[str, Any] | None = field(compare=False, default=None)
+    known: Entry | None = field(compare=False, default=None)
 
 
 class Opened(NamedTuple):

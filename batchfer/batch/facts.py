@@ -1,9 +1,8 @@
 """What a run tells of itself and of a video in ``run.json``."""
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
-from typing import Any
 
 import pandas as pd
 
@@ -21,10 +20,10 @@ def describe_video(
     reader: VideoReader, table: pd.DataFrame, analyzer: Analyzer, result: JobResult
 ) -> RunFacts:
     """Return what was read, with what, and what came out."""
-    info, losses, run = reader.info, reader.losses, describe_run(analyzer)
+    info, losses = reader.info, reader.losses
     faces = table["face_id"].notna()
-    return RunFacts(
-        batchfer=__version__,
+    return replace(
+        describe_run(analyzer),
         input=result.job.name,
         source=describe_source(result.job),
         status=result.status,
@@ -57,30 +56,27 @@ def describe_video(
             ),
         ),
         smaller_faces=result.smaller_faces,
-        options=run["options"],
-        model=ModelFacts(**run["model"]),
-        device=run["device"],
-        machine=run["machine"],
-        versions=run["versions"],
     )
 
 
-def describe_run(analyzer: Analyzer) -> dict[str, Any]:
-    """Return what decided the numbers: options, model, device and versions."""
+def describe_run(analyzer: Analyzer) -> RunFacts:
+    """Return what decided the numbers, and nothing of any input: options, model, versions."""
+    classifier, calibration = analyzer.classifier, analyzer.classifier.calibration
     libraries = ("tensorflow", "keras", "mtcnn", "av", "opencv-python", "numpy")
-    return {
-        "options": asdict(analyzer.options),
-        "model": {
-            "name": analyzer.classifier.card.name,
-            "sha256": analyzer.classifier.sha256,
-            "read_out": analyzer.classifier.read_out,
-            "uncertain_below": analyzer.classifier.calibration.uncertain_below,
-            "prior": dict(analyzer.classifier.calibration.prior) or None,
-        },
-        "device": analyzer.tf_device,
-        "machine": describe_processor(),
-        "versions": {
+    return RunFacts(
+        batchfer=__version__,
+        options=asdict(analyzer.options),
+        model=ModelFacts(
+            name=classifier.card.name,
+            sha256=classifier.sha256,
+            read_out=classifier.read_out,
+            uncertain_below=calibration.uncertain_below,
+            prior=dict(calibration.prior) or None,
+        ),
+        device=analyzer.tf_device,
+        machine=describe_processor(),
+        versions={
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in libraries},
         },
-    }
+    )

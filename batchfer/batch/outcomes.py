@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.processes import HelperError
+from batchfer.results.journal import Entry
 from batchfer.schema import Job, JobResult, Status
 
 logger = logging.getLogger(__name__)
@@ -57,19 +57,18 @@ def explain(error: Exception) -> tuple[Reason, str]:
     return Reason.INTERNAL, f"{told}{' '.join(str(error).split())[:300]}"
 
 
-def recall_result(job: Job, entry: Mapping[str, Any]) -> JobResult:
+def recall_result(job: Job, entry: Entry) -> JobResult:
     """Return the outcome of an input that an earlier run finished and that has not changed."""
-    reason = entry.get("reason")
     return JobResult(
         job,
-        entry["status"],
-        reason and Reason(reason),
-        entry.get("detail", ""),
-        n_frames=entry.get("frames", 0),
-        n_faces=entry.get("faces", 0),
-        n_people=entry.get("people", 0),
-        emotion=entry.get("emotion", ""),
-        first_bad_s=entry.get("first_bad_s"),
+        entry.status,
+        entry.reason,
+        entry.detail,
+        n_frames=entry.frames,
+        n_faces=entry.faces,
+        n_people=entry.people,
+        emotion=entry.emotion,
+        first_bad_s=entry.first_bad_s,
     )
 
 

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,7 +30,7 @@ class VideoParts:
     ends where a batch ends, so that the batches that follow are the same as in one go.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
         """Find the parts that a run before has left; those of another ``key`` are removed.
 
         Args:

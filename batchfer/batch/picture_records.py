@@ -1,15 +1,16 @@
 """What is on record of pictures, and what stands in the way of their results."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from batchfer.batch.events import Analyzed, Began, Event, JointPictures, Progress, Task
 from batchfer.batch.records import Batch, Records
 from batchfer.files import PARTS_FOLDER, describe_source, mark_input
 from batchfer.results.facts import FACTS_NAME
 from batchfer.results.folder import FACES_NAMES, REPORT_NAME
-from batchfer.results.journal import DONE, is_whole
+from batchfer.results.journal import DONE, Entry
 from batchfer.results.ownership import (
     find_obstacle,
     list_own_copies,
@@ -102,18 +103,18 @@ class PictureRecords(Records):
     def _list_copies(self, job: Job) -> list[str]:
         return [self._name_copy(job)] if self.batch.outputs.annotate else []
 
-    def _is_current(self, job: Job, entry: Mapping[str, Any]) -> bool:
+    def _is_current(self, job: Job, entry: Entry) -> bool:
         has_copy = not self.batch.outputs.annotate or job.destination.exists()
-        return job.name in self._names and has_copy and is_whole(entry, self.batch.output)
+        return job.name in self._names and has_copy and entry.is_whole(self.batch.output)
 
     def _find_hindrance(self, job: Job) -> str:
         annotate = self.batch.outputs.annotate
         return find_obstacle(job, self.batch.output, None) if annotate else ""
 
-    def _describe(self, result: JobResult) -> Mapping[str, Any]:
-        job = result.job
-        told: dict[str, Any] = {"source": describe_source(job), "walked": not job.named}
+    def _describe(self, result: JobResult) -> Entry:
+        job, entry = result.job, super()._describe(result)
+        entry = replace(entry, source=describe_source(job), walked=not job.named)
         if self.batch.outputs.annotate and result.status in DONE:
             copy = self._name_copy(job)
-            told |= {"claims": [copy], "files": {copy: mark_input(job.destination)}}
-        return told
+            entry = replace(entry, claims=(copy,), files={copy: mark_input(job.destination)})
+        return entry

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,25 +22,23 @@ from batchfer.batch.events import Advanced, Began, Ended, JointPictures, Opened,
 from batchfer.batch.facts import describe_run
 from batchfer.batch.outcomes import attempt, fail
 from batchfer.batch.rows import (
-    RUN_FACTS,
     PictureParts,
     PictureRows,
     TableRows,
     build_empty_pictures_table,
-    mark_content,
-    write_json,
 )
 from batchfer.batch.tools import Tools
 from batchfer.errors import Reason
-from batchfer.faces.small_faces import FACT, PICTURES_PX, SmallFaceSearch, join_small
-from batchfer.files import atomic_write, describe_source, display_name, read_object
+from batchfer.faces.small_faces import PICTURES_PX, SmallFaceSearch, join_small
+from batchfer.files import atomic_write, describe_source, display_name
 from batchfer.media.images import read_image, write_image
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.facts import FACTS_NAME, RunFacts
+from batchfer.results.facts import RunFacts
 from batchfer.results.folder import FACES_NAMES, REPORT_NAME
 from batchfer.results.journal import DONE
 from batchfer.results.ownership import forget_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
+from batchfer.results.picture_facts import Counts, PictureFacts, Written
 from batchfer.results.report.pictures import write_images_report
 from batchfer.schema import (
     EMOTIONS,
@@ -283,44 +281,31 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str
     )
 
 
-def publish_pictures(
-    kept: Sequence[Job],
-    everything: Sequence[Job],
-    rows: PictureRows,
-    run: Mapping[str, Any],
-    output: Path,
-    outputs: OutputOptions,
-) -> None:
-    """Write the table of pictures and what ``run.json`` tells of it.
+def publish_pictures(joint: JointPictures, rows: PictureRows, run: RunFacts) -> PictureFacts:
+    """Write the table of pictures and ``run.json``, and return what that tells.
 
     Args:
-        kept: The pictures that have a result.
-        everything: All pictures of the command, in order.
+        joint: What is to be written.
         rows: The rows of all that is done.
         run: What decided the numbers, see `describe_run`.
-        output: The folder for all results.
-        outputs: What is asked for.
     """
 
-    def describe(table: pd.DataFrame) -> dict[str, Any]:
+    def describe(table: pd.DataFrame) -> PictureFacts:
         faces = table[table["face_id"].notna()]
-        apart = {job.name: describe_source(job) for job in kept if _is_renamed(job)}
-        return {
-            "batchfer": __version__,
-            "pictures": {
-                "given": len(everything),
-                "analyzed": int(table["input"].nunique()),
-                "with_face": int(faces["input"].nunique()),
-                "faces": len(faces),
-            },
-            **({"renamed": apart} if apart else {}),
-            **run,
-        }
+        counts = Counts(
+            given=len(joint.jobs),
+            analyzed=int(table["input"].nunique()),
+            with_face=int(faces["input"].nunique()),
+            faces=len(faces),
+        )
+        renamed = {job.name: describe_source(job) for job in joint.kept if _is_renamed(job)}
+        return PictureFacts(replace(run, batchfer=__version__), counts, renamed)
 
-    if others := len(rows.names - {job.name for job in everything}):
+    if others := len(rows.names - {job.name for job in joint.jobs}):
         logger.warning("%d pictures that this command does not name leave the table", others)
-    rows.publish(kept, outputs.formats, describe)
-    forget_copies(output)
+    facts = rows.publish(joint.kept, joint.outputs.formats, describe)
+    forget_copies(joint.output)
+    return facts
 
 
 def _is_renamed(job: Job) -> bool:
@@ -331,26 +316,24 @@ def _is_renamed(job: Job) -> bool:
 def join_pictures(joint: JointPictures, load: Callable[[AnalyzeOptions], Analyzer]) -> None:
     """Write the table of all pictures, ``run.json`` and the report; see `join`."""
     rows = PictureRows(joint.output, joint.outputs.overwrite)
-    run = None if joint.are_new else rows.recall_run()
+    run = None if joint.are_new else rows.run
     if run is None:
         smaller = join_small(result.smaller_faces for result in joint.results)
-        run = {**describe_run(load(joint.options)), FACT: smaller}
-    publish_pictures(joint.kept, joint.jobs, rows, run, joint.output, joint.outputs)
-    write_pictures_page(joint.output, joint.outputs, joint.results)
+        run = replace(describe_run(load(joint.options)), smaller_faces=smaller)
+    write_pictures_page(joint, publish_pictures(joint, rows, run))
 
 
-def write_pictures_page(output: Path, outputs: OutputOptions, results: Sequence[JobResult]) -> None:
-    """Write the report of a folder of pictures, if it is asked for."""
+def write_pictures_page(joint: JointPictures, facts: PictureFacts) -> None:
+    """Write the report of a folder of pictures, if it is asked for, and tell so in ``run.json``."""
+    output, outputs = joint.output, joint.outputs
     if not outputs.report:
         return
+    assert facts.run is not None, "it was described"
     name = next(name for suffix, name in FACES_NAMES.items() if suffix in outputs.formats)
-    table, facts = read_timeline(output / name), read_object(output / FACTS_NAME)
-    page = output / REPORT_NAME
+    page, table = output / REPORT_NAME, read_timeline(output / name)
     shows_faces = outputs.thumbnails and not outputs.blur_faces
-    run = RunFacts.parse({name: facts.get(name) for name in ("batchfer", *RUN_FACTS, FACT)})
-    write_images_report(page, table, run, results, thumbnails=shows_faces)
-    facts["files"][page.name] = mark_content(page)
-    write_json(output / FACTS_NAME, facts)
+    write_images_report(page, table, facts.run, joint.results, thumbnails=shows_faces)
+    replace(facts, files={**facts.files, page.name: Written.mark(page)}).write(output)
 
 
 def tabulate_pictures(paths: Sequence[Path], analyzer: Analyzer) -> Timeline:

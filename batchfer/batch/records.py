@@ -1,10 +1,9 @@
 """What is on record of the inputs of a batch: what is to do, and what came of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from batchfer.batch.events import Advanced, Analyzed, Began, Event, Joint, Progress, Task
 from batchfer.batch.jobs import Kind, plan_jobs
@@ -13,7 +12,7 @@ from batchfer.emotions.card import find_model
 from batchfer.errors import Reason
 from batchfer.files import hash_file, mark_input, prepare_output
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.journal import Journal, hash_settings
+from batchfer.results.journal import Entry, Journal, hash_settings
 from batchfer.results.ownership import refuse_foreign
 from batchfer.schema import Job, JobResult
 
@@ -91,8 +90,7 @@ class Records(ABC):
 
     def record(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
         """Write down outcomes whose results are on disk, and return them."""
-        known = [(result, {**_mark(result.job), **self._describe(result)}) for result in results]
-        self._journal.append(known, self._settings)
+        self._journal.append(map(self._describe, results), self._settings)
         return results
 
     def note(self, progress: Progress, event: Event) -> None:
@@ -144,17 +142,13 @@ class Records(ABC):
         )
 
     @abstractmethod
-    def _is_current(self, job: Job, entry: Mapping[str, Any]) -> bool:
+    def _is_current(self, job: Job, entry: Entry) -> bool:
         """Return whether all that an earlier run has written for an unchanged input is there."""
 
     @abstractmethod
     def _find_hindrance(self, job: Job) -> str:
         """Return why the result of an input cannot be written, "" if it can as far as one sees."""
 
-    @abstractmethod
-    def _describe(self, result: JobResult) -> Mapping[str, Any]:
-        """Return what is to be known of an outcome beside itself."""
-
-
-def _mark(job: Job) -> Mapping[str, int]:
-    return job.mark if isinstance(job, Task) else {}
+    def _describe(self, result: JobResult) -> Entry:
+        """Return what is to be known of an outcome."""
+        return Entry.of(result, result.job.mark if isinstance(result.job, Task) else None)

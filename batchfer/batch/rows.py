@@ -1,18 +1,17 @@
 """The rows of pictures: those of the last table, and parts of an unfinished run, on disk."""
 
-import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.faces.small_faces import FACT
 from batchfer.files import (
     PARTS_FOLDER,
     atomic_write,
@@ -20,21 +19,18 @@ from batchfer.files import (
     explain_refusal,
     hash_file,
     mark_input,
-    read_object,
 )
 from batchfer.formats import PARTS_FORMAT
 from batchfer.options import OutputOptions
-from batchfer.results.facts import FACTS_NAME
+from batchfer.results.facts import RunFacts
 from batchfer.results.folder import FACES_NAMES, REPORT_NAME
 from batchfer.results.ownership import ADVICE
+from batchfer.results.picture_facts import PictureFacts, Written
 from batchfer.schema import QUALITY_COLUMNS, Integers, Job
 from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table
 
 logger = logging.getLogger(__name__)
-
-RUN_FACTS = ("options", "model", "device", "machine", "versions")
-"""What ``run.json`` tells of a run, whatever its inputs; see `describe_run`."""
 
 
 def build_empty_pictures_table() -> pd.DataFrame:
@@ -117,6 +113,7 @@ class PictureRows:
         self._parts = PictureParts(output)
         self.is_unfinished = self._parts.folder.is_dir()
         self._paths: list[Path] = []
+        self._told = PictureFacts.read(output)
         self.names: set[str] = set()
         """The pictures that were done before this run."""
         for name in FACES_NAMES.values():
@@ -133,7 +130,7 @@ class PictureRows:
         """Take the rows of the table of an earlier run; one in the other format holds the same."""
         if not mark_input(path).get("size"):
             return
-        written = self._written().get(path.name, {}).get("sha256")
+        written = self._told.files.get(path.name, Written()).sha256
         is_whole = written is not None and written == hash_file(path)
         if is_whole and self._paths:
             return
@@ -161,41 +158,28 @@ class PictureRows:
         for path in self._paths:
             yield read_timeline(path)
 
-    def _read_facts(self) -> dict[str, Any]:
-        try:
-            return read_object(self._output / FACTS_NAME)
-        except (OSError, ValueError):
-            return {}
-
-    def _written(self) -> dict[str, dict[str, Any]]:
-        """Return size and SHA-256 of the files that the last run has written, if it told."""
-        files = self._read_facts().get("files")
-        is_sound = isinstance(files, dict) and all(isinstance(f, dict) for f in files.values())
-        return files if isinstance(files, dict) and is_sound else {}
+    @property
+    def run(self) -> RunFacts | None:
+        """What the last run told of itself, None if that is gone."""
+        return self._told.run
 
     def lacks(self, outputs: OutputOptions) -> bool:
         """Return whether something that joins all pictures is gone, or has another size."""
-        written = self._written()
+        written = self._told.files
         names = [FACES_NAMES[suffix] for suffix in outputs.formats]
         names += [REPORT_NAME] * outputs.report
         sizes = {name: mark_input(self._output / name).get("size") for name in names}
         if not written:  # an older version did not tell, or run.json is gone
-            return not all(sizes.values()) or self.recall_run() is None
-        return any(size != written.get(name, {}).get("size") for name, size in sizes.items())
-
-    def recall_run(self) -> dict[str, Any] | None:
-        """Return what `describe_run` said of the last run, None if that is gone."""
-        facts = self._read_facts()
-        told = {name: facts.get(name) for name in RUN_FACTS}
-        return None if None in told.values() else {**told, FACT: facts.get(FACT, {})}
+            return not all(sizes.values()) or self.run is None
+        return any(size != written.get(name, Written()).size for name, size in sizes.items())
 
     def publish(
         self,
         jobs: Sequence[Job],
         formats: Sequence[str],
-        describe: Callable[[pd.DataFrame], Mapping[str, Any]],
-    ) -> None:
-        """Write the table of these jobs, in their order, and ``run.json``.
+        describe: Callable[[pd.DataFrame], PictureFacts],
+    ) -> PictureFacts:
+        """Write the table of these jobs, in their order, and ``run.json``; return its content.
 
         The parts are dropped, and so is an earlier table in a format that is not asked for: it
         would tell of other pictures or options.
@@ -222,19 +206,10 @@ class PictureRows:
                 final = self._output / FACES_NAMES[suffix]
                 path = stack.enter_context(atomic_write(final))
                 write_table(table, {suffix: path})
-                files[final.name] = mark_content(path)
-            write_json(self._output / FACTS_NAME, {**describe(table), "files": files})
+                files[final.name] = Written.mark(path)
+            facts = replace(describe(table), files=files)
+            facts.write(self._output)
         for suffix in FACES_NAMES.keys() - set(formats):
             (self._output / FACES_NAMES[suffix]).unlink(missing_ok=True)
         shutil.rmtree(self._parts.folder, ignore_errors=True)
-
-
-def mark_content(path: Path) -> dict[str, Any]:
-    """Return what tells a changed file: its size and SHA-256."""
-    return {"size": path.stat().st_size, "sha256": hash_file(path)}
-
-
-def write_json(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write facts under the final name when they are complete."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        return facts

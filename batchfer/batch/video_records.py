@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from batchfer.batch.events import JointVideos, Progress, Task
 from batchfer.batch.records import Batch, Records
@@ -13,7 +13,7 @@ from batchfer.errors import InputError, PlaceError
 from batchfer.files import describe_source, display_name, read_object
 from batchfer.results.facts import FACTS_NAME
 from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME, ResultFolder, list_wanted
-from batchfer.results.journal import Journal, is_whole
+from batchfer.results.journal import Entry, Journal
 from batchfer.results.ownership import find_obstacle, try_name
 from batchfer.schema import EventWindow, Job, JobResult
 
@@ -90,17 +90,17 @@ class VideoRecords(Records):
         known = None
         if not self.batch.outputs.overwrite and job.destination.exists():
             known = self._journal.analyzed(job.name, job.source, self._settings)
-        older = (self._journal.find(job.name) or {}).get("files", {})
+        older = entry.files if (entry := self._journal.find(job.name)) else {}
         events = self._events.get(job.name, ())
         return replace(super()._make_task(job), events=events, older=older, known=known)
 
-    def _is_current(self, job: Job, entry: Mapping[str, Any]) -> bool:
+    def _is_current(self, job: Job, entry: Entry) -> bool:
         folder = ResultFolder(job.destination)
         if not job.destination.exists():
             return False
         if not folder.fulfils(self.batch.outputs, self._events.get(job.name, ())):
             return False  # another command has made it otherwise meanwhile
-        if not is_whole(entry, job.destination):
+        if not entry.is_whole(job.destination):
             logger.warning("%s: some of its results are gone or were changed", job.name)
             return False
         return True
@@ -122,8 +122,9 @@ class VideoRecords(Records):
             return str(error)
         return ""
 
-    def _describe(self, result: JobResult) -> Mapping[str, Any]:
-        return {"files": ResultFolder(result.job.destination).mark_files()}
+    def _describe(self, result: JobResult) -> Entry:
+        files = ResultFolder(result.job.destination).mark_files()
+        return replace(super()._describe(result), files=files)
 
 
 def _read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":

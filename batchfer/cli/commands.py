@@ -104,7 +104,7 @@ def _run(
     from batchfer.batch.executors import OneWorker
     from batchfer.batch.records import Batch
     from batchfer.pipeline import run_batch
-    from batchfer.results.journal import describe_result
+    from batchfer.results.journal import Entry
 
     started = time.monotonic()
     summary = BatchSummary()
@@ -117,7 +117,7 @@ def _run(
         for result in run_batch(batch, executor, progress):
             summary.add(result)
             if telling.as_json:
-                stdout.write(json.dumps(describe_result(result), default=str))
+                stdout.write(json.dumps(Entry.of(result).tell()))
     if not telling.quiet:
         for line in summary.format(output, time.monotonic() - started):
             if telling.as_json:

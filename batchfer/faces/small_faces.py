@@ -7,9 +7,6 @@ if TYPE_CHECKING:
     from batchfer.faces.detector import Detector
     from batchfer.schema import Images
 
-FACT = "smaller_faces"
-"""The name under which outcomes and ``run.json`` tell of them: ``count`` and ``smallest_px``."""
-
 PICTURES_PX = 20_000_000
 CLIP_PX = 3_000_000
 """Pixels that are looked at in the pictures of a command and in each clip; little of their work."""

@@ -3,18 +3,19 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from enum import Enum
 from fractions import Fraction
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from batchfer.errors import UsageError
 from batchfer.files import atomic_write, display_name, read_object
 from batchfer.schema import EventWindow, MediaInfo
 
 FACTS_NAME = "run.json"
-MOST = 1e15
-"""No number in it is greater."""
+MOST, MOST_WHOLE = 1e15, 2**63
+"""No number in it is greater; a time of a file in ns is a whole one."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class RunFacts:
         known = {item.name for item in fields(cls)} - {"others"}
         others = {name: told[name] for name in told if name not in known}
         try:
-            facts: Self = _parse(cls, {name: told[name] for name in told if name in known})
+            facts: Self = parse_told(cls, {name: told[name] for name in told if name in known})
             _ = facts.part, facts.max_pixels, facts.rotate
         except (TypeError, ArithmeticError) as error:
             raise ValueError(str(error)) from error
@@ -175,25 +176,25 @@ class RunFacts:
     @property
     def max_pixels(self) -> int | None:
         """The largest frame that the analysis was to decode; None for the kind's own limit."""
-        limit: int | None = _parse(int | None, self.options.get("max_pixels"))
+        limit: int | None = parse_told(int | None, self.options.get("max_pixels"))
         return limit
 
     @property
     def rotate(self) -> int:
         """By how many degrees frames were turned clockwise, besides what the file says."""
-        degrees: int | None = _parse(int | None, self.options.get("rotate"))
+        degrees: int | None = parse_told(int | None, self.options.get("rotate"))
         return degrees or 0
 
     @property
     def part(self) -> tuple[float | None, float | None]:
         """Where the analyzed part of the clip starts and ends in s; None where the clip does."""
         start_s, end_s = (
-            _parse(float | None, self.options.get(name)) for name in ("start_s", "end_s")
+            parse_told(float | None, self.options.get(name)) for name in ("start_s", "end_s")
         )
         return start_s, end_s
 
 
-def _parse(kind: Any, told: Any) -> Any:
+def parse_told(kind: Any, told: Any) -> Any:
     """Return a value out of JSON as the annotated kind.
 
     Null stands for what is not told. Numbers stay as they were written.
@@ -203,28 +204,32 @@ def _parse(kind: Any, told: Any) -> Any:
     """
     arguments = get_args(kind)
     if get_origin(kind) is UnionType:
-        return None if told is None else _parse(arguments[0], told)
+        return None if told is None else parse_told(arguments[0], told)
     if kind is object:
         return told
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         _expect(dict, told)
-        return kind(**{n: _parse(hints[n], told[n]) for n in hints if told.get(n) is not None})
+        return kind(**{n: parse_told(hints[n], told[n]) for n in hints if told.get(n) is not None})
     if get_origin(kind) is Mapping:
         _expect(dict, told)
-        return {name: _parse(arguments[1], value) for name, value in told.items()}
+        return {name: parse_told(arguments[1], value) for name, value in told.items()}
     if get_origin(kind) is tuple:
         _expect(list, told)
         kinds = arguments[:1] * len(told) if arguments[-1] is Ellipsis else arguments
-        return tuple(_parse(one, value) for one, value in zip(kinds, told, strict=True))
+        return tuple(parse_told(one, value) for one, value in zip(kinds, told, strict=True))
     if kind is Fraction:
         _expect(str, told)
         rate = Fraction(told)
         if not 0 < float(rate) < 1e9:
             raise ValueError(f"{told} is no rate")
         return rate
+    if get_origin(kind) is Literal or (isinstance(kind, type) and issubclass(kind, Enum)):
+        if told not in (arguments or [*kind]):
+            raise ValueError(f"{told!r} is something else")
+        return told if arguments else kind(told)
     _expect((int, float) if kind is float else kind, told)
-    if kind in (int, float) and not abs(told) < MOST:
+    if kind in (int, float) and not abs(told) < (MOST if kind is float else MOST_WHOLE):
         raise ValueError(f"{told} is no number")
     return told
 

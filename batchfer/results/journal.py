@@ -1,33 +1,108 @@
 """What is done, with which settings: ``OUT/run.jsonl``, one line per finished input."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 from batchfer import __version__
 from batchfer.errors import OutputError, Reason
 from batchfer.files import mark_input
 from batchfer.machine import uses_onednn
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.schema import JobResult
+from batchfer.results.facts import parse_told
+from batchfer.schema import JobResult, Status
 
 JOURNAL_NAME = "run.jsonl"
 DONE = ("ok", "partial")
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-_KINDS: Mapping[str, type] = {
-    **dict.fromkeys(("input", "status", "detail", "emotion", "numbers", "settings", "source"), str),
-    **dict.fromkeys(("frames", "faces", "people", "size", "mtime_ns"), int),
-    **dict.fromkeys(("files", "redone"), dict),
-    "claims": list,
-}
-"""What the values of an entry are that others rely on."""
+_ALWAYS = ("input", "status", "reason", "detail", "frames", "faces", "people", "emotion", "seconds")
+"""What every entry tells, also where there is nothing to tell."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the journal: the outcome of an input, and what is to be known of it later.
+
+    ``size`` and ``mtime_ns`` are the input's `mark_input`; ``files`` has those of its results, and
+    ``redone`` those of results that a later command has written anew. Of pictures, which lie in
+    one table, ``source`` tells where they were and ``walked`` that they were met in a folder.
+    ``claims`` are None in a journal from before there were any.
+    """
+
+    input: str
+    status: Status
+    reason: Reason | None = None
+    detail: str = ""
+    frames: int = 0
+    faces: int = 0
+    people: int = 0
+    emotion: str = ""
+    seconds: float = 0.0
+    first_bad_s: float | None = None
+    size: int | None = None
+    mtime_ns: int | None = None
+    source: str = ""
+    walked: bool = False
+    files: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    redone: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    numbers: str = ""
+    settings: str = ""
+    claims: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, result: JobResult, mark: Mapping[str, int] | None = None) -> Self:
+        """Return what an outcome tells, with the mark of its input as it was read."""
+        return cls(
+            input=result.job.name,
+            status=result.status,
+            reason=result.reason,
+            detail=result.detail,
+            frames=result.n_frames,
+            faces=result.n_faces,
+            people=result.n_people,
+            emotion=result.emotion,
+            seconds=round(result.seconds, 3),
+            first_bad_s=result.first_bad_s if result.status == "partial" else None,
+            size=mark.get("size") if mark else None,
+            mtime_ns=mark.get("mtime_ns") if mark else None,
+        )
+
+    def tell(self) -> dict[str, object]:
+        """Return what JSON tells of it, in the journal and for ``--json``."""
+        told, blank = asdict(self), asdict(Entry(self.input, self.status))
+        return {name: told[name] for name in told if name in _ALWAYS or told[name] != blank[name]}
+
+    def is_of(self, source: Path) -> bool:
+        """Return whether a file is the input, unchanged."""
+        return mark_input(source) == {"size": self.size, "mtime_ns": self.mtime_ns}
+
+    def wrote(self, name: str, mark: Mapping[str, int]) -> bool:
+        """Return whether a file is the one that its run, or a later command, wrote.
+
+        Args:
+            name: The file.
+            mark: `mark_input` of what is there.
+        """
+        return mark in (self.files.get(name), self.redone.get(name))
+
+    def is_whole(self, folder: Path) -> bool:
+        """Return whether all its files are there, of the size that was written last.
+
+        Args:
+            folder: What its ``files`` lie below.
+        """
+        for name, mark in self.files.items():
+            size = mark_input(folder / name).get("size")
+            if size is None or size not in (mark["size"], self.redone.get(name, mark)["size"]):
+                return False
+        return True
 
 
 class Settings(NamedTuple):
@@ -46,17 +121,17 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
     goes on (``overwrite``, ``fail_fast``, ``timeout_s``) does not count, nor who took part: that is
     told beside the results.
     """
-    written = dataclasses.asdict(outputs)
+    written = asdict(outputs)
     for name in ("overwrite", "fail_fast", "timeout_s", "participants"):
         del written[name]
     if outputs.events is not None:
         written["events"] = mark_input(outputs.events)
-    deciding = dataclasses.asdict(options)
+    deciding = asdict(options)
     deciding |= {"model": model_sha256, "version": __version__, "onednn": uses_onednn()}
     return Settings(_hash(deciding), _hash(deciding | written))
 
 
-def _hash(settings: Mapping[str, Any]) -> str:
+def _hash(settings: Mapping[str, object]) -> str:
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -76,8 +151,8 @@ class Journal:
         """
         self.path = output / JOURNAL_NAME
         self.claims: Sequence[str] = ()
-        self._entries: dict[str, dict[str, Any]] = {}
-        self._done: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, Entry] = {}
+        self._done: dict[str, Entry] = {}
         self._claimed: set[str] = set()
         self._is_old = False
         content = self._read()
@@ -86,11 +161,11 @@ class Journal:
         for line in text.splitlines():
             if (entry := _parse_entry(line)) is None:
                 continue
-            self._entries[entry["input"]] = entry
-            if entry["status"] in DONE:
-                self._done[entry["input"]] = entry
-            self._claimed.update(entry.get("claims", ()))
-            self._is_old |= "claims" not in entry
+            self._entries[entry.input] = entry
+            if entry.status in DONE:
+                self._done[entry.input] = entry
+            self._claimed.update(entry.claims or ())
+            self._is_old |= entry.claims is None
         is_own = bool(self._entries) or not text.strip() or text.startswith('{"input": ')
         self.is_foreign = content is None or not is_own
         """Whether something else stands in its place, which is not read and goes with a first
@@ -118,51 +193,46 @@ class Journal:
         """
         return self._is_old or name in self._claimed
 
-    def find(self, name: str) -> Mapping[str, Any] | None:
+    def find(self, name: str) -> Entry | None:
         """Return the last entry of an input that was done."""
         return self._done.get(name)
 
-    def finished(self, name: str, source: Path, settings: Settings) -> Mapping[str, Any] | None:
+    def finished(self, name: str, source: Path, settings: Settings) -> Entry | None:
         """Return the entry of an input that is done and unchanged, else None."""
-        entry = self._done.get(name, {})
-        is_last = entry is self._entries.get(name)
-        is_same = is_last and entry.get("settings") == settings.everything
-        return entry if is_same and self._is_of(entry, source) else None
+        entry = self._done.get(name)
+        if entry is None or entry is not self._entries.get(name):
+            return None
+        return entry if entry.settings == settings.everything and entry.is_of(source) else None
 
-    def analyzed(self, name: str, source: Path, settings: Settings) -> Mapping[str, Any] | None:
+    def analyzed(self, name: str, source: Path, settings: Settings) -> Entry | None:
         """Return the last entry of an unchanged input that was done, if with the same numbers.
 
         Later runs may have failed on it: they leave an older result as it is.
         """
-        entry = self._done.get(name, {})
-        is_same = entry.get("numbers") == settings.numbers
-        return entry if is_same and self._is_of(entry, source) else None
-
-    @staticmethod
-    def _is_of(entry: Mapping[str, Any], source: Path) -> bool:
-        mark = mark_input(source)
-        return bool(mark) and mark.items() <= entry.items()
+        entry = self._done.get(name)
+        if entry is None or entry.numbers != settings.numbers:
+            return None
+        return entry if entry.is_of(source) else None
 
     def knows(self, name: str, source: Path) -> bool:
         """Return whether the last input of this name was this one, unchanged, wherever it lay."""
-        mark = mark_input(source)
-        return bool(mark) and mark.items() <= self._entries.get(name, {}).items()
+        entry = self._entries.get(name)
+        return entry is not None and entry.is_of(source)
 
-    def append(
-        self, finished: Iterable[tuple[JobResult, Mapping[str, Any]]], settings: Settings
-    ) -> None:
+    def append(self, finished: Iterable[Entry], settings: Settings) -> None:
         """Write finished inputs and flush them to disk, once for all of them.
 
         Args:
-            finished: Outcomes, each with its input's `mark_input` and what else is to be known.
-            settings: The run's `hash_settings`.
+            finished: What is to be known of each.
+            settings: The run's `hash_settings`, which they get.
         """
-        hashes = {"numbers": settings.numbers, "settings": settings.everything}
-        entries = []
-        for result, mark in finished:
-            entry = describe_result(result) | dict(mark) | hashes
-            entries.append(entry | {"claims": [*self.claims, *entry.get("claims", ())]})
-        self._write(entries)
+
+        def complete(entry: Entry) -> Entry:
+            claims = (*self.claims, *(entry.claims or ()))
+            numbers, everything = settings
+            return replace(entry, numbers=numbers, settings=everything, claims=claims)
+
+        self._write(map(complete, finished))
 
     def redo(
         self, name: str, files: Mapping[str, Mapping[str, int]], n_people: int | None = None
@@ -175,12 +245,12 @@ class Journal:
             n_people: The persons in its timeline; None if they are those of before.
         """
         entry = self._entries.get(name)
-        if entry is not None and entry["status"] in DONE:
-            entry = entry | {"redone": {**entry.get("redone", {}), **files}}
-            self._write([entry if n_people is None else entry | {"people": n_people}])
+        if entry is not None and entry.status in DONE:
+            people = entry.people if n_people is None else n_people
+            self._write([replace(entry, redone={**entry.redone, **files}, people=people)])
 
-    def _write(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        lines = [json.dumps(entry, ensure_ascii=True, default=str) + "\n" for entry in entries]
+    def _write(self, entries: Iterable[Entry]) -> None:
+        lines = [json.dumps(entry.tell(), ensure_ascii=True) + "\n" for entry in entries]
         try:
             if self.is_foreign:
                 self.path.unlink()
@@ -195,62 +265,11 @@ class Journal:
         self._torn = False
 
 
-def _parse_entry(line: str) -> dict[str, Any] | None:
+def _parse_entry(line: str) -> Entry | None:
     """Return an entry, None for what nobody has written or somebody has spoilt."""
     try:
-        entry = json.loads(line)
-        if not isinstance(entry, dict) or not {"input", "status"} <= entry.keys():
-            return None
-        if entry.get("reason") is not None:
-            Reason(entry["reason"])
-    except (ValueError, TypeError, RecursionError):
+        entry: Entry = parse_told(Entry, json.loads(line))
+    except (ValueError, TypeError, ArithmeticError, RecursionError):
         return None
-    if not all(isinstance(entry[key], kind) for key, kind in _KINDS.items() if key in entry):
-        return None
-    marks = [mark for key in ("files", "redone") for mark in entry.get(key, {}).values()]
-    is_sound = all(isinstance(mark, dict) and isinstance(mark.get("size"), int) for mark in marks)
-    is_sound &= all(isinstance(name, str) for name in entry.get("claims", ()))
-    return entry if is_sound else None
-
-
-def is_written(entry: Mapping[str, Any], name: str, mark: Mapping[str, int]) -> bool:
-    """Return whether a file of a finished input is the one that its run, or a later command, wrote.
-
-    Args:
-        entry: What the journal knows of the input.
-        name: The file.
-        mark: `mark_input` of what is there.
-    """
-    return mark in (entry.get("files", {}).get(name), entry.get("redone", {}).get(name))
-
-
-def is_whole(entry: Mapping[str, Any], folder: Path) -> bool:
-    """Return whether all files of a finished input are there, of the size that was written last.
-
-    Args:
-        entry: What the journal knows of it.
-        folder: What its ``files`` lie below.
-    """
-    redone = entry.get("redone", {})
-    for name, mark in entry.get("files", {}).items():
-        size = mark_input(folder / name).get("size")
-        if size is None or size not in (mark["size"], redone.get(name, mark)["size"]):
-            return False
-    return True
-
-
-def describe_result(result: JobResult) -> dict[str, Any]:
-    """Return one outcome as it stands in the journal and in ``--json``."""
-    lost = {"first_bad_s": result.first_bad_s} if result.status == "partial" else {}
-    return {
-        "input": result.job.name,
-        "status": result.status,
-        "reason": result.reason,
-        "detail": result.detail,
-        "frames": result.n_frames,
-        "faces": result.n_faces,
-        "people": result.n_people,
-        "emotion": result.emotion,
-        "seconds": round(result.seconds, 3),
-        **lost,
-    }
+    marks = (*entry.files.values(), *entry.redone.values())
+    return entry if all("size" in mark for mark in marks) else None

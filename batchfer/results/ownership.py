@@ -108,8 +108,8 @@ def find_obstacle(job: Job, output: Path, journal: Journal | None) -> str:
             return f"{display_name(place)} is a link, which is not followed; move it away"
         if place != job.destination and not stat.S_ISDIR(mode):
             return f"{display_name(place)} is a file where a folder is needed; move it away"
-    files = (journal.find(job.name) or {}).get("files", {}) if journal is not None else {}
-    if journal is None or holds_result(job.destination, files):
+    entry = journal.find(job.name) if journal is not None else None
+    if journal is None or holds_result(job.destination, entry.files if entry else {}):
         return ""
     return f"{display_name(place)} exists and is no result; move it away"
 
@@ -176,7 +176,8 @@ def refuse_other_pictures(
     advice = "name both in one command, give another -o, or --overwrite"
     is_moved = False
     for job in jobs:
-        earlier = str((journal.find(job.name) or {}).get("source", ""))
+        entry = journal.find(job.name)
+        earlier = entry.source if entry else ""
         if not earlier or (job.name not in names and not job.destination.exists()):
             continue
         if earlier == describe_source(job):
@@ -189,7 +190,7 @@ def refuse_other_pictures(
                 f"of {describe_source(job)} would replace; {advice}"
             )
     entries = [entry for name in names if (entry := journal.find(name))]
-    others = [str(entry["source"]) for entry in entries if entry.get("walked")]
+    others = [entry.source for entry in entries if entry.walked]
     if others and not is_moved and not _covers(inputs, others):
         where = display_name(journal.path.parent)
         raise OutputError(

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from batchfer.errors import InputError, NothingToDoError, OutputError, Reason, UsageError
 from batchfer.files import (
@@ -32,7 +31,7 @@ from batchfer.results.folder import (
     name_export,
 )
 from batchfer.results.joining import Recording
-from batchfer.results.journal import is_written
+from batchfer.results.journal import Entry
 from batchfer.results.making import make_result
 from batchfer.schema import EventWindow, Job, Timeline
 from batchfer.timeline.files import check_faces, read_timeline
@@ -102,7 +101,7 @@ def _refuse_target(target: Path, overwrite: bool) -> None:
 
 def renew_video(
     job: Job,
-    entry: Mapping[str, Any],
+    entry: Entry,
     output: Path,
     outputs: OutputOptions,
     events: Sequence[EventWindow],
@@ -129,18 +128,18 @@ def renew_video(
     final = ResultFolder(job.destination)
     now = final.mark_files()
     tables = {name for name in TIMELINE_NAMES.values() if now.get(name, {}).get("size")}
-    if not tables or not all(is_written(entry, name, now[name]) for name in tables):
+    if not tables or not all(entry.wrote(name, now[name]) for name in tables):
         raise InputError(Reason.VANISHED, "its timeline is gone, or not the one that was written")
     timeline, facts = final.read()
     kept = tables & {TIMELINE_NAMES[suffix] for suffix in outputs.formats}
     kept |= final.list_kept(final.list_own() - RESULT_NAMES)
     # An older version did not tell whether faces are hidden in what was drawn later.
-    is_told = facts.outputs is not None or now.get(DRAWING_NAME) == entry["files"].get(DRAWING_NAME)
+    is_told = facts.outputs is not None or now.get(DRAWING_NAME) == entry.files.get(DRAWING_NAME)
     if (
         outputs.annotate
         and is_told
         and DRAWING_NAME in now
-        and is_written(entry, DRAWING_NAME, now[DRAWING_NAME])
+        and entry.wrote(DRAWING_NAME, now[DRAWING_NAME])
         and facts.blur_faces == outputs.blur_faces
     ):
         kept.add(DRAWING_NAME)

@@ -224,7 +224,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
 def _parse_cells(table: pd.DataFrame, declared: Mapping[str, Any]) -> pd.DataFrame:
     import pyarrow as pa
 
-    columns: dict[str, Any] = {}
+    columns: dict[str, object] = {}
     for name in table:
         cells = table[name].astype("string")
         cells = cells.mask(cells == "")

@@ -116,7 +116,7 @@ def build_table(
         column[has_face] = values
         return column
 
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         "frame": np.asarray(frames, np.int64)[images],
         "timestamp": np.asarray(times_s, np.float64)[images],
         "face_id": pd.arrays.IntegerArray(spread(ids[order], 0, np.int64), ~has_face),

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ class Evaluation:
     comparison: Comparison | None
     by_read_out: Mapping[str, Figures]
     agreements: Agreements | None
-    about: Mapping[str, Any]
+    about: Mapping[str, object]
 
     def tell(self) -> str:
         """Return the main figures: on labels in a line, by votes in one for each read-out."""
@@ -81,7 +80,7 @@ class Evaluation:
             f"difference {100 * other.difference:+.2f} ({_show(other.interval, '+')}) points"
         )
 
-    def format(self) -> dict[str, Any]:
+    def format(self) -> dict[str, object]:
         """Return the content of ``metrics.json``."""
         told = asdict(self.figures)
         told["ece_before_temperature"] = self.ece_before_temperature

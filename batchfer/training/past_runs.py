@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from batchfer.emotions.architectures import ARCHITECTURES
 from batchfer.emotions.card import ModelCard, check_kinds, find_model, read_card
@@ -156,13 +156,14 @@ def trace_runs(options: TrainOptions, recipe: Recipe) -> tuple[PastRun, ...]:
     return (*earlier.values(), PastRun("", own, recipe, format_command(options)))
 
 
-def format_run(run: PastRun) -> dict[str, Any]:
+def format_run(run: PastRun) -> dict[str, object]:
     """Return a run as a card keeps it."""
     given = {name: getattr(run.options, name) for name in list_marked(KEPT, INPUT)}
     given |= {"data": [str(path) for path in run.options.data]}
     given |= {"votes": str(run.options.votes or ""), "teachers": list(run.options.teachers)}
     told = {"sha256": run.sha256, **given, "recipe": asdict(run.recipe), "command": run.command}
-    return cast(dict[str, Any], json.loads(json.dumps(told)))  # as it will be read
+    read: dict[str, object] = json.loads(json.dumps(told))  # as it will be read from a card
+    return read
 
 
 def identify_run(options: TrainOptions, recipe: Recipe) -> str:

@@ -164,7 +164,7 @@ def _calibrate(
     return Calibration(temperature, below, prior)
 
 
-def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, Any]:
+def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, object]:
     labels: Integers = splits.validation.labels
     figures = asdict(measure(tempered, labels))
     del figures["missed_faces"]  # nobody has looked for them
@@ -181,7 +181,7 @@ def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[
     return figures
 
 
-def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, Any]]:
+def _describe_data(splits: Splits, options: TrainOptions) -> list[dict[str, object]]:
     described = []
     for source in np.unique(splits.training.sources):
         training = splits.training.select(splits.training.sources == source)
@@ -219,10 +219,10 @@ def _describe_licence(splits: Splits) -> str:
     return strict[0] if strict else "as the training data and the base weights allow"
 
 
-def _describe_base(options: TrainOptions, recipe: Recipe, share: float) -> dict[str, Any]:
+def _describe_base(options: TrainOptions, recipe: Recipe, share: float) -> dict[str, object]:
     if options.base_weights == "none":
         return {"name": "random"}
-    described: dict[str, Any] = {
+    described: dict[str, object] = {
         "name": Path(options.base_weights).name,
         "licence": ARCHITECTURES[recipe.architecture].licence,
     }

@@ -246,8 +246,9 @@ def test_the_journal_knows_what_was_made_again(run: Run, output: Path) -> None:
     assert (result / "timeline.srt").is_file()
     facts = RunFacts.read(result)
     assert {"timeline.srt", "bins.csv"} <= set(facts.files or ())
-    entry = Journal(output).find("rotated.mp4") or {}
-    assert entry["redone"]["bins.csv"]["size"] == (result / "bins.csv").stat().st_size
+    entry = Journal(output).find("rotated.mp4")
+    assert entry is not None
+    assert entry.redone["bins.csv"]["size"] == (result / "bins.csv").stat().st_size
     assert run(output)["rotated.mp4"].reason is Reason.UP_TO_DATE
 
 

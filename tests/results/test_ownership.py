@@ -20,7 +20,7 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.results.journal import Journal, hash_settings
+from batchfer.results.journal import Entry, Journal, hash_settings
 from batchfer.results.redo import redo_videos
 from batchfer.schema import Job, JobResult
 from batchfer.timeline.files import read_timeline
@@ -705,7 +705,9 @@ def test_a_spoilt_line_of_the_journal_counts_for_nothing(
     source.write_bytes(b"x")
     settings = hash_settings(AnalyzeOptions(), OutputOptions(), "0")
     mark = {"size": 1, "mtime_ns": source.stat().st_mtime_ns}
-    Journal(tmp_path).append([(JobResult(Job(source, "a.png", source), "ok"), mark)], settings)
+    Journal(tmp_path).append(
+        [Entry.of(JobResult(Job(source, "a.png", source), "ok"), mark)], settings
+    )
     assert Journal(tmp_path).finished("a.png", source, settings)
     path = tmp_path / "run.jsonl"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}) + "\n[]\nnull\n7\n")

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,7 +99,7 @@ def render_images_report(
     ``thumbnails`` are JPEG pictures by input and face_id, ``links`` relative ones by input.
     """
     thumbnails, links = thumbnails or {}, links or {}
-    faces: dict[str, list[dict[str, Any]]] = {name: [] for name in table["input"].unique()}
+    faces: dict[str, list[dict[str, object]]] = {name: [] for name in table["input"].unique()}
     for face in table[table["emotion"].notna()].to_dict("records"):
         name = face["input"]
         told = {
