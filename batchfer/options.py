@@ -4,6 +4,7 @@
 """
 
 import csv
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -69,6 +70,13 @@ def parse_formats(text: str) -> tuple[str, ...]:
         known = sorted(FORMATS)
         raise UsageError(f"--format takes {', '.join(known)} or {','.join(known)}, not {text!r}")
     return tuple(sorted(set(formats)))
+
+
+def parse_device(text: str) -> str:
+    """Return a device as it is named: whether it is there only TensorFlow knows."""
+    if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", text):
+        raise UsageError(f"unknown device {text!r}: use auto, cpu, gpu or gpu:N")
+    return text
 
 
 def split_labels(text: str) -> tuple[str, ...]:
@@ -138,7 +146,9 @@ Rescale = Annotated[
         parse_factor,
     ),
 ]  # fmt: skip
-Device = Annotated[str, Flag("--device", "auto, cpu, gpu or gpu:N.", HOW, "NAME")]
+Device = Annotated[
+    str, Flag("--device", "auto, cpu, gpu or gpu:N.", HOW, "NAME", parse_device, "auto")
+]
 
 
 @dataclass(frozen=True)

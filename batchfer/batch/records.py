@@ -9,6 +9,7 @@ from batchfer.batch.events import Advanced, Analyzed, Began, Event, Joint, Progr
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.outcomes import recall_result, skip_result
 from batchfer.emotions.card import find_model
+from batchfer.emotions.read_outs import check_answer
 from batchfer.errors import Reason
 from batchfer.files import hash_file, mark_input, prepare_output
 from batchfer.options import AnalyzeOptions, OutputOptions
@@ -49,8 +50,9 @@ class Records(ABC):
         """
         self.batch = batch
         self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
-        model = hash_file(find_model(batch.options.model))
-        self._settings = hash_settings(batch.options, batch.outputs, model)
+        model = find_model(batch.options.model)
+        check_answer(model, batch.options.labels, batch.options.read_out)
+        self._settings = hash_settings(batch.options, batch.outputs, hash_file(model))
         self._check()
         # Before there is anything of ours in the folder.
         self._journal = Journal(batch.output)

@@ -255,7 +255,10 @@ def train(
     """Train a model on labelled faces; write it with its card and learning curve."""
     set_up_logging(telling)
     from batchfer.training.evaluate import start_keras
+    from batchfer.training.recipes import find_recipe
 
+    if like is None:
+        find_recipe(options)  # a slip is told before TensorFlow loads
     start_keras(devices=True)
     from batchfer.training.repeats import describe_repeat, repeat_runs
     from batchfer.training.train import describe_run
@@ -290,9 +293,14 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled faces: accuracy, F1, calibration, mistakes."""
     set_up_logging(telling)
+    from batchfer.emotions.card import find_model
+    from batchfer.emotions.read_outs import check_answer
     from batchfer.training.evaluate import evaluate as evaluate_model
     from batchfer.training.evaluate import start_keras
 
+    check_answer(find_model(options.model), options.labels, None)
+    if options.against:
+        find_model(options.against)
     start_keras()
     with ProgressBars(telling.quiet) as progress:
         evaluation = evaluate_model(options, progress)

@@ -12,7 +12,6 @@ Networks", 2016.
 
 import logging
 import math
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,6 +37,7 @@ from batchfer.faces.mtcnn import (
 )
 from batchfer.faces.quality import LOW_SCORE_BELOW
 from batchfer.machine import find_bfloat16_unit, hide_stderr, measure_cache
+from batchfer.options import parse_device
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 _log = logging.getLogger(__name__)
@@ -132,9 +132,7 @@ def choose_device(device: str) -> str:
         UsageError: the device is none of these.
         MachineError: the GPU asked for is not there.
     """
-    if not re.fullmatch(r"auto|cpu|gpu(:\d+)?", device):
-        raise UsageError(f"unknown device {device!r}: use auto, cpu, gpu or gpu:N")
-    kind, _, number = device.partition(":")
+    kind, _, number = parse_device(device).partition(":")
     with hide_stderr():
         gpus = tf.config.list_physical_devices("GPU")
     index = int(number or 0)

@@ -120,6 +120,46 @@ def test_an_output_that_takes_nothing_is_exit_code_6(words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
+        (["video", "CLIP", "--device", "gpux"], 2, "auto, cpu, gpu or gpu:N"),
+        (["images", "CLIP", "--device", "GPU:0"], 2, "auto, cpu, gpu or gpu:N"),
+        (["plan", "CLIP", "--device", "gpu:"], 2, "auto, cpu, gpu or gpu:N"),
+        (["evaluate", "EMPTY", "--device", "abacus"], 2, "auto, cpu, gpu or gpu:N"),
+        (["video", "CLIP", "--read-out", "nose"], 5, "has the read-outs people, labels"),
+        (["video", "CLIP", "--labels", "happy,calm"], 5, "calm"),
+        (["train", "EMPTY", "--recipe", "cake"], 2, "no recipe 'cake'"),
+        (["train", "EMPTY", "--model", "vgg99"], 2, "for 'vgg99'"),
+        (["train", "EMPTY", "--validation", "2"], 2, "between 0 and 1"),
+        (["evaluate", "EMPTY", "--model", "nothing"], 5, "searched"),
+        (["evaluate", "EMPTY", "--against", "nothing"], 5, "searched"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)
+def test_a_misspelt_value_costs_neither_tensorflow_nor_a_worker(
+    words: list[str], code: int, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {"CLIP": str(ROOT / "samples/clips/portrait.mp4"), "EMPTY": str(tmp_path / "empty")}
+    words = [places.get(word, word) for word in words]
+    script = (
+        "import subprocess, sys\n"
+        "subprocess.Popen.__init__ = lambda *_, **__: print('a process was started')\n"
+        "from batchfer.cli.commands import app\n"
+        "from batchfer.cli.main import run_command\n"
+        f"code = run_command(lambda: app({[*words, '-o', str(tmp_path / 'out')]!r}))\n"
+        "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout) == (code, "[]\n"), done.stderr
+    assert told in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
         (["video", "no_such_file.mp4"], 2, "no such file"),
         (["video", "CLIP", "--format", "xlsx"], 2, "csv, parquet"),
         (["video", "CLIP", "--every", "2", "--fps", "3"], 2, "exclude each other"),
