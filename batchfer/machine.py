@@ -1,16 +1,22 @@
-"""What this machine's processor has, and TensorFlow's settings that follow from it.
+"""What this machine has, and TensorFlow's settings that follow from it.
 
-Nothing here loads TensorFlow: the settings must stand before it is imported.
+Only what chooses a device loads TensorFlow: all other settings must stand before it is imported.
 """
 
 import ctypes
 import gc
+import logging
 import os
 import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from batchfer.errors import MachineError
+from batchfer.options import parse_device
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 1024**2
 """Second-level cache of a core where the system does not tell."""
@@ -130,7 +136,7 @@ def pause_collector() -> Iterator[None]:
     try:
         yield
     finally:
-        if not gc.get_freeze_count():  # else they would not be ours alone
+        if not gc.get_freeze_count():  # unfreezing would free what others have frozen
             gc.freeze()
             gc.unfreeze()  # into the oldest generation
         if is_on:
@@ -139,7 +145,7 @@ def pause_collector() -> Iterator[None]:
 
 @contextmanager
 def hide_stderr() -> Iterator[None]:
-    """Drop what libraries in C write to stderr meanwhile; TensorFlow's start-up cannot be asked."""
+    """Drop what libraries in C write to stderr meanwhile: TensorFlow's start has no setting."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -150,3 +156,59 @@ def hide_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
+    """Set TensorFlow up for a device and return the device's TensorFlow name, as ``/GPU:0``.
+
+    Whole sub-batches are expected to run side by side, so that operations use one thread each and
+    ``workers`` of them, of any sub-batch, compute at a time. Takes effect once per process, before
+    TensorFlow's first operation.
+
+    Args:
+        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``gpu`` or ``gpu:N``.
+        workers: Operations that compute at a time; 1 counts as 2.
+
+    Raises:
+        UsageError: The device is none of these.
+        MachineError: The GPU asked for is not there.
+    """
+    import tensorflow as tf
+
+    name = choose_device(device)
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(max(workers, 2))
+        if device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+        # On a GPU, products of float32 stay float32, so that boxes equal those of a CPU.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    except RuntimeError:
+        logger.debug("TensorFlow runs already: its threads and memory stay as they are")
+    return name
+
+
+def choose_device(device: str) -> str:
+    """Return TensorFlow's name of a device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
+
+    ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        UsageError: The device is none of these.
+        MachineError: The GPU asked for is not there.
+    """
+    import tensorflow as tf
+
+    kind, _, number = parse_device(device).partition(":")
+    with hide_stderr():
+        gpus = tf.config.list_physical_devices("GPU")
+    index = int(number or 0)
+    if kind == "gpu" and index >= len(gpus):
+        raise MachineError(
+            f"device {device} is not there (GPUs that TensorFlow sees: {len(gpus)}); "
+            "use --device cpu or auto"
+        )
+    return f"/GPU:{index}" if gpus and kind != "cpu" else "/CPU:0"

@@ -31,7 +31,6 @@ def load_batchfer(model: str) -> Run:
     """Modes: ``table``, ``video``, ``default`` (each with a number of key frames), ``detect``."""
     from batchfer.analysis.analyzer import Analyzer
     from batchfer.batch.tools import Tools
-    from batchfer.faces.detector import Detector
     from batchfer.machine import keep_memory
     from batchfer.media.reader import VideoReader
     from batchfer.options import AnalyzeOptions, Machine
@@ -50,7 +49,7 @@ def load_batchfer(model: str) -> Run:
     def detect(clip: Path, analyzer: Analyzer) -> tuple[int, int, float]:
         from concurrent.futures import ThreadPoolExecutor
 
-        detector: Detector = analyzer.detector
+        detector = analyzer.detector
         with VideoReader(clip) as reader, ThreadPoolExecutor(analyzer.workers) as pool:
             size = analyzer.batch_size(reader.info.width, reader.info.height)
             batches = [batch.images for batch in reader.batches(size)]

@@ -38,7 +38,7 @@ def operations_use_one_thread() -> None:
     With several threads an operation, some processors round small batches and large ones
     differently.
     """
-    from batchfer.faces.detector import configure_tensorflow
+    from batchfer.machine import configure_tensorflow
 
     configure_tensorflow(workers=4)
 

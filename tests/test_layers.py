@@ -25,7 +25,7 @@ FLOORS = [
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = {
     "tensorflow": {
-        "analysis/stream", "emotions/classifier", "faces/detector", "faces/mtcnn",
+        "analysis/stream", "emotions/classifier", "faces/detector", "faces/mtcnn", "machine",
         "training/batches", "training/kernels",
     },
     "keras": {"emotions", "training"},

@@ -13,9 +13,10 @@ import numpy as np
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
 from batchfer.faces.cuts import describe_frames
+from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.faces.keyframes import Neighbours, detect_between
 from batchfer.faces.quality import measure_quality
-from batchfer.machine import hide_stderr, pause_collector
+from batchfer.machine import configure_tensorflow, hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
 from batchfer.options import AnalyzeOptions
@@ -76,7 +77,7 @@ class Analyzer:
             MachineError: The device is not there.
         """
         try:
-            # Drawing and resizing load it later, in threads and in the midst of a file.
+            # Imported here to fail early: others import it later, in threads, amid a file.
             import cv2
         except ImportError as error:
             raise MachineError(
@@ -85,10 +86,9 @@ class Analyzer:
             ) from error
         # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
         cv2.setNumThreads(0)
-        # TensorFlow comes here and not before: a finished folder and `--help` do without.
+        # TensorFlow is imported here and not before: a finished folder and `--help` do without.
         with hide_stderr(), pause_collector():
             from batchfer.emotions.classifier import load_classifier
-            from batchfer.faces.detector import Detector, configure_tensorflow
 
             self.options = options or AnalyzeOptions()
             self.n_cores = len(os.sched_getaffinity(0))
@@ -96,11 +96,11 @@ class Analyzer:
                 device, min(workers or self.n_cores, self.n_cores)
             )
             self.on_gpu = "GPU" in self.tf_device
-            # Some wait for the interpreter's lock while others compute: more of them than cores.
+            # More workers than cores: some wait for the interpreter's lock while others compute.
             spare = 0 if self.on_gpu else self.n_cores // 2
             self.workers = workers or self.n_cores + spare
             self._batch_size = batch_size
-            self.detector = Detector(
+            self.detector = FINDERS[USUAL_FINDER].load(
                 self.options.min_face_px, self.options.face_threshold, self.tf_device
             )
             self.classifier = load_classifier(
@@ -202,7 +202,7 @@ def _let_python_first() -> None:
         return
     nice = min(os.getpriority(os.PRIO_PROCESS, 0) + NICE, 19)
     for thread in Path("/proc/self/task").iterdir():
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # the thread has ended meanwhile
             if (thread / "comm").read_text().startswith("tf_Compute"):
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), nice)
 

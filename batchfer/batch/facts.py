@@ -8,6 +8,7 @@ import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.files import describe_source
 from batchfer.machine import describe_processor
 from batchfer.media.losses import MENDS
@@ -62,7 +63,8 @@ def describe_video(
 def describe_run(analyzer: Analyzer) -> RunFacts:
     """Return what decided the numbers, and nothing of any input: options, model, versions."""
     classifier, calibration = analyzer.classifier, analyzer.classifier.calibration
-    libraries = ("tensorflow", "keras", "mtcnn", "av", "opencv-python", "numpy")
+    finder = FINDERS[USUAL_FINDER].library
+    libraries = ("tensorflow", "keras", finder, "av", "opencv-python", "numpy")
     return RunFacts(
         batchfer=__version__,
         options=asdict(analyzer.options),

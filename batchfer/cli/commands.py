@@ -24,14 +24,19 @@ from batchfer.options import (
     OutputOptions,
     Telling,
 )
+from batchfer.results.folder import EXPORT_SUFFIXES
 from batchfer.training.options import EvaluateOptions, TrainOptions
+
+EXPORTS = " or ".join(", ".join(EXPORT_SUFFIXES).rsplit(", ", 1))
+DATA_KINDS = "Class folders, fer2013.csv or RAF-DB"
+"""What `batchfer.training.layouts` reads, which would take long to load for a help text."""
 
 if TYPE_CHECKING:
     from batchfer.batch.jobs import Kind
 
 
 class Commands(TyperGroup):
-    """The commands; a file in the place of one is told which of them takes it."""
+    """The commands; who gives a file in the place of one is told which command takes it."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return the command that the first word names.
@@ -200,9 +205,7 @@ def export(
     ],
     to: Annotated[
         str,
-        typer.Option(
-            "--to", metavar="NAME", help="pyfeat, openface, fer, srt, vtt, eaf, textgrid or otio."
-        ),
+        typer.Option("--to", metavar="NAME", help=f"{EXPORTS}."),
     ],
     outputs: Annotated[OutputOptions, Only(("smooth_s", "overwrite"))],
     telling: Telling,
@@ -230,7 +233,7 @@ def export(
 def train(
     data: Annotated[
         list[Path],
-        typer.Argument(help="Class folders, fer2013.csv or RAF-DB; several make one run."),
+        typer.Argument(help=f"{DATA_KINDS}; several make one run."),
     ],
     options: TrainOptions,
     telling: Telling,
@@ -279,7 +282,7 @@ def train(
 )
 @takes
 def evaluate(
-    data: Annotated[list[Path], typer.Argument(help="Class folders, fer2013.csv or RAF-DB.")],
+    data: Annotated[list[Path], typer.Argument(help=f"{DATA_KINDS}.")],
     options: EvaluateOptions,
     telling: Telling,
     output: Annotated[

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tensorflow as tf
 from mtcnn.stages import StageONet, StagePNet, StageRNet
 
-from batchfer.errors import MachineError, UsageError
+from batchfer.errors import UsageError
 from batchfer.faces.boxes import clip_boxes, square_boxes, suppress_overlaps
 from batchfer.faces.mtcnn import (
     PROPOSAL_STRIDE_PX,
@@ -36,8 +36,7 @@ from batchfer.faces.mtcnn import (
     make_gpu_resize,
 )
 from batchfer.faces.quality import LOW_SCORE_BELOW
-from batchfer.machine import find_bfloat16_unit, hide_stderr, measure_cache
-from batchfer.options import parse_device
+from batchfer.machine import find_bfloat16_unit, measure_cache
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 _log = logging.getLogger(__name__)
@@ -92,58 +91,6 @@ _FLOAT_PIXELS = 2_500_000
 _CROP_MULTIPLE = 4
 
 
-def configure_tensorflow(device: str = "auto", workers: int = 1) -> str:
-    """Set TensorFlow up for a device and return the device's TensorFlow name, as ``/GPU:0``.
-
-    Whole sub-batches are expected to run side by side, so that operations use one thread each and
-    ``workers`` of them, of any sub-batch, compute at a time. Takes effect once per process, before
-    TensorFlow's first operation.
-
-    Args:
-        device: ``auto`` (the first GPU, else the CPU), ``cpu``, ``gpu`` or ``gpu:N``.
-        workers: operations that compute at a time; 1 counts as 2.
-
-    Raises:
-        UsageError: the device is none of these.
-        MachineError: the GPU asked for is not there.
-    """
-    name = choose_device(device)
-    gpus = tf.config.list_physical_devices("GPU")
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(max(workers, 2))
-        if device == "cpu":
-            tf.config.set_visible_devices([], "GPU")
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        # On a GPU, products of float32 stay float32, so that boxes equal those of a CPU.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-    except RuntimeError:
-        _log.debug("TensorFlow runs already: its threads and memory stay as they are")
-    return name
-
-
-def choose_device(device: str) -> str:
-    """Return TensorFlow's name of a device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
-
-    ``auto`` is the first GPU, else the CPU.
-
-    Raises:
-        UsageError: the device is none of these.
-        MachineError: the GPU asked for is not there.
-    """
-    kind, _, number = parse_device(device).partition(":")
-    with hide_stderr():
-        gpus = tf.config.list_physical_devices("GPU")
-    index = int(number or 0)
-    if kind == "gpu" and index >= len(gpus):
-        raise MachineError(
-            f"device {device} is not there (GPUs that TensorFlow sees: {len(gpus)}); "
-            "use --device cpu or auto"
-        )
-    return f"/GPU:{index}" if gpus and kind != "cpu" else "/CPU:0"
-
-
 class Detector:
     """The MTCNN cascade on one device; many threads may share it.
 
@@ -152,7 +99,7 @@ class Detector:
             that show smaller ones only are left out. Up to 20, as in stock mtcnn, whatever the
             finest level shows is a face.
         face_threshold: least score of the last network, in [0, 1].
-        device: TensorFlow's name of the device, see `configure_tensorflow`.
+        device: TensorFlow's name of the device, see `batchfer.machine.configure_tensorflow`.
 
     Raises:
         UsageError: the minimum face is not positive.
@@ -170,19 +117,19 @@ class Detector:
         self._on_gpu = "GPU" in self.device.upper()
         self._at_once = _GPU_FACTOR if self._on_gpu else 1
         self._most_frames = sys.maxsize
-        # A GPU has no kernel that cuts crops from uint8.
+        # TensorFlow has no kernel for GPUs that cuts crops from uint8.
         self._dtype = tf.float32 if self._on_gpu else tf.uint8
         frames = tf.TensorSpec((None, None, None, 3), self._dtype)
         crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
         with tf.device(self.device):
-            # With vectors of bfloat16 alone it was slower than without, on a GPU it was not tried.
+            # bfloat16 pays with AMX tiles; with AVX-512 vectors it was slower, on GPUs not tried.
             pays = not self._on_gpu and find_bfloat16_unit() == "tiles"
             screen = tf.bfloat16 if pays else None
             self._proposal = ProposalNetwork(StagePNet().model, screen)
             self._refinement = RefinementNetwork(StageRNet().model)
             self._output = OutputNetwork(StageONet().model)
-            # Every size and count is free, so that each graph is traced once whatever comes; and it
-            # is traced here, not by all threads at once when the first frames come.
+            # Graphs take any size and count, so that each is traced once; and here, not by all
+            # threads at once when the first frames come.
             self._run_proposal = {
                 dtype: _trace(
                     self._trace_proposal,
@@ -399,7 +346,7 @@ class Detector:
         dtype = tf.float32 if is_small else self._dtype
         looks = []
         for level, (height, width) in enumerate(sizes.tolist()):
-            # The coarser the level, the more frames at once: a call on little takes as long.
+            # Coarse levels take more frames at once: a call on few pixels takes as long as on many.
             step = max(_PROPOSAL_PIXELS * self._at_once // (height * width), 1)
             looks += [
                 (level, height, width, start, min(start + step, len(frames)))

@@ -19,7 +19,7 @@ from batchfer.faces.cuts import describe_frames, measure_differences
 from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
 
 if TYPE_CHECKING:
-    from batchfer.faces.detector import Detector
+    from batchfer.faces.finders import FaceFinder
 
 Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
 """Rows of two frames' faces that belong together."""
@@ -68,7 +68,7 @@ def introduce_neighbours(
     first, here = None, next(items, None)
     while here is not None:
         if not _is_of_clip(here[0]):
-            # Not kept until what follows it is there.
+            # The end of a clip is passed on at once, not when the next clip's frames are there.
             yield *here, None
             here = next(items, None)
             continue
@@ -85,7 +85,7 @@ def _is_of_clip(item: object) -> bool:
 
 
 def detect_between(
-    detector: "Detector",
+    detector: "FaceFinder",
     every: int,
     frames: FrameBatch,
     signatures: Floats,
@@ -135,7 +135,7 @@ def detect_between(
 
 
 def _search_until_calm(
-    detector: "Detector",
+    detector: "FaceFinder",
     images: Sequence[Images],
     times_s: Sequence[float],
     signatures: Floats,
@@ -205,7 +205,7 @@ def _measure_boxes(boxes: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[
 
 
 def _detect(
-    detector: "Detector", images: Sequence[Images], indices: Sequence[int]
+    detector: "FaceFinder", images: Sequence[Images], indices: Sequence[int]
 ) -> dict[int, FaceDetections]:
     """Return the faces of the chosen frames by the whole cascade."""
     if not indices:
@@ -226,7 +226,7 @@ def _blend(faces: FaceDetections, others: FaceDetections, share: float) -> FaceD
 
 
 def _relocate(
-    detector: "Detector", images: Any, guesses: dict[int, FaceDetections]
+    detector: "FaceFinder", images: Any, guesses: dict[int, FaceDetections]
 ) -> dict[int, FaceDetections]:
     """Return the frames whose faces are all found near where they are expected.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from batchfer.faces.detector import Detector
+    from batchfer.faces.finders import FaceFinder
     from batchfer.schema import Images
 
 PICTURES_PX = 20_000_000
@@ -18,7 +18,7 @@ LEAST_OPTION_PX = 12
 class SmallFaceSearch:
     """Looks for faces that are smaller than asked for in the first pictures without any."""
 
-    def __init__(self, detector: "Detector", pixels: int) -> None:
+    def __init__(self, detector: "FaceFinder", pixels: int) -> None:
         """Remember what to look with, and how many pixels it may look at."""
         self._detector = detector
         self._pixels = pixels

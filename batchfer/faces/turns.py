@@ -7,7 +7,7 @@ import numpy as np
 from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
 
 if TYPE_CHECKING:
-    from batchfer.faces.detector import Detector
+    from batchfer.faces.finders import FaceFinder
 
 CLEAR_SCORE = 0.985
 """Upright faces score more; what is found in turned ones was below it in all but a few frames."""
@@ -32,7 +32,7 @@ class TurnCheck:
     searched in the three other directions, scaled down.
     """
 
-    def __init__(self, detector: "Detector") -> None:
+    def __init__(self, detector: "FaceFinder") -> None:
         """Begin before the first frame."""
         self._detector = detector
         self._n_looks = 0

@@ -20,8 +20,9 @@ from batchfer.emotions.card import find_model
 from batchfer.emotions.classifier import Classifier, load_classifier
 from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError
+from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.files import display_name, lock_output, prepare_output
-from batchfer.machine import hide_stderr
+from batchfer.machine import choose_device, hide_stderr
 from batchfer.media.images import read_image
 from batchfer.schema import EMOTIONS, Floats, Images
 from batchfer.training.agreement import Agreements, measure_agreements
@@ -99,7 +100,6 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Eval
             raise DataError(f"{display_name(root)} has no picture in its part {options.part!r}")
         if options.part in ("train", "test") and not any(one.parts):
             logger.warning("%s has no parts: all its pictures are measured", display_name(root))
-    from batchfer.faces.detector import choose_device
 
     prepare_output(options.output)
     with lock_output(options.output):
@@ -196,9 +196,8 @@ def _predict_end_to_end(
     progress: Progress | None,
 ) -> dict[str, Floats]:
     """Return what `_predict` does of the largest face in each picture, NaN where there is none."""
-    from batchfer.faces.detector import Detector
-
-    detector = Detector(options.min_face_px, options.face_threshold, classifier.device)
+    load = FINDERS[USUAL_FINDER].load
+    detector = load(options.min_face_px, options.face_threshold, classifier.device)
     pictures = [picture for one in lists for picture in one.pictures]
 
     nothing = np.full((1, len(EMOTIONS)), np.nan, np.float32)
@@ -267,7 +266,7 @@ def _describe(
     name = name_labels(classifier)
     probabilities, temperature = said[name], classifier.read_outs[name].calibration.temperature
     found = ~np.isnan(probabilities).any(axis=1)
-    # Temperature scaling is its own inverse with the reciprocal: p before it, up to rounding.
+    # Scaling by 1 / temperature undoes temperature scaling: probabilities as they were before it.
     before = apply_temperature(probabilities[found], 1 / temperature)
     repeated, unrepeated = _set_repeats_apart(faces, probabilities, options)
     about = {

@@ -145,8 +145,9 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     **_TRAINED,
     **{
-        (model, "head"): replace(_TRAINED[model, "finetune"], epochs=0, head_epochs=0)
-        for model in ("mobilenetv2", "vgg19")
+        (model, "head"): replace(recipe, epochs=0, head_epochs=0)
+        for (model, name), recipe in _TRAINED.items()
+        if name == "finetune"
     },
 }
 """The recipes by model and name.

@@ -13,8 +13,8 @@ from batchfer.faces import detector as detector_module
 from batchfer.faces import mtcnn as mtcnn_module
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.crops import crop_faces
-from batchfer.faces.detector import Detector, configure_tensorflow
-from batchfer.machine import find_bfloat16_unit
+from batchfer.faces.detector import Detector
+from batchfer.machine import configure_tensorflow, find_bfloat16_unit
 from batchfer.schema import FaceDetections
 
 # Head and shoulders: further down, the shuttle model looks a little like a face.
