@@ -11,7 +11,7 @@ def main() -> NoReturn:
         from batchfer.cli.main import main as run
 
         run()
-    except KeyboardInterrupt:  # until `run` knows what to do with it
+    except KeyboardInterrupt:  # while it is imported; then `run` handles it
         print("batchfer: interrupted", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(130)  # after an interrupted `exec` Python would leave by the signal
 

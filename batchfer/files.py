@@ -186,10 +186,10 @@ def lock_output(output: Path) -> Iterator[int | None]:
     except OSError as error:
         raise OutputError(f"{display_name(output)}: cannot lock, {error.strerror}") from error
     try:
-        for leftover in parts.glob(".*"):  # of `atomic_write` in a killed run
+        for leftover in parts.glob(".*"):  # temporary files of `atomic_write` in a killed run
             if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
                 leftover.unlink(missing_ok=True)
-        # The library has no other name for it.
+        # filelock has no public name for the descriptor of its file.
         yield lock._context.lock_file_fd
     finally:
         lock.release()
@@ -230,7 +230,7 @@ def atomic_write(path: Path, parts: Path | None = None) -> Iterator[Path]:
         around = (folder / PARTS_FOLDER for folder in path.parents)
         own = (folder for folder in around if folder.is_dir() and not folder.is_symlink())
         parts = next(own, path.parent)
-    # Nobody can guess it and put a link there, which the one who writes would follow.
+    # A random name: at one that can be guessed somebody may put a link for us to write through.
     temporary = parts / f".{secrets.token_hex(8)}.{os.getpid()}{path.suffix}"
     try:
         yield temporary
@@ -295,7 +295,9 @@ def publish_folder(temporary: Path, final: Path, is_known: bool = False) -> None
     try:
         for folder, _, names in os.walk(temporary):
             for path in (Path(folder, name) for name in names):
-                if stat.S_ISREG(path.lstat().st_mode):  # others may lead anywhere, or hang
+                if stat.S_ISREG(
+                    path.lstat().st_mode
+                ):  # links may lead anywhere, opening a pipe would hang
                     _flush(path)
             _flush(Path(folder))
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -113,7 +113,7 @@ def read_prior(text: str) -> tuple[float, ...]:
     return tuple(shares[name] for name in EMOTIONS)
 
 
-# What several classes have alike.
+# Options that several classes have.
 Model = Annotated[str, Flag("--model", "A shipped model's name, or a path.", WHAT, "NAME")]
 MinFace = Annotated[
     int,

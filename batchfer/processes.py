@@ -108,7 +108,7 @@ class Helper:
                     told = self._pipe.recv()
                 else:
                     told = _Raised(TimeoutError(f"nothing within {timeout_s:g} s"))
-            except Exception as death:  # a pickle that is cut or spoilt may raise anything
+            except Exception as death:  # reading a pickle that is cut or spoilt
                 raise self.end(death) from death
             if isinstance(told, _Raised):
                 raise told.error
@@ -128,7 +128,7 @@ class Helper:
     def close(self) -> None:
         """End it, whatever it does, and wait until it is gone, for a while at most."""
         self.process.kill()
-        with suppress(subprocess.TimeoutExpired):  # the system itself holds it
+        with suppress(subprocess.TimeoutExpired):  # the system holds a killed process, in a driver
             self.process.wait(KILL_PATIENCE_S)
         self._pipe.close()
 
@@ -185,12 +185,13 @@ class Owner(logging.Handler):
         logging.getLogger("batchfer").setLevel(log_level)
 
     def _listen(self) -> None:
-        """Take in what is asked; not what it means, which may have to be loaded first."""
+        """Take in requests as bytes: unpickling them, which may import for seconds, comes later."""
         try:
             while True:
                 self._requests.put(self._pipe.recv_bytes())
         finally:
-            # Nobody is there any more, or nobody listens: whoever is gets to know by it.
+            # The owner is gone, or this thread has failed: by the end of the process an owner that
+            # is still there learns that nobody listens.
             os._exit(1)
 
     def next_request(self) -> Any:
@@ -235,5 +236,6 @@ class Owner(logging.Handler):
 def serve(pipe: int, log_level: int, module: str) -> None:
     """Answer an `Owner` as a module does; the life of a `Helper`."""
     owner = Owner(pipe, log_level)
-    # What it imports takes seconds, in which its owner may go.
+    # `Owner` listens from here on: this process ends with the one that started it also while the
+    # module's imports take their seconds.
     importlib.import_module(module).serve(owner)

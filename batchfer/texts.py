@@ -119,7 +119,7 @@ def _find_encoding(path: Path) -> str:
         head = file.read(_HEAD_BYTES)
         if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "utf-16"
-        # Every other byte of plain letters in UTF-16 is zero.
+        # Many zero bytes tell UTF-16, where every other byte of plain letters is zero.
         for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
             if 4 * head[first::2].count(0) > len(head):
                 return encoding

@@ -48,7 +48,7 @@ def stream(
     failure: list[BaseException] = []
     with (
         closing(_supply(analyzer, items, failure)) as supply,
-        # The source has a thread of its own, so that nothing finished waits for what comes next.
+        # The source has a thread of its own, so that finished batches do not wait for the next.
         ThreadPoolExecutor(1, thread_name_prefix="batchfer-source") as source,
         _Line(analyzer) as line,
     ):
@@ -105,7 +105,8 @@ class _Line:
         if neighbours is not None:
             future.add_done_callback(neighbours.settle)
         self._pending.append((item, future))
-        # One that takes long must not leave the others without work meanwhile.
+        # Large frames may wait in smaller numbers, two at least: while one batch takes long, the
+        # workers need others.
         most = MAX_WAITING_BYTES // max(item.images.nbytes, 1)
         self._most = max(2, min(2 * self._analyzer.workers, most))
 
@@ -136,7 +137,7 @@ class _Line:
         if not isinstance(error, Exception):
             return future.result()
         logger.debug("a network failed", exc_info=error)
-        # The traceback would keep the frames.
+        # A traceback keeps the variables of its calls alive, and so the frames.
         return Failed(item.frames, error.with_traceback(None))
 
 
@@ -171,8 +172,8 @@ def _supply(
     with tf.device("/CPU:0"):
         dataset = tf.data.Dataset.from_generator(produce, output_signature=signature)
         dataset = dataset.prefetch(1)
-    # Nothing is left to be tuned, and the tuner, which wakes ever more rarely, at times keeps a
-    # dataset that has ended from going until it wakes next: up to a minute a clip.
+    # Without autotuning, for which this dataset has nothing to tune: its thread wakes ever more
+    # rarely, and at times keeps an ended dataset alive until then, up to a minute a clip.
     options = tf.data.Options()
     options.autotune.enabled = False
     dataset = dataset.with_options(options)
@@ -182,7 +183,7 @@ def _supply(
         for index, tensor in dataset:
             item = held.pop(int(index))
             if isinstance(item, FrameBatch) and not analyzer.on_gpu:
-                # The tensor's own memory, read-only, so that no frame is kept twice.
+                # The images become a view of the tensor's memory, so that no frame is kept twice.
                 item = replace(item, images=np.asarray(memoryview(tensor)))
             yield item, tensor
     finally:

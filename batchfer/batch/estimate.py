@@ -216,7 +216,7 @@ def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float
     options = analyzer.options
     n_frames = 0
     turns = TurnCheck(analyzer.detector)
-    for is_timed in (False, True):  # the first frames wait for the graphs to be traced
+    for is_timed in (False, True):  # the first pass, untimed, traces the graphs
         started = time.monotonic()
         with (
             VideoReader(info.path, options.max_pixels, options.rotate) as reader,
@@ -235,7 +235,7 @@ def time_video(info: MediaInfo, analyzer: Analyzer, encode: bool) -> tuple[float
     a_frame_s = seconds / max(n_frames, 1)
     bytes_a_pixel = 0.0
     if encode:
-        # All frames are drawn, however few are analyzed.
+        # The annotated video has all frames, however few are analyzed.
         an_encoded_frame_s, bytes_a_pixel = time_encoding(info, options)
         n_all = estimate_frames(info, AnalyzeOptions()) or 0.0
         n_analyzed = estimate_frames(info, options) or n_all
@@ -275,7 +275,7 @@ def time_pictures(pictures: Sequence[Job], analyzer: Analyzer) -> float:
         n_done += 1
         if time.monotonic() - started > TIMED_S:
             break
-    # One at a time here; a run keeps all cores busy.
+    # Pictures were timed one at a time; a run does as many at once as there are cores.
     at_once = min(analyzer.workers, analyzer.n_cores)
     return (time.monotonic() - started) / max(n_done, 1) / at_once
 

@@ -104,11 +104,11 @@ def plan_jobs(paths: Sequence[Path], output: Path, kind: Kind) -> tuple[list[Job
             detail = f"the same file as {display_name(first.source)}"
             skipped.append(_skip(candidate.source, candidate.base, Reason.DUPLICATE, detail))
     if any(item.named for item in found.values()):
-        # A file that a walk passed over and that is named as well is done.
+        # A walk skips a file that is not named like media; given by name as well, it is an input.
         skipped = [result for result in skipped if not _is_named(result, found)]
     inputs = list(found.values())
     if not inputs and any(result.status == "failed" for result in skipped):
-        return [], skipped  # there may be some where nobody can look
+        return [], skipped  # a folder that cannot be read may hold inputs
     if not inputs:
         where = ", ".join(display_name(path) for path in paths)
         others = IMAGE_SUFFIXES if kind == "video" else VIDEO_SUFFIXES
@@ -167,7 +167,7 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
             path = folder / entry.name
             identity = os.path.realpath(path) if entry.is_symlink() else f"{real}/{entry.name}"
             if _is_folder(entry):
-                # A link to where the walk comes by anyway, or to above it, leads in circles.
+                # A link to a folder below the root is walked there; one to above would never end.
                 circular = entry.is_symlink() and (
                     _lies_in(identity, real_root) or _lies_in(real_root, identity)
                 )
@@ -208,7 +208,7 @@ def _name_apart(inputs: Sequence[_Found], reserved: frozenset[str]) -> list[str]
     Raises:
         OutputError: No parents are left that would tell them apart.
     """
-    # Not resolved: a linked input is named as it was given.
+    # Paths are not resolved: a linked input is named as it was given.
     parts = _number_lookalikes(
         [Path(os.path.abspath(item.source)).parts[1:] for item in inputs]  # noqa: PTH100
     )
@@ -270,7 +270,7 @@ def _show_names(names: Sequence[str]) -> list[str]:
     taken = set(names)
     for index, name in enumerate(names):
         if shown[index] != name:
-            while shown[index] in taken:  # a file may be called what another is shown as
+            while shown[index] in taken:  # another file may have the shown name as its own
                 shown[index] += "~"
             taken.add(shown[index])
     return shown

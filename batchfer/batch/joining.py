@@ -20,7 +20,7 @@ def join(joint: Joint, load: "Callable[[AnalyzeOptions], Analyzer]") -> None:
     Raises:
         OutputError: They cannot be written.
     """
-    # What they need takes longer to load than all that is done before there are results.
+    # Imported here: these load pandas and more, which the planning process does without.
     if isinstance(joint, JointVideos):
         from batchfer.results.joining import write_index_pages
 

@@ -74,7 +74,7 @@ def recall_result(job: Job, entry: Entry) -> JobResult:
 
 def skip_result(result: JobResult) -> JobResult:
     """Return the outcome of an input of which nothing is done again."""
-    # What was lost stays lost.
+    # An up-to-date result that had lost frames still lacks them, which its detail says again.
     lost = f"partial: {result.reason}, {result.detail}" if result.status == "partial" else ""
     skipped = replace(result, status="skipped", reason=Reason.UP_TO_DATE, detail=lost)
     return replace(skipped, first_bad_s=None)

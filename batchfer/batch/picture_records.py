@@ -28,7 +28,7 @@ class PictureRecords(Records):
 
     def __init__(self, batch: Batch) -> None:
         """Find the pictures, and see that they can be begun, see `Records`."""
-        # A table in a format that is not asked for goes.
+        # All formats: a run removes a table in a format that is not asked for.
         tables = [*FACES_NAMES.values(), FACTS_NAME]
         self.joint_files = [*tables, *[REPORT_NAME] * batch.outputs.report]
         self._rows: PictureRows | None = None
@@ -90,7 +90,7 @@ class PictureRecords(Records):
         parts = batch.output / PARTS_FOLDER / "pictures"
         tables = (batch.output / name for name in FACES_NAMES.values())
         if any(path.exists() for path in (*tables, parts)):
-            from batchfer.batch.rows import PictureRows  # needs what takes long to load
+            from batchfer.batch.rows import PictureRows  # loads pandas
 
             self._rows = PictureRows(batch.output, batch.outputs.overwrite)
             self._names = self._rows.names

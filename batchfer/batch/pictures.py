@@ -125,7 +125,7 @@ def read_pictures(
     options = analyzer.options
     read = partial(read_image, max_pixels=options.max_pixels, rotate=options.rotate)
     gathered = _Gathered()
-    # More readers would only wait for each other, and keep those who feed the networks waiting.
+    # More readers would compete for the interpreter's lock with the threads that feed networks.
     n_readers = max(analyzer.n_cores // 2, 2)
     with ThreadPoolExecutor(n_readers, thread_name_prefix="batchfer-read") as pool:
         reading: deque[tuple[int, Future[tuple[MediaInfo, Images]]]] = deque()

@@ -54,7 +54,7 @@ class Records(ABC):
         check_answer(model, batch.options.labels, batch.options.read_out)
         self._settings = hash_settings(batch.options, batch.outputs, hash_file(model))
         self._check()
-        # Before there is anything of ours in the folder.
+        # Foreign files are looked for before this run writes anything into the folder.
         self._journal = Journal(batch.output)
         copies = [name for job in self.jobs for name in self._list_copies(job)]
         refuse_foreign(self._journal, self.joint_files, copies, batch.outputs.overwrite)

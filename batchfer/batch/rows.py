@@ -135,7 +135,7 @@ class PictureRows:
         if is_whole and self._paths:
             return
         try:
-            # Between the renames of a run that was killed, the note may be ahead of the table.
+            # A run that was killed may have renamed run.json into its place, but not yet the table.
             if written is not None and not (is_whole or self.is_unfinished):
                 raise InputError(Reason.CORRUPT, "it was changed after it was written")
             if not self._paths:
@@ -189,14 +189,14 @@ class PictureRows:
             formats: Of the table.
             describe: Returns the content of ``run.json``, but for what tells its files.
         """
-        self._parts.make_folder()  # it stays until all is in its place
+        self._parts.make_folder()  # there until the end, it tells of an unfinished run
         places = {job.name: place for place, job in enumerate(jobs)}
         tables = [build_empty_pictures_table()]
         for age, table in enumerate(self._read()):
             place = table["input"].map(places)
             tables.append(table.assign(place=place, age=age)[place.notna()])
         table = pd.concat(tables, ignore_index=True)
-        if len(tables) > 1:  # what was written later replaces what stood there before
+        if len(tables) > 1:  # a picture's newest rows replace its older ones
             table = table[table["age"] == table.groupby("place")["age"].transform("max")]
             table = table.sort_values("place", kind="stable", ignore_index=True)
             table = table.drop(columns=["place", "age"])

@@ -83,7 +83,7 @@ class VideoRecords(Records):
             try:
                 end_s = probe(job.source, options.max_pixels).duration_s or 0.0
             except InputError:
-                continue  # it fails when its turn comes
+                continue  # a video that cannot be read fails when its turn comes
             check_bins(bin_s, min(end_s, options.end_s or end_s))
 
     def _make_task(self, job: Job) -> Task:
@@ -99,7 +99,7 @@ class VideoRecords(Records):
         if not job.destination.exists():
             return False
         if not folder.fulfils(self.batch.outputs, self._events.get(job.name, ())):
-            return False  # another command has made it otherwise meanwhile
+            return False  # `report` or `annotate` has made it otherwise meanwhile
         if not entry.is_whole(job.destination):
             logger.warning("%s: some of its results are gone or were changed", job.name)
             return False

@@ -63,7 +63,7 @@ def perform_videos(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
     options, outputs = fresh[0].options, fresh[0].outputs
     write = write_results
     if outputs.report or len(fresh) > 1:
-        write = tools.write  # gets ready while the networks load
+        write = tools.write  # the writing process starts while the networks load
     drawing = tools.drawing if draws_beside(options, outputs) else None
     kit = Kit(tools.load(options), write, drawing, tell)
     opened: deque[Clip] = deque()
@@ -262,7 +262,8 @@ class Clip:
         info, n_frames = source.reader.info, source.parts.n_frames
         self._kit.tell(Began(self.task.name, estimate_frames(info, self.task.options)))
         self._kit.tell(Advanced(n_frames))
-        # What an earlier run has analyzed is drawn from its table, and so is all of that video.
+        # Of a video that goes on from an earlier run, the first frames are not analyzed again: all
+        # of it is drawn from its table afterwards.
         if self._kit.drawing is not None and not n_frames:
             with suppress(HelperDiedError):  # then it is drawn afterwards
                 self._drawing = self._open.enter_context(self._kit.drawing.lend())

@@ -13,7 +13,7 @@ from batchfer.options import Flag
 
 Inputs = Annotated[
     list[Path],
-    # What cannot be read fails alone, and is told with the others.
+    # Typer does not check the files: one that cannot be read fails alone, told with the others.
     typer.Argument(
         help="Files and folders; folders are walked.", show_default=False, readable=False
     ),
@@ -64,7 +64,7 @@ def takes(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(**given: Any) -> Any:
         made = {}
         for name, (kind, hints, own) in classes.items():
-            # A field without a flag is the command's own parameter, and stays one.
+            # The value of a field without a flag is also an argument of the command itself.
             values = {
                 field: _read(given.pop(field) if field in own else given[field], hint)
                 for field, hint in hints.items()

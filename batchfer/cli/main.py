@@ -25,24 +25,26 @@ def _open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one; the worker is to have it as well.
+            # Opening takes the lowest free number, which is this stream's; the worker inherits it.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
             setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
 
 
 def _catch_signals() -> None:
     def end(number: int, _: object) -> None:
-        # Once is enough: a second Ctrl-C would only disturb the cleaning up, which is short.
+        # A second Ctrl-C is ignored: it would only disturb the cleaning up, which is short.
         signal.signal(number, signal.SIG_IGN)
         raise _TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # a background job ignores Ctrl-C
         signal.signal(signal.SIGINT, end)
 
 
 def _fail(error: BaseException, code: int) -> int:
-    # One line, whatever a file name or a library put into the message.
+    # The message becomes one line, whatever a file name or a library put into it.
     message = " ".join(str(error).split()) or type(error).__name__
     print(f"batchfer: {message}", file=sys.stderr)  # noqa: T201
     return code
@@ -100,11 +102,11 @@ def main() -> NoReturn:
     _open_closed_streams()
     _catch_signals()
     code = run_command(app)
-    with suppress(OSError):  # nobody reads it
+    with suppress(OSError):  # stderr is closed
         tell_repeats()
-    # Python leaves by the signal, whatever code it is given, if an interruption went through an
-    # `exec`, as loading libraries has many; and threads of libraries that it meets while it cleans
-    # up abort it now and then.
+    # `sys.exit` would not keep the exit code: after a KeyboardInterrupt inside an `exec`, of which
+    # imports have many, Python ends by the signal, and threads of libraries abort it now and then
+    # while it cleans up.
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

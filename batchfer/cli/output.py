@@ -222,7 +222,7 @@ class Stdout:
             typer.echo(line)
         except OSError as error:
             self._error = error
-            with suppress(OSError):  # what is still held back would fail once more at the exit
+            with suppress(OSError):  # else Python writes the rest at its exit, and fails again
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def check(self) -> None:

@@ -161,7 +161,7 @@ def load_classifier(
             picture to one finite probability per label, or has no such read-out.
     """
     path = find_model(str(model))
-    with hide_stderr():  # the first operation of a process looks for devices, aloud
+    with hide_stderr():  # TensorFlow's first operation reports devices on stderr
         card, keras_model, sha256 = load_network(path, labels)
         name = choose_name(card, name_read_outs(keras_model), read_out)
         network, lasts = _prepare(path, card, keras_model, rescale, device)

@@ -32,7 +32,7 @@ def fold_layers(model: Any) -> Any:
         return type(layer).from_config(config)
 
     def call(layer: Any, *inputs: Any, **_: Any) -> Any:
-        return layer(*inputs)  # without the mask that a normalization was called with
+        return layer(*inputs)  # keywords, as the mask of a normalization, are left out
 
     clone = keras.models.clone_model(
         model, clone_function=rebuild, call_function=call, recursive=True
@@ -61,7 +61,7 @@ def _find_folds(everything: list[Any], ends: set[str]) -> tuple[dict[str, Any], 
     for layer in everything:
         if not isinstance(layer, layers.BatchNormalization) or layer.axis not in (-1, 3):
             continue
-        if len(layer._inbound_nodes) > 1:  # after other layers, too
+        if len(layer._inbound_nodes) > 1:  # shared: it follows other layers, too
             continue
         before = layer.input._keras_history.operation
         plain = type(before) in convolutions

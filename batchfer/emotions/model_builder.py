@@ -149,7 +149,7 @@ class Builder:
         settings = dict(part.settings)
         shape = settings.get("batch_shape", ())
         if given is not None:
-            # Inside another network sizes are those that it meets there, so that all are known.
+            # A network inside another is built with the sizes that it is called with, all known.
             fits = len(given.shape) == len(shape) and all(
                 own in (None, other) for own, other in zip(shape, given.shape, strict=True)
             )

@@ -118,7 +118,7 @@ _envelope = keys(
         "config": _as_it_is,
         "registered_name": one_of(None, *LAYERS, *MODELS),
         "build_config": shapes,
-        # Optimizers, losses and metrics, of whatever kind: nothing is compiled, so nobody looks.
+        # Optimizers, losses and metrics may be of any kind: a model is not compiled here.
         "compile_config": lambda _: UNUSED,
         "name": label,
         "inbound_nodes": _as_it_is,

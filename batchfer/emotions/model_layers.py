@@ -260,7 +260,7 @@ size = integer(1, 65_536)
 window = pair(integer(1, 1024))
 margins = pair(pair(integer(0, 4096)))
 padding = one_of("valid", "same")
-# The other order of the axes does not run on processors.
+# TensorFlow runs `channels_first` on GPUs alone.
 channels_last = one_of("channels_last")
 seed = unused(optional(integer(-(2**63), 2**64)))
 rate = number(0, 1)
@@ -306,7 +306,7 @@ LAYERS: Mapping[str, Mapping[str, Check]] = {
         "height": integer(1, 4096), "width": integer(1, 4096), "data_format": channels_last,
     },
     "Concatenate": {"axis": axis},
-    # Of more groups Keras makes code in the temporary folder, and runs it.
+    # For more groups Keras would write code into the temporary folder and run it.
     "Conv2D": {**CONVOLUTION, **_weight("kernel"), "filters": size, "groups": one_of(1)},
     "Cropping2D": {"cropping": margins, "data_format": channels_last},
     "Dense": {
@@ -350,7 +350,7 @@ LAYERS: Mapping[str, Mapping[str, Check]] = {
     "Resizing": {
         "height": integer(1, 4096), "width": integer(1, 4096), "data_format": channels_last,
         "interpolation": one_of("bilinear", "nearest", "bicubic", "lanczos3", "lanczos5"),
-        # On its way Keras makes a picture as large as the ratio asks for.
+        # Keras enlarges the picture as far as the ratio asks before it crops.
         "crop_to_aspect_ratio": boolean, "pad_to_aspect_ratio": one_of(False),
         "fill_mode": one_of("constant"), "fill_value": number(), "antialias": boolean,
     },
@@ -359,7 +359,7 @@ LAYERS: Mapping[str, Mapping[str, Check]] = {
         "depth_multiplier": integer(1, 1024),
     },
     "Softmax": {"axis": one_or_more(axis)},
-    # Its constructor takes no "trainable".
+    # This layer's constructor takes no "trainable".
     "SpatialDropout2D": {
         "rate": rate, "seed": seed, "data_format": channels_last, "trainable": unused(boolean),
     },

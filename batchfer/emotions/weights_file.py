@@ -180,8 +180,8 @@ def _measure(path: str, dataset: Any) -> int:
     filters = {settings.get_filter(index)[0] for index in range(settings.get_nfilters())}
     if not filters <= PLAIN_FILTERS:
         raise ValueError(f"{path!r} is packed by a filter other than gzip")
-    # A chunk is unpacked as a whole, and may be larger than the array; a network makes at least
-    # single precision of all.
+    # HDF5 unpacks whole chunks, which may be larger than the array; and in memory a network's
+    # numbers take four bytes at least.
     n_values: int = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
     return n_values * max(int(dtype.itemsize), 4)
 

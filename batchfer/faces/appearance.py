@@ -71,7 +71,7 @@ def describe_people(images: Images, faces: FaceDetections) -> Floats:
     if not n_faces:
         return np.zeros((0, _GREY_SIDE**2 + 2 * _COLOR_SIDE**2), np.float32)
     matrices = fit_similarities(faces.landmarks, _FACE_POINTS * side)
-    # One below the other, so that a few calls serve them all.
+    # The crops become one tall picture, so that a few calls serve them all.
     column = np.empty((n_faces * side, side, 3), np.uint8)
     for row, index in enumerate(faces.image_index.tolist()):
         cv2.warpAffine(

@@ -80,7 +80,7 @@ def suppress_overlaps(
         width -= np.maximum(x1[block, None], x1[near])
         height = np.minimum(y2[block, None], y2[near])
         height -= np.maximum(y1[block, None], y1[near])
-        # One factor that is not negative is enough: a product below zero is above no area.
+        # The width alone is clipped: with a negative height the product is below any area, too.
         intersection = np.maximum(width, 0, out=width)
         intersection *= height
         clash = intersection > join(shares[block, None], shares[near])

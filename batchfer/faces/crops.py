@@ -92,10 +92,10 @@ def align_faces(
     sides = 1 / np.maximum(np.hypot(matrices[:, 0, 0], matrices[:, 1, 0]), 1e-9)
     longer = (faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1, initial=0)
     is_right = (ALIGNED_SIDES[0] * longer <= sides) & (sides <= ALIGNED_SIDES[1] * longer)
-    # Turned at the size that it has, then shrunk by area, or a large face would be aliased.
+    # A large face is turned at its own size and then shrunk by area: in one step it is aliased.
     large_px = size_px * np.maximum(1, np.round(sides / size_px))
     matrices *= large_px[:, None, None]
-    # In OpenCV whole numbers are the middles of pixels.
+    # OpenCV puts whole coordinates in the middles of pixels, boxes here at their corners.
     matrices[:, :, 2] += matrices[:, :, :2].sum(axis=2) / 2 - 0.5
     crops = np.empty((len(faces), size_px, size_px, 3), np.uint8)
     for row, index in enumerate(faces.image_index.tolist()):

@@ -17,7 +17,7 @@ _SCREENING_MARGIN = 0.5
 # matrices are chosen by the number of rows, and take the last ones another way.
 _DENSE_ROWS = 44
 _DUMMY_ROWS = 12
-# So do the cells that the first network looks at again.
+# The cells that the first network looks at again come in multiples of this, likewise.
 _CELL_MULTIPLE = 64
 
 

@@ -63,7 +63,7 @@ def join_tracks(descriptors: Floats, intervals: Times, n_faces: Integers) -> Peo
         apart = (start[:, None] <= end) & (start <= end[:, None])
         np.fill_diagonal(apart, False)
         distances = pdist(descriptors[chosen].astype(np.float64))
-        # No mean with such a distance in it can come below the limit.
+        # Tracks seen at once are two persons: no mean with so large a distance is below the limit.
         forbidden = np.where(squareform(apart, checks=False), 1e12, distances)
         tree = linkage(forbidden, "average")
         found = fcluster(tree, _JOIN_BELOW, "distance") - 1

@@ -129,7 +129,7 @@ class Tracker:
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
         """Return the tracks and the faces that belong together, as two index arrays."""
         elapsed_s = np.maximum(time_s - self._seen_s, 0.0)
-        # Nobody keeps a speed for long: the prediction slows down and comes to rest.
+        # The predicted motion slows down and comes to rest: no face keeps its speed for long.
         coast_s = _COAST_S * (1 - np.exp(-elapsed_s / _COAST_S))
         shifts = np.where(np.isnan(self._speeds), 0.0, self._speeds) * coast_s[:, None]
         sizes, new_sizes = _measure_size(self._points), _measure_size(points)
@@ -147,11 +147,11 @@ class Tracker:
             fits = (steps < reach) & (growth < 0.7) & (steady | (unlike < 1.1))
             steps = steps / reach
         late = 0.3 * np.minimum(elapsed_s / LONGEST_GAP_S, 1.0)[:, None]
-        # Half a second to load, which neither stills nor the first frames wait for.
+        # SciPy takes half a second to load, which neither stills nor the first frames wait for.
         from scipy.optimize import linear_sum_assignment
 
         cost = steps + 0.5 * unlike + 0.5 * growth + late
-        # Every impossible pair costs more than all possible ones, so that it is never a bargain.
+        # An impossible pair costs more than all possible pairs together, so that none is chosen.
         tracks, faces = linear_sum_assignment(np.where(fits, cost, 1e3))
         linked = fits[tracks, faces]
         return tracks[linked], faces[linked]
@@ -167,7 +167,7 @@ class Tracker:
         """Bring tracks to where their faces are now."""
         elapsed_s = np.maximum(time_s - self._seen_s[tracks], 1e-3)[:, None]
         speeds = (points - self._points[tracks]).mean(axis=1) / elapsed_s
-        # What happened over a long step says little about the next moment.
+        # The speed over a long step says little about the next moment.
         speeds *= np.exp(-elapsed_s / _COAST_S)
         before = self._speeds[tracks]
         trust = 1 - np.exp(-elapsed_s / 0.15)

@@ -58,7 +58,7 @@ def read_index(path: Path, max_pixels: int, end: Fraction) -> list[Fraction]:
     with open_container(path, max_pixels) as container:
         stream = find_video_stream(container)
         try:
-            # Matroska's index lies at the end, and is read when somebody jumps.
+            # FFmpeg reads Matroska's index, at the end of the file, only when it jumps.
             container.seek(to_ticks(end, stream.time_base), stream=stream)
         except av.FFmpegError as error:
             logger.debug("seek to %s: %s", end, error)
@@ -127,7 +127,7 @@ class Clock:
         else:
             time_s += self._shift_s
         if not self._begun and not (0 <= time_s <= MAX_GAP_S or self._is_claimed(0.0, time_s)):
-            # The container misstates its start; the picture begins with the clip.
+            # The container misstates where the picture begins: it begins with the clip.
             self._shift_s, time_s = -time_s, 0.0
             self._losses.add_mend("start", time_s)
         self._begun = True
@@ -142,7 +142,7 @@ class Clock:
             self._last_step_s = time_s - last_s
         self._last_s = time_s
         self.end_s = time_s + self._read_duration(frame, time_s)
-        # An edit list may cut the last frame short; a stream that ends before it is not believed.
+        # An edit list may cut the last frame short; an end before that frame is a false claim.
         if time_s < self._stream_end_s < self.end_s:
             self.end_s = self._stream_end_s
         return time_s
@@ -155,7 +155,7 @@ class Clock:
         """Return the time of a frame whose own does not follow the last one."""
         next_s = None if following is None else self._read_raw(following)
         if next_s is None or self._follows(last_s, next_s + self._shift_s):
-            # One frame out of order, as behind a damaged part, is shown where it comes.
+            # A single frame out of order, as behind a damaged part, keeps its place in the stream.
             mended_s = last_s + self.step_s / 2
             self._losses.add_mend("astray", mended_s)
             return mended_s

@@ -137,7 +137,7 @@ def open_container(path: Path, max_pixels: int, **options: str) -> InputContaine
 
 def decoder_limit(max_pixels: int) -> int:
     """Return the decoders' own limit, looser than ours since they count padded sizes."""
-    return min(2 * max_pixels + 1024 * 1024, 2**31 - 1)  # a greater one they refuse
+    return min(2 * max_pixels + 1024 * 1024, 2**31 - 1)  # FFmpeg refuses a greater limit
 
 
 def _explain_open(path: Path, error: Exception) -> InputError:
@@ -212,7 +212,7 @@ def read_info(
     check_frame_size(width, height, max_pixels)
     fps = stream.average_rate or stream.guessed_rate
     if container.format.name in RAW_FORMATS:
-        fps = stream.guessed_rate  # what the codec says; the average is that of made-up times
+        fps = stream.guessed_rate  # the codec's: the average is of times FFmpeg made up
     if fps is not None and not Fraction(1, 3600) <= fps <= 10_000:
         fps = None
     duration_s = None

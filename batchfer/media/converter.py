@@ -169,7 +169,7 @@ class FrameConverter:
         """Return the largest size of the frame's own shape that all frames have room for."""
         if (frame.width, frame.height) == self._stored_size:
             return self._size
-        # Its pixels have the shape of those of the first frame.
+        # A later frame of another size has pixels of the first frame's shape.
         scale_x, scale_y = (
             Fraction(most, stored)
             for most, stored in zip(self._size, self._stored_size, strict=True)
@@ -177,6 +177,6 @@ class FrameConverter:
         wide, high = frame.width * scale_x, frame.height * scale_y
         scale = min(self._size[0] / wide, self._size[1] / high)
         size = max(round(wide * scale), 1), max(round(high * scale), 1)
-        # A column more or less is no border.
+        # A difference of up to two pixels comes from rounding, and gets no border.
         is_same = all(abs(own - most) <= 2 for own, most in zip(size, self._size, strict=True))
         return self._size if is_same else size

@@ -87,7 +87,7 @@ def read_image(
     Image.MAX_IMAGE_PIXELS = max_pixels = max_pixels or MAX_IMAGE_PIXELS
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
-        pillow.setLevel(logging.CRITICAL)  # not each time: it goes through all loggers there are
+        pillow.setLevel(logging.CRITICAL)  # set once: this goes through all loggers there are
     try:
         with _open_image(path) as picture:
             check_size(picture.width, picture.height, max_pixels)
@@ -136,7 +136,7 @@ def _load(picture: Image.Image, path: Path) -> tuple[Image.Image, str]:
     except OSError as error:
         if picture.format not in ("JPEG", "MPO") or "truncated" not in str(error):
             raise
-        # Not Pillow's own switch for this, which would hold for all threads.
+        # Pillow's LOAD_TRUNCATED_IMAGES does the same, but for all threads at once.
         content = io.BytesIO(path.read_bytes() + JPEG_END)
         with Image.open(content, formats=["JPEG"]) as repaired:
             repaired.load()
@@ -183,7 +183,7 @@ def _find_tiff_kind(path: Path, head: bytes) -> str:
         entries = file.read(12 * n_entries)
     ends = [start + 2 + 12 * n_entries]
     for place in range(0, len(entries) - 11, 12):
-        # TIFF 6.0, section 2: what takes more than four bytes stands elsewhere.
+        # TIFF 6.0, section 2: a value of more than four bytes is stored elsewhere in the file.
         kind, count, offset = (
             int.from_bytes(entries[place + first : place + last], order)
             for first, last in ((2, 4), (4, 8), (8, 12))
@@ -260,7 +260,7 @@ def write_image(path: Path, image: Images) -> None:
         raise
     except Exception as error:  # encoders raise what they like
         problem = f"cannot write the picture: {one_line(error)}"
-        # What the system refuses has a number, and is no fault of this picture.
+        # An error with a number is the system's (a full disk), not this picture's.
         if isinstance(error, OSError) and error.errno is not None:
             raise OutputError(problem) from error
         raise InputError(Reason.OUTPUT_ERROR, problem) from error

@@ -266,7 +266,7 @@ class VideoReader:
         """Yield frames by their times, see `read_frames_at`; not to be mixed with `batches`."""
         picture: av.VideoFrame | None = self._first
         here_s = self._clock.read(self._first, self._peek)
-        # Behind a jump nothing tells how far the decoding times run ahead.
+        # After a jump it is not known how far decoding times run ahead of presentation times.
         is_sorted = (
             not self._clock.by_decoding_times or not self._stream.codec_context.reorder_depth
         )

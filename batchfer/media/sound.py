@@ -55,7 +55,7 @@ class Sound:
         self._input = audio
         packets = self._open_copy() if mode == "copy" else self._open_encoder()
         first = next(packets, None)
-        if first is None:  # some muxers refuse a stream in which nothing comes, at the very end
+        if first is None:  # some muxers fail at the end on an empty stream
             raise ValueError("nothing of it can be read")
         self._packets = itertools.chain([first], packets)
         self._time_s = -math.inf
@@ -93,7 +93,7 @@ class Sound:
                 if not self._is_kept:
                     logger.warning("the sound cannot be kept: MP4 takes nothing of it")
                 return
-            if packet.dts is None:  # the end of the stream, or a packet that nobody can place
+            if packet.dts is None:  # the end of the stream, or a packet without a time
                 continue
             self._time_s = float(packet.dts * packet.time_base)
             # Decoding times must rise; damaged sound loses a packet rather than the whole video.
@@ -140,7 +140,7 @@ class Sound:
             if packet.dts is None or not packet.size:
                 continue
             pts = packet.dts if packet.pts is None else packet.pts
-            # An edit list may end within the last packet.
+            # The last packet may reach beyond the edit list's end.
             if end is not None and packet.duration and pts < end < pts + packet.duration:
                 packet.duration = end - pts
             shift = round(self._origin / packet.time_base)

@@ -61,7 +61,7 @@ class VideoWriter:
         self._pad = ((0, info.height % 2), (0, info.width % 2), (0, 0))
         self._time_base = _choose_time_base(info.time_base)
         self._reformatter = VideoReformatter()
-        # Each waits for the next one: a frame lasts until then, and so does the last packet.
+        # A frame and a packet are held until the next comes, which tells how long they last.
         self._last_frame: av.VideoFrame | None = None
         self._last_packet: Packet[Stream] | None = None
         self._start = self._end = 0  # of the last frame, in ticks
@@ -77,7 +77,7 @@ class VideoWriter:
                 return
             except MachineError:
                 raise
-            except Exception as error:  # of sound PyAV raises whatever damaged bytes lead to
+            except Exception as error:  # damaged sound makes PyAV raise anything
                 self._abandon()
                 if mode is None:
                     raise self._explain(error) from error

@@ -241,7 +241,7 @@ class FaceTrack:
         if after == 0:
             return self._faces.slice(0, 0), True
         if after == len(self._frames):
-            # The last frame counts as long as the others do.
+            # Faces of the last analyzed frame stay for one step, as those of others do.
             is_over = time_s >= self._times_s[-1] + self._step_s - TIME_TOLERANCE_S
             return self._read(after - 1) if hold and not is_over else self._faces.slice(0, 0), True
         start_s, stop_s = self._times_s[after - 1], self._times_s[after]

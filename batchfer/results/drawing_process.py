@@ -107,10 +107,10 @@ class DrawingProcess:
         self._part_bytes = self._n_frames * frame_bytes
         n_parts = int(np.clip(SHARED_BYTES // self._part_bytes, 2, MOST_PARTS))
         self._free = list(range(n_parts))
-        # Never smaller: what lies behind the end of the file must not be touched.
+        # The file never shrinks: who touches mapped memory behind its end is killed.
         size = max(self._size, n_parts * self._part_bytes)
         with _as_death():
-            # Refused now if there is no room, not when a frame is written into it.
+            # Too little memory is refused here; later, writing a frame would kill the process.
             os.posix_fallocate(self._file, 0, size)
             self._memory = _share_memory(self._file, size)
         self._size = size
@@ -144,7 +144,7 @@ class DrawingProcess:
         try:
             told: Told = self._helper.hear()
         except SoundError as error:
-            # Nothing can go on in the midst of a video: that is drawn anew elsewhere.
+            # The process cannot drop a half-drawn video: it ends, and the owner draws that anew.
             raise self._helper.end(error) from error
         if isinstance(told, Drawn):
             self._free.append(told.part)
@@ -237,13 +237,14 @@ def _draw_video(owner: Owner, begin: Begin) -> None:
     try:
         memory = _share_memory(begin.file, begin.n_bytes)
     except OSError as refusal:
-        # No fault of the video: it is drawn where this process is gone.
+        # The video is sound: by the end of this process its owner knows to draw it itself.
         logger.debug("no memory to draw in: %s", refusal)
         os._exit(1)
     painter = FacePainter()
     with ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(begin.path, begin.info, begin.audio_from))
-        # The one who asks may wait for room and ask for nothing more.
+        # Where drawing fails, the owner may be waiting for room and ask for nothing more: an `End`
+        # of our own ends the wait for its next request, and it is told the error.
         failed = partial(owner.push, End(0.0))
         drawing = stack.enter_context(DrawingThreads(writer, failed))
         owner.tell("begun")

@@ -199,7 +199,7 @@ def _write_subtitles(segments: pd.DataFrame, clip: Clip, end_s: float, path: Pat
         text = f"{emotion} {100 * confidence:.0f} %"
         if several:
             name = " ".join(person.split())
-            # SubRip has no entities.
+            # SubRip knows no entities such as &amp;.
             text = f"{html.escape(name, quote=False) if webvtt else name}: {text}"
         cues.append(f"{number}\n{start} --> {end}\n{text}\n")
     path.write_text("\n".join(cues), encoding="utf-8", newline="\n")

@@ -87,7 +87,7 @@ class ResultFolder:
         """Return whether it holds the result of a video, by the beginning of its ``run.json``."""
         path = self / FACTS_NAME
         try:
-            if not path.is_file():  # a pipe would be waited for
+            if not path.is_file():  # opening a pipe would wait for ever
                 return False
             with path.open("rb") as file:
                 return b'"batchfer": ' in file.read(_HEAD_BYTES)
@@ -136,7 +136,10 @@ class ResultFolder:
             UsageError: The folder is not a result, or its ``run.json`` is broken.
             InputError: Its timeline is broken.
         """
-        from batchfer.timeline.files import check_faces, read_timeline  # the rest needs no pandas
+        from batchfer.timeline.files import (
+            check_faces,
+            read_timeline,
+        )  # loads pandas, which nothing else here needs
 
         path, facts = self.locate_timeline(), RunFacts.read(self.path)
         try:
@@ -195,8 +198,10 @@ class ResultFolder:
         try:
             facts = RunFacts.read(self.path)
         except UsageError:
-            return True  # it is looked at no closer, as before there was this to read
-        if (told := facts.outputs) is None:  # of an older version, whose facts may be untrue
+            return True  # a spoilt run.json tells nothing of how its files were made
+        if (
+            told := facts.outputs
+        ) is None:  # an older version: `annotate` left blur_faces as it was
             return not outputs.blur_faces
         return (
             told.smooth_s == outputs.smooth_s

@@ -46,7 +46,7 @@ def write_index_pages(
         write_statistics(join_recordings(summaries, participants), path)
     if outputs.report:
         write_index(output / INDEX_NAME, results)
-    elif owns_index:  # one that is there would lead to pages that are not
+    elif owns_index:  # an older index would link to reports that are gone
         (output / INDEX_NAME).unlink(missing_ok=True)
 
 
@@ -99,7 +99,7 @@ class Recording:
     def _renew_summary(self, path: Path) -> None:
         columns = pd.read_csv(path, nrows=0).columns
         own = [name for name in columns if name not in SUMMARY_COLUMNS]
-        # Whole numbers have a point where the row of a recording without a face has none.
+        # Integers are written as floats (2.0) where a recording without a face leaves a cell empty.
         kinds = {name: kind.replace("int64", "float64") for name, kind in SUMMARY_COLUMNS.items()}
         rows = read_table(path, {**dict.fromkeys(own, "string"), **kinds})
         named = rows.dropna(subset="person")[list(SUMMARY_COLUMNS)].astype(dict(SUMMARY_COLUMNS))

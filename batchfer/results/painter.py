@@ -67,7 +67,7 @@ class DrawnFaces:
     @classmethod
     def from_rows(cls, rows: pd.DataFrame) -> "DrawnFaces":
         """Take the faces from rows of a timeline; rows without a face are left out."""
-        # Column by column, without a table of the rows: this is done once a batch.
+        # Columns are read one by one: making a table of the chosen rows takes long, once a batch.
         kept = rows["face_id"].notna().to_numpy(bool)
         ids = tuple(rows["face_id"].to_numpy(np.int64, na_value=0)[kept].tolist())
         names = tuple(f"#{face_id}" for face_id in ids)

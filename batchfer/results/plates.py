@@ -38,7 +38,7 @@ class Style:
     @classmethod
     def fit(cls, width: int, height: int) -> "Style":
         """Return the sizes that suit a picture, in px."""
-        # Less than in proportion: a large picture is looked at from nearer, in px.
+        # Letters grow less than the picture: of a large one people look at a part from nearer.
         font = max(10, round(11.5 * (width * height / (640 * 360)) ** 0.425))
         return cls(font, max(1, round(font / 9)), round(0.6 * font), max(2, round(0.4 * font)))
 
@@ -137,7 +137,7 @@ def _locate_bar(style: Style, index: int, named: bool) -> tuple[int, int]:
     """Return top and bottom of a bar of a card."""
     top, row = _locate_row(style, index, named)
     thick = max(3, round(0.5 * style.font))
-    # Letters without ascent are what the eye takes for the middle of a line.
+    # A line is centred by its letters without ascent, which the eye takes for its middle.
     top += (row - thick + 1) // 2 + style.font // 12
     return top, top + thick
 

@@ -208,7 +208,7 @@ def _remake(
             )  # fmt: skip
     finally:
         if recording is None:
-            with suppress(OSError):  # something of another result is in it
+            with suppress(OSError):  # parts of another result are in it
                 (around / PARTS_FOLDER).rmdir()
     if recording is not None:
         recording.join(n_people)

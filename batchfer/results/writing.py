@@ -52,7 +52,7 @@ def write_results(
     if outputs.bin_s is not None:
         try:
             tables[BINS_NAME] = bin_timeline(lines, outputs.bin_s)
-        except UsageError as error:  # the container did not tell how long it is
+        except UsageError as error:  # too many bins: its length was not known when the run began
             logger.warning("%s: no %s: %s", facts.input, BINS_NAME, error)
     if events:
         _check_events(events, facts)
@@ -74,7 +74,7 @@ def write_results(
 
 def _check_events(events: Sequence[EventWindow], facts: RunFacts) -> None:
     """Warn of events that lie behind the end of their video: milliseconds, most of the time."""
-    # The end of what was analyzed may be far from that of the video, and a container may be wrong.
+    # The later of two ends: only a part may have been analyzed, and a container may be wrong.
     end_s = max(facts.media.end_s or 0.0, facts.media.duration_s or 0.0)
     late = sum(event.start >= end_s for event in events)
     if end_s and late:
@@ -131,6 +131,6 @@ def serve(owner: Owner) -> None:
         write_results(*arguments)
         owner.tell("written")
 
-    with suppress(ImportError):  # the first page tells
+    with suppress(ImportError):  # then writing the first page raises it
         import bokeh.plotting  # noqa: F401  (before that page needs it)
     owner.answer(write, BatchferError, OSError, MemoryError)

@@ -96,7 +96,7 @@ class TableWriter:
         import pyarrow as pa
 
         held = pa.concat_tables(self._held)
-        # One chunk a column, because Parquet's pages would show where a part ended.
+        # Each column becomes one chunk, or Parquet's pages would show where a part ended.
         group = held.slice(0, n_rows).combine_chunks()
         self._held = [held.slice(n_rows)]
         self._n_held -= n_rows
@@ -137,7 +137,7 @@ def _to_arrow(table: pd.DataFrame) -> Any:
     import pyarrow as pa
 
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    # pandas describes itself in the metadata and stores text as it likes; neither is in the rows.
+    # The bytes shall follow from the rows alone: not from pandas' metadata nor its kinds of text.
     fields = [
         field.with_type(pa.string()) if _is_text(field.type) else field for field in arrow.schema
     ]

@@ -107,7 +107,7 @@ def _tell(group: Integers, rows: pd.DataFrame, weights: Times, n_groups: int) ->
     def add(values: Times) -> Times:
         return np.bincount(group, values, n_groups).astype(np.float64)
 
-    # Lone frames last 0 s; all the same they have a mean.
+    # A clip's only frame lasts 0 s, and its values are the mean all the same.
     safe = np.maximum(weights, 1e-9)
     doubt = rows["uncertain"].to_numpy(np.float64)
     sure = safe * (1 - np.nan_to_num(doubt))
@@ -146,7 +146,7 @@ def bin_timeline(lines: PersonLines, seconds: float, start_s: float = 0.0) -> pd
     if not seconds > 0:
         raise UsageError(f"a bin lasts more than 0 s, not {seconds:g}")
     times = lines.table["timestamp"].to_numpy(np.float64) - start_s
-    # Rounding must not give a bin to the very end of a frame.
+    # A frame's end, rounded up, must not open a bin of its own.
     ends = np.maximum(times, times + row_durations(lines.table) - 1e-6)
     end_s = float(ends.max(initial=0.0))
     check_bins(seconds, end_s)
@@ -156,7 +156,7 @@ def bin_timeline(lines: PersonLines, seconds: float, start_s: float = 0.0) -> pd
     first = np.maximum(np.floor(start / seconds), 0).astype(np.int64)
     last = np.floor(np.maximum(start, np.nextafter(start + duration, 0)) / seconds).astype(np.int64)
     counts = np.minimum(last, n_bins - 1) - first + 1
-    # Several people have a row each in a bin; frames that share one make none of their own.
+    # Each person has a row in each bin. A frame's first bin is not counted: frames may share it.
     refuse_rows(seconds, float(counts.sum() - len(rows)))
     row = np.repeat(np.arange(len(rows)), counts)
     bins = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + first[row]

@@ -192,7 +192,7 @@ def measure_raters(votes: Doubles) -> Raters | None:
     followed = np.zeros(len(votes))
     for row in range(len(EMOTIONS)):
         others = votes.copy()
-        others[:, row] -= 1  # that rater's own
+        others[:, row] -= 1  # without that rater's own vote
         most = others == others.max(axis=1, keepdims=True)
         followed += votes[:, row] * most[:, row] / most.sum(axis=1)
     columns = np.column_stack([np.ones(len(votes)), n_raters, pairs, followed])

@@ -200,10 +200,10 @@ class TrainingBatches:
         numbers = tf.data.Dataset.range(first, end)
         dataset = numbers.map(as_tensors, num_parallel_calls=2, deterministic=True).prefetch(8)
         options = tf.data.Options()
-        # Several devices share each batch; there is no file to shard by.
+        # Several devices share each batch by its rows: there are no files to share out.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-        # Nothing is left to be tuned, and the tuner at times holds up the end of an epoch until it
-        # wakes next, up to a minute later.
+        # Without autotuning: there is nothing to tune, and its thread at times holds up the end of
+        # an epoch until it wakes next, up to a minute later.
         options.autotune.enabled = False
         return dataset.with_options(options)
 

@@ -81,7 +81,7 @@ def read_checkpoint(checkpoint: Path, network: Any) -> Weights:
     try:
         weights = checkpoint / "state.weights.h5"
         with open_weights(weights, display_name(weights)):
-            pass  # its structure is as it should be
+            pass  # raises where the file is not built like weights
         network.load_weights(weights)
         return _read_average(checkpoint / "average.npz", network)
     except Exception as error:  # Keras, NumPy and zipfile answer broken files in many ways

@@ -174,7 +174,7 @@ def find_uncertain_below(probabilities: Floats, targets: Floats) -> float:
 
     rows = np.arange(len(targets))
     correct = targets[rows, probabilities.argmax(axis=1)].astype(np.float64)
-    # Faces of equal confidence stand or fall together, whatever their order.
+    # Faces of equal confidence lie on the same side of any threshold, whatever their order.
     confidences, group = np.unique(probabilities.max(axis=1), return_inverse=True)
     n_faces = np.bincount(group).astype(np.float64)
     accuracy = isotonic_regression(np.bincount(group, correct) / n_faces, weights=n_faces).x

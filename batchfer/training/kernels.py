@@ -60,7 +60,7 @@ def _normalize_fused(
         is_training=True,
     )
     n_values = tf.cast(tf.reduce_prod(tf.shape(inputs)[:-1]), tf.float32)
-    variance *= (n_values - 1) / n_values  # as Keras counts it: of the batch, not of its source
+    variance *= (n_values - 1) / n_values  # Keras divides by n, this operation by n - 1
     kept = layer.momentum
     layer.moving_mean.assign(layer.moving_mean * kept + mean * (1 - kept))
     layer.moving_variance.assign(layer.moving_variance * kept + variance * (1 - kept))

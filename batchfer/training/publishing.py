@@ -90,7 +90,7 @@ def publish(
     tempered = {
         name: apply_temperature(one, calibrations[name].temperature) for name, one in raw.items()
     }
-    last = list(raw)[-1]  # which answers by labels
+    last = list(raw)[-1]  # the read-out that answers by labels
     figures = _describe_validation(tempered[last], raw[last], splits)
     if people is not None:
         figures |= asdict(measure_agreements(tempered, people[1].votes))
@@ -167,7 +167,7 @@ def _calibrate(
 def _describe_validation(tempered: Floats, raw: Floats, splits: Splits) -> dict[str, object]:
     labels: Integers = splits.validation.labels
     figures = asdict(measure(tempered, labels))
-    del figures["missed_faces"]  # nobody has looked for them
+    del figures["missed_faces"]  # faces were given, not searched for
     figures["ece_before_temperature"] = measure_calibration_error(raw, labels)
     for source in np.unique(splits.validation.sources):
         own = splits.validation.sources == source

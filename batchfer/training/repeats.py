@@ -71,7 +71,7 @@ def _plan_repeat(model: str, options: TrainOptions) -> list[tuple[PastRun, Train
     runs = read_runs(read_card(source))
     if not runs:
         raise ModelError(f"the card of {display_name(model)} tells no runs to repeat")
-    # In full, since a run that goes on has to have the names of its teachers as before.
+    # The absolute path: a run that is resumed must find its teachers under the names of before.
     output = options.output.resolve()
     if source.resolve().parent == output:
         raise UsageError(f"{display_name(model)} lies in the output folder itself: give another -o")

@@ -68,7 +68,7 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
             )
         if run.state.batches_done % AVERAGE_EVERY == 0:
             synchronize = getattr(self.model, "jax_state_sync", None)
-            if synchronize:  # this backend keeps the weights elsewhere while it trains
+            if synchronize:  # JAX keeps the weights elsewhere while it trains
                 synchronize()
             run.update_average()
         if run.interrupted or run.is_out_of_time():
@@ -164,7 +164,7 @@ class TrainingRun:
         if self.options.resume:
             self.restore()
         with _catch_signals(self):
-            # Once at least, so that there are weights to keep however short the time is.
+            # One epoch is validated at least, so that a run out of time has weights to keep.
             while self.epoch < self.recipe.epochs and not (self.history and self.is_finished()):
                 self.train_epoch()
                 self.validate_epoch()
@@ -236,7 +236,7 @@ class TrainingRun:
             return
         weights = self.trained.get_weights()
         n_updates = self.state.batches_done / AVERAGE_EVERY
-        # The first updates weigh more, so that the average forgets where it started.
+        # The first updates weigh more, so that the average forgets the weights it started from.
         momentum = min(self.recipe.average**AVERAGE_EVERY, (1 + n_updates) / (10 + n_updates))
         if not self.average:
             self.average = weights
@@ -335,7 +335,7 @@ class TrainingRun:
         n_validated = len(self.history)
         n_trained, rest = divmod(state.batches_done, len(self.batches))
         if rest == 0 and n_validated < n_trained:
-            # Killed between the checkpoint and its validation.
+            # The run was killed between the checkpoint and its validation.
             self.validate_epoch()
 
 
@@ -362,7 +362,7 @@ def _catch_signals(run: TrainingRun) -> Iterator[None]:
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in previous.items():
-        if handler != signal.SIG_IGN:  # a shell's background job is not to hear of Ctrl-C
+        if handler != signal.SIG_IGN:  # a background job ignores Ctrl-C, and goes on to
             signal.signal(number, note)
     try:
         yield

@@ -31,7 +31,7 @@ def format_seen(sets: Iterable[FaceSet], earlier: Iterable[ModelCard]) -> str:
         try:
             known.append(read_seen(card))
         except (UsageError, ModelError) as error:
-            logger.debug("%s", error)  # it ends no training
+            logger.debug("%s", error)  # a card that does not tell ends no training
     hashes = np.unique(np.concatenate([*(faces.hashes for faces in sets), *known]))
     if len(hashes) > MOST_FACES:
         return ""

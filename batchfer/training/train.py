@@ -210,7 +210,7 @@ def _train_layers(
             run = TrainingRun(options, recipe, splits, network, progress)
             run.run()
         done = recipe
-        if run.is_out_of_time():  # where another machine reaches another epoch
+        if run.is_out_of_time():  # the card keeps how many epochs were done in that time
             done = replace(recipe, epochs=len(run.history))
         keras.config.set_dtype_policy("float32")
         return load_in_float32(run.folder / "best.keras", options, recipe), run.history, done

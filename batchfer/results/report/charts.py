@@ -70,7 +70,7 @@ def draw_charts(lines: PersonLines, persons: Sequence[str], clip: DrawnClip) -> 
             lanes[f"lane-{index}"] = {name: _encode_array(column) for name, column in rows.items()}
     figures["quality"] = _draw_quality(table, shared)
     document = Document()
-    with document.models.freeze():  # else each chart has all that came before counted again
+    with document.models.freeze():  # else Bokeh counts all models anew for each chart
         for name, figure in figures.items():
             figure.name = name
             document.add_root(figure)
@@ -140,12 +140,12 @@ def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, n
     times = faces["timestamp"].to_numpy(np.float64)
     ends = times + np.maximum(faces["duration"].to_numpy(np.float64), 1e-3)
     values = faces[list(EMOTIONS)].to_numpy(np.float32)
-    # Absences too short to be seen are not worth two rows.
+    # A face's absence too short to be seen in the chart does not break its line.
     shortest = max(smooth_s, 4 * (ends[-1] - times[0]) / n_rows)
     away = np.flatnonzero(times[1:] - ends[:-1] > shortest)
     first, last = np.append(0, away + 1), np.append(away, len(times) - 1)
     rows = np.union1d(select_peaks(times, values, n_rows), np.append(first, last))
-    # A stretch is: nothing, its rows, its last row again when that frame ends, nothing.
+    # The line of a stretch: a null, its rows, its last row once more at that frame's end, a null.
     x = np.concatenate([times[first], times[rows], ends[last], ends[last]])
     source = np.concatenate([first, rows, last, last])
     part = np.repeat([0, 1, 2, 3], [len(first), len(rows), len(last), len(last)])
@@ -229,7 +229,7 @@ def _style(emotion: str) -> dict[str, Any]:
             "hatch_weight": 2,
         }
     color = EMOTION_COLORS[emotion]
-    # Without a line of their own, bars side by side show seams.
+    # Bars have a line of their colour, or seams would show between neighbours.
     return {"fill_color": color, "line_color": color, "line_width": 1}
 
 
@@ -305,7 +305,7 @@ def _draw_lane(faces: pd.DataFrame, x_range: Any) -> Any:
         )
     chart.yaxis.ticker = [0, 0.5, 1]
     chart.yaxis.major_label_overrides = {0: "0", 0.5: "50%", 1: "100%"}
-    # Areas know no rows to hover over; a line without ink does.
+    # Bokeh shows values over lines but not over areas: an invisible line lies above them.
     line = chart.line("x", 0.5, source=source, line_alpha=0, name="hover")
     rows = "".join(
         f'<div style="display:flex;gap:6px;align-items:center"><span style="width:62px">{name}'

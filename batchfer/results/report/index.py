@@ -51,7 +51,7 @@ class IndexRow:
         facts = _read_facts(folder) if has_folder else RunFacts()
         frames = facts.frames
         status, reason, detail = str(result.status), str(result.reason or ""), result.detail
-        # What was done before counts as what it was then.
+        # An up-to-date video is shown with the status of the run that analyzed it.
         if result.reason is Reason.UP_TO_DATE and facts.status:
             status, reason, detail = facts.status, facts.reason or "", facts.detail
         n_frames = result.n_frames or frames.analyzed or 0

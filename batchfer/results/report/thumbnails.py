@@ -78,7 +78,7 @@ def choose_thumbnails(lines: PersonLines, persons: Iterable[str] | None = None) 
     times = faces["timestamp"].to_numpy(np.float64)
     dominant = faces[list(EMOTIONS)].to_numpy(np.float32).argmax(1)
     stretch = _number_stretches(codes, times, dominant)
-    # A peak of a clear face is worth more than a little height.
+    # A clear face makes a better picture than a doubtful one with a slightly higher probability.
     doubtful = find_issues(faces)[["blurred", "turned", "uncertain"]].to_numpy(bool).any(axis=1)
     for index, emotion in enumerate(EMOTIONS):
         strength = np.where(dominant == index, faces[emotion].to_numpy(np.float32), 0.0)

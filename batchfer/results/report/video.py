@@ -158,7 +158,7 @@ def _measure_issues(table: pd.DataFrame) -> list[tuple[str, float]]:
     """Return each issue that any face of a frame had, and its part of the time."""
     issues = find_issues(table).groupby(table["frame"]).any()
     durations = frame_durations(table.groupby("frame")["timestamp"].first().to_numpy(np.float64))
-    # A lone frame lasts 0 s; all the same it can be looked at.
+    # The only frame of a clip lasts 0 s, and would weigh nothing.
     weights = np.maximum(durations, 1e-9)
     total = max(float(weights.sum()), 1e-9)
     shares = {name: float(weights[issues[name].to_numpy(bool)].sum()) / total for name in ISSUES}
