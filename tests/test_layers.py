@@ -1,6 +1,7 @@
 """The house rules that imports can show: arrows point down, heavy libraries stay in their rooms."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,12 @@ def test_nothing_is_too_long_to_be_read(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             n_lines = (node.end_lineno or node.lineno) - node.lineno + 1
             assert n_lines <= MOST_LINES_OF_A_FUNCTION, node.name
+
+
+@pytest.mark.parametrize("room", ["analysis", "batch", "faces", "results", "timeline"])
+def test_between_modules_go_types_and_no_dictionaries(room: str) -> None:
+    for path in (PACKAGE / room).glob("*.py"):
+        assert not re.search(r"(dict|Mapping)\[str, Any\]", path.read_text(encoding="utf-8")), path
 
 
 def test_the_table_of_contents_is_read_in_two_minutes() -> None:

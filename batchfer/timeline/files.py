@@ -221,7 +221,7 @@ def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         return _parse_cells(read_csv(file)[list(columns)], columns)
 
 
-def _parse_cells(table: pd.DataFrame, declared: Mapping[str, Any]) -> pd.DataFrame:
+def _parse_cells(table: pd.DataFrame, declared: Mapping[str, str]) -> pd.DataFrame:
     import pyarrow as pa
 
     columns: dict[str, object] = {}
