@@ -77,7 +77,8 @@ class Entry:
     def tell(self) -> dict[str, object]:
         """Return what JSON tells of it, in the journal and for ``--json``."""
         told, blank = asdict(self), asdict(Entry(self.input, self.status))
-        return {name: told[name] for name in told if name in _ALWAYS or told[name] != blank[name]}
+        always = (*_ALWAYS, *["first_bad_s"] * (self.status == "partial"))
+        return {name: told[name] for name in told if name in always or told[name] != blank[name]}
 
     def is_of(self, source: Path) -> bool:
         """Return whether a file is the input, unchanged."""

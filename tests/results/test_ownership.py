@@ -689,6 +689,15 @@ def test_a_damaged_part_costs_its_pictures_only(run: Run, tmp_path: Path) -> Non
 # --- what earlier runs have left, edited ------------------------------------------------------
 
 
+def test_an_outcome_tells_what_was_lost_only_where_something_was() -> None:
+    job = Job(Path("a.mp4"), "a.mp4", Path("a.mp4"))
+    told = {status: Entry.of(JobResult(job, status)).tell() for status in ("ok", "partial")}
+    assert list(told["ok"]) == [
+        "input", "status", "reason", "detail", "frames", "faces", "people", "emotion", "seconds"
+    ]  # fmt: skip
+    assert told["partial"] == {**told["ok"], "status": "partial", "first_bad_s": None}
+
+
 @pytest.mark.parametrize(
     "change",
     [
