@@ -39,14 +39,14 @@ def build_small_base(input_shape: tuple[int, ...], alpha: float, **_: Any) -> An
     return keras.Model(inputs, features)
 
 
-def make_random_model(path: Path, build_base: Callable[..., Any] | None = None) -> Path:
+def make_random_model(path: Path, seed: int, build_base: Callable[..., Any] | None = None) -> Path:
     """Write a MobileNetV2 with random weights, of another base if given, and its card."""
     import keras
 
     from batchfer.emotions.architectures import build_mobilenetv2
     from batchfer.emotions.card import ModelCard, format_card, locate_card
 
-    keras.utils.set_random_seed(4)  # one that names more than one emotion
+    keras.utils.set_random_seed(seed)
     with pytest.MonkeyPatch.context() as patch:
         if build_base:
             patch.setattr(keras.applications, "MobileNetV2", build_base)

@@ -39,4 +39,4 @@ def small_bases() -> Iterator[None]:
 def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model for 32 px with that base and random weights, and its card beside it."""
     folder = tmp_path_factory.mktemp("learners")
-    return make_random_model(folder / "toy.keras", build_quick_learner)
+    return make_random_model(folder / "toy.keras", 4, build_quick_learner)
