@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageColor
 
+from batchfer.batch.outcomes import add_time, recall_result, skip_result
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media import reader as media
 from batchfer.media.reader import VideoReader, read_frames_at
@@ -478,7 +479,7 @@ def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) ->
         (folder / "report.html").write_text("a report", encoding="utf-8")
         (folder / "run.json").write_text("{}", encoding="utf-8")
         job = Job(Path(name), name, folder)
-        results.append(JobResult(job, "ok", n_frames=10, n_people=1, emotion="sad", seconds=2.0))
+        results.append(JobResult(job, "ok", n_frames=10, n_people=1, emotion="sad"))
     for name, status, reason in (
         ("gone.mp4", "failed", Reason.VANISHED), (EVIL, "skipped", Reason.NOT_MEDIA),
     ):  # fmt: skip
@@ -495,7 +496,7 @@ def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) ->
     assert "what happened to gone.mp4" in text
     assert r"b\xffad.mp4" in text
     assert EVIL in page.text
-    assert "50" in text
+    assert "time taken" not in text, "nobody knows it"
 
 
 def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
@@ -521,16 +522,42 @@ def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
     assert {"happy 75%", "sad 25%"} <= set(page.values("title"))
 
 
-def test_the_rate_in_the_index_is_of_what_this_run_did(tmp_path: Path) -> None:
-    jobs = [Job(Path(name), name, tmp_path / name) for name in ("a.mp4", "b.mp4")]
-    results = [
-        JobResult(jobs[0], "skipped", Reason.UP_TO_DATE, n_frames=90_000),
-        JobResult(jobs[1], "ok", n_frames=100, seconds=10.0),
-    ]
+def read_index(tmp_path: Path, results: Sequence[JobResult]) -> Page:
     write_index(tmp_path / "index.html", results)
-    text = check_page((tmp_path / "index.html").read_text(encoding="utf-8")).text
-    assert "90,100" in text
-    assert "10.0 frames/s" in text
+    return check_page((tmp_path / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_time_in_the_index_is_that_of_the_runs_which_made_the_results(tmp_path: Path) -> None:
+    jobs = [Job(Path(name), name, tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    day_s = 1_700_000_000.0
+    # Two were worked on side by side, for 70 s together; the third on another day, in two goes.
+    spans = ((day_s, day_s + 50),), ((day_s + 30, day_s + 70),)
+    later = (day_s + 90_000, day_s + 90_010), (day_s + 95_000, day_s + 95_020)
+    results = [
+        JobResult(jobs[0], "skipped", Reason.UP_TO_DATE, n_frames=500, spans=spans[0]),
+        JobResult(jobs[1], "ok", n_frames=400, seconds=40.0, spans=spans[1]),
+        JobResult(jobs[2], "ok", n_frames=600, seconds=20.0, spans=later),
+    ]
+    page = read_index(tmp_path, results)
+    assert "time taken1:4015.0 frames/s" in page.text
+    # 500 in 50 s, 400 in 40 s, 600 in 30 s.
+    rates = [float(text) for text in page.values("data-sort") if text.endswith(".0")]
+    assert [rate for rate in rates if rate] == [10.0, 10.0, 20.0]
+    unknown = [*results[:2], replace(results[2], spans=())]
+    page = read_index(tmp_path, unknown)
+    assert "1,500" in page.text
+    assert "time taken" not in page.text
+
+
+def test_a_run_that_finds_all_done_tells_the_time_of_the_run_before(tmp_path: Path) -> None:
+    """The whole way: a run writes down when it worked, the next one tells that."""
+    job = Job(tmp_path / "a.mp4", "a.mp4", tmp_path / "out" / "a.mp4")
+    result = add_time(JobResult(job, "ok", n_frames=75), 7.5)
+    entry = {"status": "ok", "frames": 75, "spans": [list(span) for span in result.spans]}
+    done = skip_result(recall_result(job, entry))
+    assert "time taken0:0810.0 frames/s" in read_index(tmp_path, [done]).text
+    old = skip_result(recall_result(job, {"status": "ok", "frames": 75}))
+    assert "time taken" not in read_index(tmp_path, [old]).text, "an older version did not tell it"
 
 
 def test_an_empty_index(tmp_path: Path) -> None:
