@@ -520,6 +520,7 @@ def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
     assert "1:15" in page.text
     assert "75%" in page.text
     assert {"happy 75%", "sad 25%"} <= set(page.values("title"))
+    assert "Shares of time come from the frames as they are, without smoothing." in page.text
 
 
 def read_index(tmp_path: Path, results: Sequence[JobResult]) -> Page:
