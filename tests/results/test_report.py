@@ -457,12 +457,40 @@ def test_pictures_make_a_gallery(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     assert "4 faces in 2 of 3 pictures." in text
     assert "the picture is cut off" in text
+    assert "1 picture could not be read; see below." in text
+    assert "in part; see" not in text
     assert EVIL in page.text
     assert "annotated/two/two_people.webp" in page.values("href")
     assert len([link for link in page.values("src") if link.startswith("data:image/jpeg")]) == 4
     write_images_report(tmp_path / "report.html", table, FACTS, results, thumbnails=False)
     page = check_page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.values("src") == []
+
+
+def test_what_is_known_of_a_picture_with_doubt_is_told_with_doubt(tmp_path: Path) -> None:
+    table = make_pictures()
+    n_faces = int(table["emotion"].notna().sum())
+    table["uncertain"] = pd.array([True] * (n_faces - 1) + [False, None], "boolean")
+    job = Job(STILLS / "admiral.png", "admiral.png", tmp_path / "annotated" / "admiral.png")
+    lost = "the file is incomplete: about 9 of 90 rows are missing"
+    partial = JobResult(job, "partial", Reason.TRUNCATED, lost, n_frames=1)
+    for result in (partial, skip_result(partial)):
+        path = tmp_path / "report.html"
+        write_images_report(path, table, NO_FACTS, [result], thumbnails=False)
+        page = check_page(path.read_text(encoding="utf-8"))
+        assert "1 picture could be read in part; see below." in page.text
+        assert lost in page.text
+        told = " ".join(page.text.split())
+        assert f"uncertain{n_faces - 1}" in told.replace(" ", "")
+        assert f"uncertain {(n_faces - 1) / n_faces:.0%}" in page.values("title")
+
+
+def test_somebody_seen_too_briefly_is_not_nobody() -> None:
+    timeline = make_timeline(50, 1)
+    table = timeline.table.assign(person=pd.array([None] * len(timeline.table), "string"))
+    page = check_page(render_report(Timeline(timeline.media, table), NO_FACTS))
+    assert "A face was seen in 0:02, but nobody for long enough" in page.text
+    assert "No face was found" not in page.text
 
 
 def test_no_pictures_make_a_page() -> None:
