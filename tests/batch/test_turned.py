@@ -55,7 +55,14 @@ def test_a_turned_clip_is_told_and_turned_when_asked(
     assert "data:image/jpeg" in (folder / "report.html").read_text()
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.gif"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "a.webp",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("a.png", "a.bmp", "a.gif")),
+    ],
+)
 def test_a_picture_without_its_end_is_partial_with_its_faces(
     name: str, toy_model: Path, tmp_path: Path
 ) -> None:

@@ -119,7 +119,16 @@ def test_half_of_a_picture_is_not_enough(name: str, photo: Images, tmp_path: Pat
         assert "\n" not in caught.value.detail
 
 
-@pytest.mark.parametrize("name", ["plain.png", "lossy.webp", "raw.tif", "interlaced.gif"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lossy.webp",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("plain.png", "raw.tif", "interlaced.gif")
+        ),
+    ],
+)
 def test_wherever_a_file_ends_nothing_is_taken_for_whole(
     name: str, photo: Images, tmp_path: Path
 ) -> None:
