@@ -26,6 +26,7 @@ from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media import reader as media
 from batchfer.media.reader import VideoReader, read_frames_at
 from batchfer.results.facts import FrameFacts, MediaFacts, ModelFacts, RunFacts
+from batchfer.results.journal import Entry
 from batchfer.results.painter import DrawnFaces
 from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
 from batchfer.results.report.index import write_index
@@ -582,10 +583,10 @@ def test_a_run_that_finds_all_done_tells_the_time_of_the_run_before(tmp_path: Pa
     """The whole way: a run writes down when it worked, the next one tells that."""
     job = Job(tmp_path / "a.mp4", "a.mp4", tmp_path / "out" / "a.mp4")
     result = add_time(JobResult(job, "ok", n_frames=75), 7.5)
-    entry = {"status": "ok", "frames": 75, "spans": [list(span) for span in result.spans]}
+    entry = replace(Entry.of(result), spans=result.spans)
     done = skip_result(recall_result(job, entry))
     assert "time taken0:0810.0 frames/s" in read_index(tmp_path, [done]).text
-    old = skip_result(recall_result(job, {"status": "ok", "frames": 75}))
+    old = skip_result(recall_result(job, Entry("a.mp4", "ok", frames=75)))
     assert "time taken" not in read_index(tmp_path, [old]).text, "an older version did not tell it"
 
 
