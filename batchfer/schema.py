@@ -286,6 +286,8 @@ Status = Literal["ok", "partial", "failed", "skipped"]
 class JobResult:
     """The outcome of one job: ``status``, its ``reason`` and one-line ``detail``, and counts.
 
+    ``seconds`` is how long the command worked on it; ``spans`` are from when to when, in s since
+    1970, this command and those before made its result, none where that is not known.
     ``first_bad_s`` is the first time in s at which frames were lost or times mended, if any were.
     ``smaller_faces`` tells of faces that are smaller than asked for (`faces.small_faces`).
     """
@@ -299,5 +301,6 @@ class JobResult:
     n_people: int = 0
     emotion: str = ""
     seconds: float = 0.0
+    spans: tuple[tuple[float, float], ...] = ()
     first_bad_s: float | None = None
     smaller_faces: Mapping[str, int] = field(default_factory=dict)

@@ -120,6 +120,8 @@ def test_an_interrupted_video_goes_on_from_its_last_part(
     second = Counter()
     (result,) = run("video", [clip], broken, toy_model, second, **options)
     assert (result.status, second.n_units) == ("ok", undisturbed.n_units)
+    (before_s, ended_s), (began_s, _) = result.spans
+    assert before_s < ended_s <= began_s, "both runs have worked on it"
     for name in ("timeline.csv", "timeline.parquet"):
         assert (broken / clip.name / name).read_bytes() == (whole / clip.name / name).read_bytes()
     drawn = [read_pictures(out / clip.name / "annotated.mp4") for out in (whole, broken)]

@@ -1,6 +1,7 @@
 """What the README promises a newcomer."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,16 @@ def test_every_file_that_it_links_is_there() -> None:
     assert links
     for link in links:
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_the_demo_ends_with_how_to_call_the_command() -> None:
+    told = subprocess.run(
+        ["make", "-n", "demo", "VENV=.venv"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    last = told.stdout.splitlines()[-2:]
+    assert ".venv/bin/batchfer video FILE.mp4" in last[0]
+    assert ". .venv/bin/activate, then batchfer --help" in last[1]
 
 
 def test_the_default_model_reads_a_smile() -> None:

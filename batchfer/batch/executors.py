@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from batchfer.batch.events import Analyzed, Ended, Event, Joint, Opened, PutOff, Task
 from batchfer.batch.joining import join
-from batchfer.batch.outcomes import fail
+from batchfer.batch.outcomes import add_time, fail
 from batchfer.errors import BatchferError, InputError, MachineError, Reason
 from batchfer.options import AnalyzeOptions, Machine
 from batchfer.processes import Helper, HelperDiedError
@@ -118,7 +118,7 @@ class Hands:
         if len(suspects) != 1:
             self._waiting.extendleft([task] for task in reversed(suspects))
             return ()
-        result = fail(suspects[0], error)
+        result = add_time(fail(suspects[0], error), time.monotonic() - self.since)
         logger.warning("%s: %s", result.job.name, result.detail)
         ended = Ended((result,))
         return (Analyzed(result.job.name), ended) if suspects[0].kind == "video" else (ended,)

@@ -31,7 +31,14 @@ def attempt(job: Job, work: Callable[[], JobResult], started: float | None = Non
         if isinstance(error, OutputError) and not isinstance(error, PlaceError):
             raise
         result = fail(job, error)
-    return replace(result, seconds=time.monotonic() - started)
+    return add_time(result, time.monotonic() - started)
+
+
+def add_time(result: JobResult, seconds: float) -> JobResult:
+    """Return an outcome of work that took some seconds, until now, after what is told already."""
+    now = time.time()
+    span = round(now - seconds, 3), round(now, 3)
+    return replace(result, seconds=seconds, spans=(*result.spans, span))
 
 
 def fail(job: Job, error: Exception) -> JobResult:
@@ -68,6 +75,7 @@ def recall_result(job: Job, entry: Entry) -> JobResult:
         n_faces=entry.faces,
         n_people=entry.people,
         emotion=entry.emotion,
+        spans=entry.spans,
         first_bad_s=entry.first_bad_s,
     )
 

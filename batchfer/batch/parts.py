@@ -40,6 +40,9 @@ class VideoParts:
         self._folder = folder
         self._tables: list[pd.DataFrame] = []
         self._since = time.monotonic()
+        self._began_s = round(time.time(), 3)
+        self.spans: tuple[tuple[float, float], ...] = ()
+        """From when to when runs before have worked on it, in s since 1970."""
         self.n_frames = self._n_new = 0
         self.next_frame = 0
         """Index of the first frame that is not in a part."""
@@ -59,6 +62,7 @@ class VideoParts:
             state = dict(file)
         self.next_frame = int(state.pop("next_frame"))
         self.n_frames = int(state.pop("n_frames"))
+        self.spans = tuple((start, end) for start, end in state.pop("spans").tolist())
         linker.restore(state)
         logger.info("going on from frame %d", self.next_frame)
 
@@ -82,6 +86,7 @@ class VideoParts:
                 allow_pickle=False,
                 next_frame=np.array(self.next_frame),
                 n_frames=np.array(self.n_frames),
+                spans=np.array([*self.spans, (self._began_s, round(time.time(), 3))]),
                 **state,
             )
         self._states.append(path.with_suffix(".npz"))

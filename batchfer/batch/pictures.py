@@ -41,7 +41,6 @@ from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.results.picture_facts import Counts, PictureFacts, Written
 from batchfer.results.report.pictures import write_images_report
 from batchfer.schema import (
-    EMOTIONS,
     Floats,
     FrameBatch,
     Images,
@@ -51,6 +50,7 @@ from batchfer.schema import (
     Timeline,
 )
 from batchfer.timeline.files import read_timeline
+from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import build_table
 
 logger = logging.getLogger(__name__)
@@ -258,8 +258,8 @@ class Finished:
 def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str = "") -> JobResult:
     """Write the annotated copy of one picture and return its outcome; a ``flaw`` is its loss."""
     n_faces = len(picture.probabilities)
+    rows = picture.rows.cut()
     if outputs.annotate:
-        rows = picture.rows.cut()
         faces = rows if n_faces else rows[:0]
         image = picture.image
         job.destination.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +267,6 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str
             image = hide_faces(image, DrawnFaces.from_rows(faces).boxes)
         with atomic_write(job.destination) as path:
             write_image(path, draw_faces(image, faces))
-    means = picture.probabilities.sum(axis=0, dtype=np.float64)
     return JobResult(
         job,
         "partial" if flaw else "ok",
@@ -276,7 +275,7 @@ def finish_picture(job: Job, picture: Picture, outputs: OutputOptions, flaw: str
         n_frames=1,
         n_faces=n_faces,
         n_people=n_faces,
-        emotion=EMOTIONS[means.argmax()] if n_faces else "",
+        emotion=find_emotion(rows),
         smaller_faces=picture.smaller,
     )
 

@@ -124,7 +124,7 @@ class VideoRecords(Records):
 
     def _describe(self, result: JobResult) -> Entry:
         files = ResultFolder(result.job.destination).mark_files()
-        return replace(super()._describe(result), files=files)
+        return replace(super()._describe(result), files=files, spans=result.spans)
 
 
 def _read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":

@@ -18,7 +18,7 @@ from batchfer.analysis.linker import FaceLinker
 from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.events import Advanced, Analyzed, Began, Ended, Opened, PutOff, Task, Tell
 from batchfer.batch.facts import describe_video
-from batchfer.batch.outcomes import attempt, recall_result
+from batchfer.batch.outcomes import add_time, attempt, recall_result
 from batchfer.batch.parts import VideoParts
 from batchfer.batch.tools import Tools
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
@@ -121,7 +121,9 @@ def renew(task: Task, tell: Tell) -> Task | None:
         tell(PutOff(task.name))
         return replace(task, mark=mark_input(task.source), known=None)
     tell(Analyzed(task.name))
-    tell(Ended((replace(result, seconds=time.monotonic() - started),)))
+    timed = add_time(result, time.monotonic() - started)
+    # An older version did not tell when it analyzed it.
+    tell(Ended((timed if result.spans else replace(timed, spans=()),)))
     return None
 
 
@@ -311,7 +313,7 @@ class Clip:
             self._draw("end", reader.end_s)
             table = leave_out_glimpses(assign_people(parts.join(), self._linker.join_people()))
             result = summarize_video(task, reader, table)
-            result = replace(result, smaller_faces=self._smaller)
+            result = replace(result, smaller_faces=self._smaller, spans=parts.spans)
             make_result(
                 folder,
                 ResultFolder(task.destination),

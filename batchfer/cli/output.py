@@ -132,7 +132,9 @@ class BatchSummary:
             self._problems.append(f"  {result.job.name}: {result.detail or result.reason}")
         elif len(self._rows) >= self._limit:
             return
-        fps = f"{result.n_frames / result.seconds:.1f}" if result.seconds > 0 else ""
+        # What another run has begun, or analyzed, says nothing about the rate of this one.
+        is_timed = result.seconds > 0 and len(result.spans) == 1
+        fps = f"{result.n_frames / result.seconds:.1f}" if is_timed else ""
         name = result.job.name
         self._rows.append(
             (

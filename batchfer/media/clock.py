@@ -35,6 +35,9 @@ _TIMELESS = ("mpeg", "mpegts", "mpegvideo", "m4v", "h264", "hevc", "dv", "mjpeg"
 _DECODING_TIMES = ("avi", "asf", "asf_o", "mpegvideo", "m4v")
 """Containers that store when pictures are decoded, not when they are shown."""
 
+MAX_REORDER_S = 0.5
+"""No picture is decoded earlier than this before it is shown."""
+
 
 def read_claimed_end(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Return the last time that a container claims to have in s, before its start is subtracted."""
@@ -99,9 +102,13 @@ class Clock:
         self._first_step_s: float | None = None
         self._last_step_s = self.step_s
         self._shift_s = 0.0
-        self.by_decoding_times = stream.container.format.name in _DECODING_TIMES
+        name, codec = stream.container.format.name, stream.codec_context
+        # FFmpeg keeps no other times of H.264 in MXF, and reads them as if they were of showing.
+        self._is_unsorted = name == "mxf" and codec.name == "h264" and codec.reorder_depth > 0
+        self.by_decoding_times = name in _DECODING_TIMES or self._is_unsorted
         self._decoding_delay: int | None = None
         self._first_ticks = stream.start_time
+        self._is_startless = getattr(stream.container, "start_time", None) is None
         self._stream_end_s = math.inf
         if stream.duration is not None and stream.duration > 0:
             ticks = (stream.start_time or 0) + stream.duration
@@ -117,6 +124,9 @@ class Clock:
         """Learn where the stream starts, if the container does not say, from its first packet."""
         if self._first_ticks is None:
             self._first_ticks = packet.pts if packet.dts is None else packet.dts
+            if self._is_startless and packet.pts is not None and packet.dts is None:
+                # NUT, in which FFmpeg shifts all times until those of decoding are not negative.
+                self.origin = to_seconds(packet.pts, packet.time_base)
 
     def read(self, frame: av.VideoFrame, peek: Callable[[], av.VideoFrame | None]) -> float:
         """Return the time of the next frame in order; ``peek`` returns the one that follows it."""
@@ -215,6 +225,13 @@ class Clock:
     def _read_raw(self, frame: av.VideoFrame) -> float | None:
         """Return the time that a frame has in its file, None if it has none."""
         ticks = frame.pts
+        if self._is_unsorted and ticks is not None:
+            time_s = float(to_seconds(ticks, frame.time_base) - self.origin)
+            # MXF has one rate: the next frame is the next one, unless many are lost.
+            next_s = time_s
+            if self._last_s is not None:
+                next_s = self._last_s - self._shift_s + self.step_s
+            return next_s if abs(next_s - time_s) < MAX_REORDER_S else time_s
         if self.by_decoding_times:
             ticks = None if frame.dts is None else frame.dts - (self._decoding_delay or 0)
         return None if ticks is None else float(to_seconds(ticks, frame.time_base) - self.origin)

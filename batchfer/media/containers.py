@@ -35,7 +35,7 @@ RAW_FORMATS = ("h264", "hevc", "mpegvideo", "m4v", "vc1", "obu", "mjpeg")
 ISO_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"moof")
 VIDEO_MAGIC = (b"\x1aE\xdf\xa3", b"FLV\x01", b"OggS", b"0&\xb2u")
 IMAGE_BRANDS = (b"ftypavif", b"ftypheic", b"ftypheix", b"ftypmif1")
-IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM")
+IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\0", b"MM\0*", b"BM", b"8BPS")
 
 
 def check_file(path: Path) -> None:
@@ -54,11 +54,11 @@ def check_file(path: Path) -> None:
         raise InputError(Reason.UNREADABLE, "no permission to read the file")
 
 
-def read_head(path: Path) -> bytes:
+def read_head(path: Path, n_bytes: int = 16) -> bytes:
     """Return the first bytes of a file, by which its kind is known."""
     try:
         with path.open("rb") as file:
-            return file.read(16)
+            return file.read(n_bytes)
     except OSError as error:
         raise InputError(Reason.UNREADABLE, f"cannot be read: {one_line(error)}") from error
 

@@ -1,25 +1,23 @@
 """Pictures read upright as RGB, and written."""
 
-import io
 import logging
 import math
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from batchfer.errors import InputError, OutputError, Reason, one_line
-from batchfer.media.containers import (
-    IMAGE_BRANDS,
-    IMAGE_MAGIC,
-    ISO_BOXES,
-    VIDEO_MAGIC,
-    check_file,
-    check_size,
-    read_head,
+from batchfer.media.containers import check_file, check_size, read_head
+from batchfer.media.cut_pictures import load_picture, open_padded
+from batchfer.media.other_pictures import (
+    explain_picture,
+    name_other_kind,
+    refuse_kind,
+    refuse_raw,
 )
 from batchfer.schema import Images, MediaInfo
 
@@ -33,28 +31,6 @@ IMAGE_FORMATS = (
     "TGA", "ICO", "PSD",
 )  # fmt: skip
 """Pictures that may be opened; others that Pillow knows start programs (EPS) or are no photos."""
-
-
-OTHER_KINDS = (
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"II\xbc", "JPEG XR"),
-    (b"v/1\x01", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"DDS ", "DDS"),
-    (b"FUJIFILMCCD-RAW", "camera raw"),
-    (b"IIRO", "camera raw"),
-    (b"IIU\0", "camera raw"),
-)
-"""How pictures begin that are whole, but of kinds that are not read."""
-
-TIFF_TYPE_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
-"""Size of a value of each type; those of other types have one byte."""
-
-JPEG_END = b"\xff\xd9"
-
-MAX_MISSING = 0.25
-"""A picture of which a larger share of rows is missing is not read."""
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -89,15 +65,17 @@ def read_image(
     if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
         pillow.setLevel(logging.CRITICAL)  # set once: this goes through all loggers there are
     try:
-        with _open_image(path) as picture:
+        opened, is_padded = _open_image(path)
+        with opened as picture:
             check_size(picture.width, picture.height, max_pixels)
+            refuse_raw(picture, path)
             codec = (picture.format or "").lower()
-            loaded, flaw = _load(picture, path)
+            loaded, flaw = load_picture(picture, path, is_padded)
             orientation = _read_orientation(loaded)
             upright = loaded.transpose(_TURNS[orientation]) if orientation > 1 else loaded
             image = _to_rgb(upright)
     except UnidentifiedImageError as error:
-        raise _explain_image(path) from error
+        raise explain_picture(path) from error
     except Image.DecompressionBombError as error:
         raise InputError(Reason.TOO_LARGE, f"exceeds the limit of {max_pixels} pixels") from error
     except MemoryError as error:
@@ -105,10 +83,7 @@ def read_image(
     except InputError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to.
-        detail = one_line(error)
-        is_short = any(word in detail.lower() for word in ("truncated", "end of", "not enough"))
-        reason = Reason.TRUNCATED if is_short else Reason.CORRUPT
-        raise InputError(reason, f"the picture is damaged: {detail}") from error
+        raise _explain_damage(path, one_line(error)) from error
     image = np.ascontiguousarray(np.rot90(image, -rotate // 90))
     height, width = image.shape[:2]
     rotation = (_CLOCKWISE.get(orientation, 0) + rotate) % 360
@@ -116,82 +91,33 @@ def read_image(
     return info, image
 
 
-def _open_image(path: Path) -> Image.Image:
+def _open_image(path: Path) -> tuple[Image.Image, bool]:
+    """Return a picture that is not decoded yet, and whether its file was padded for that."""
     if read_head(path)[4:8] == b"ftyp":
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     known = [name for name in IMAGE_FORMATS if name != "HEIF" or name in Image.OPEN]
-    return Image.open(path, formats=known)
-
-
-def _load(picture: Image.Image, path: Path) -> tuple[Image.Image, str]:
-    """Decode a picture; return it, and what of it is missing if its file ends too early.
-
-    Of a JPEG most is there then: one without its end is read as if it had one.
-    """
     try:
-        picture.load()
-        return picture, ""
+        return Image.open(path, formats=known), False
     except OSError as error:
-        if picture.format not in ("JPEG", "MPO") or "truncated" not in str(error):
+        is_known = isinstance(error, UnidentifiedImageError) or error.errno is not None
+        padded = None if is_known else open_padded(path)
+        if padded is None:
             raise
-        # Pillow's LOAD_TRUNCATED_IMAGES does the same, but for all threads at once.
-        content = io.BytesIO(path.read_bytes() + JPEG_END)
-        with Image.open(content, formats=["JPEG"]) as repaired:
-            repaired.load()
-            n_missing = _count_flat_rows(np.asarray(repaired.convert("RGB")))
-        if n_missing > MAX_MISSING * repaired.height:
-            raise
-        lost = f": {n_missing} of {repaired.height} rows are missing" if n_missing > 1 else ""
-        return repaired, f"the file is incomplete{lost}"
+        return padded, True
 
 
-def _count_flat_rows(image: Images) -> int:
-    """Return how many of the lowest rows have one colour, as those that a decoder makes up."""
-    is_flat = (image == image[-1, -1]).all(axis=(1, 2))
-    return len(image) if is_flat.all() else int(is_flat[::-1].argmin())
-
-
-def _explain_image(path: Path) -> InputError:
-    head = read_head(path)
-    if (kind := next((name for mark, name in OTHER_KINDS if head.startswith(mark)), None)) or (
-        kind := _find_tiff_kind(path, head)
-    ):
-        return InputError(Reason.UNSUPPORTED, f"{kind} cannot be read; save it as JPEG or PNG")
-    is_picture = head[4:12] in IMAGE_BRANDS or head[8:12] == b"WEBP"
-    if is_picture or head.startswith(IMAGE_MAGIC):
-        return InputError(Reason.CORRUPT, "the picture is incomplete or damaged at its start")
-    if head[4:8] in ISO_BOXES or head.startswith(VIDEO_MAGIC) or head[8:12] == b"AVI ":
-        return InputError(Reason.NOT_MEDIA, "a video, not a picture: `batchfer video` takes it")
-    return InputError(Reason.NOT_MEDIA, "not a picture in a known format")
-
-
-def _find_tiff_kind(path: Path, head: bytes) -> str:
-    """Return what to call a TIFF that Pillow cannot read, "" if it is none or damaged.
-
-    It is whole where its directory, which most writers put at the end, and all that the directory
-    refers to lie in the file.
-    """
-    if head[:4] not in (b"II*\0", b"MM\0*"):
-        return ""
-    order: Literal["little", "big"] = "little" if head[:2] == b"II" else "big"
-    start = int.from_bytes(head[4:8], order)
-    with path.open("rb") as file:
-        file.seek(start)
-        n_entries = int.from_bytes(file.read(2), order)
-        entries = file.read(12 * n_entries)
-    ends = [start + 2 + 12 * n_entries]
-    for place in range(0, len(entries) - 11, 12):
-        # TIFF 6.0, section 2: a value of more than four bytes is stored elsewhere in the file.
-        kind, count, offset = (
-            int.from_bytes(entries[place + first : place + last], order)
-            for first, last in ((2, 4), (4, 8), (8, 12))
-        )
-        n_bytes = count * TIFF_TYPE_BYTES.get(kind, 1)
-        ends.append(offset + n_bytes if n_bytes > 4 else 0)
-    is_whole = n_entries > 0 and max(ends) <= path.stat().st_size
-    return "this kind of TIFF or camera raw" if is_whole else ""
+def _explain_damage(path: Path, detail: str) -> InputError:
+    """Return what it means that a picture cannot be decoded, given what its decoder says."""
+    # A TIFF that opened is one of a kind that is known.
+    if not read_head(path).startswith((b"II", b"MM")) and (kind := name_other_kind(path)):
+        return refuse_kind(kind)
+    if "unsupported" in detail.lower():
+        return InputError(Reason.UNSUPPORTED, f"this picture cannot be read: {detail}")
+    is_short = any(word in detail.lower() for word in ("truncated", "end of", "not enough"))
+    reason = Reason.TRUNCATED if is_short else Reason.CORRUPT
+    return InputError(reason, f"the picture is damaged: {detail}")
 
 
 def _read_orientation(picture: Image.Image) -> int:

@@ -34,6 +34,7 @@ from batchfer.media.containers import (
     to_ticks,
 )
 from batchfer.media.converter import FrameConverter
+from batchfer.media.encryption import find_encryption
 from batchfer.media.losses import Losses
 from batchfer.media.sampling import FrameSelector
 from batchfer.schema import FrameBatch, Images, MediaInfo
@@ -112,6 +113,9 @@ class VideoReader:
 
     def _open_stream(self, max_pixels: int) -> VideoStream:
         """Return the stream to analyze, its decoder set up."""
+        if scheme := find_encryption(self._path, "video"):
+            detail = f"the video is encrypted ({scheme}); without its key nothing can be seen"
+            raise InputError(Reason.UNSUPPORTED, detail)
         stream = find_video_stream(self._container)
         context = stream.codec_context
         # With more threads damaged frames would look different in every run, since each is

@@ -24,6 +24,7 @@ from batchfer.media.containers import (
     to_seconds,
     to_ticks,
 )
+from batchfer.media.encryption import find_encryption
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Sound:
         self._source = open_container(path, max(n_pixels, MAX_FRAME_PIXELS))
         self._output = output
         audio = self._source.streams.audio[0]
+        if scheme := find_encryption(path, "sound"):
+            raise InputError(Reason.UNSUPPORTED, f"it is encrypted ({scheme})")
         if audio.codec_context is None:
             raise InputError(Reason.UNSUPPORTED, "no decoder for the sound")
         self._origin = find_origin(self._source, find_video_stream(self._source))

@@ -8,14 +8,16 @@ from typing import Self
 
 import pandas as pd
 
+from batchfer.errors import BatchferError
 from batchfer.files import atomic_write, display_name
 from batchfer.options import OutputOptions
-from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME, Marks
+from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME, Marks, ResultFolder
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.results.report.index import update_index, write_index
 from batchfer.schema import JobResult
 from batchfer.timeline.files import read_table, write_statistics
-from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
+from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings, summarize_people
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +38,40 @@ def write_index_pages(
     """
     summaries = []
     for result in results:
-        path = result.job.destination / SUMMARY_NAME
-        if result.n_frames and path.is_file():
-            try:
-                summaries.append((result.job.name, read_table(path, SUMMARY_COLUMNS)))
-            except (OSError, ValueError, KeyError) as error:
-                logger.warning("%s is left out of the summary (%s)", display_name(path), error)
+        folder = ResultFolder(result.job.destination)
+        if result.n_frames and (folder / SUMMARY_NAME).is_file():
+            summary = _read_summary(folder)
+            summaries += [] if summary is None else [(result.job.name, summary)]
     with atomic_write(output / SUMMARY_NAME) as path:
         write_statistics(join_recordings(summaries, participants), path)
     if outputs.report:
         write_index(output / INDEX_NAME, results)
     elif owns_index:  # an older index would link to reports that are gone
         (output / INDEX_NAME).unlink(missing_ok=True)
+
+
+def _read_summary(folder: ResultFolder) -> pd.DataFrame | None:
+    """Return the summary in a result, from its timeline if it is of an older version or spoilt.
+
+    None is for one of which there is no timeline either; a warning says that it is left out.
+    """
+    path = folder / SUMMARY_NAME
+    try:
+        return read_table(path, SUMMARY_COLUMNS)
+    except (OSError, ValueError, KeyError) as error:
+        logger.info("%s cannot be used: %s", display_name(path), error)
+    try:
+        timeline, facts = folder.read()
+    except (BatchferError, OSError) as error:
+        logger.warning("%s is left out of the summary (%s)", display_name(path), error)
+        return None
+    logger.warning(
+        "%s is of an older version, or was changed: the summary of all recordings is computed from "
+        "the timeline beside it",
+        display_name(path),
+    )
+    outputs, _ = folder.recall_outputs(facts)
+    return summarize_people(PersonLines.draw(timeline.table, outputs.smooth_s))
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class Entry:
     emotion: str = ""
     seconds: float = 0.0
     first_bad_s: float | None = None
+    spans: tuple[tuple[float, float], ...] = ()
     size: int | None = None
     mtime_ns: int | None = None
     source: str = ""

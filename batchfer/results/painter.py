@@ -50,6 +50,7 @@ Rects = npt.NDArray[np.int64]
 class DrawnFaces:
     """The N faces of one frame: ``ids (N,)``, ``names``, ``boxes (N,4)`` px, ``probabilities``.
 
+    ``doubts`` says of which the emotion is uncertain; empty where nobody has judged.
     A name is the user's for a person, else the id. Which tracks are one person, ``P1``, is a guess
     that is made at the end of a clip: frames that are drawn as they come cannot show it, and a
     clip looks the same whenever it is drawn.
@@ -59,6 +60,7 @@ class DrawnFaces:
     names: tuple[str, ...]
     boxes: npt.NDArray[np.float64]
     probabilities: Floats
+    doubts: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of faces N."""
@@ -81,13 +83,20 @@ class DrawnFaces:
         x, y, width, height = sides
         boxes = np.column_stack([x, y, x + width, y + height])
         probabilities = [rows[name].to_numpy(np.float32)[kept] for name in EMOTIONS]
-        return cls(ids, names, boxes, np.column_stack(probabilities))
+        doubts: tuple[bool, ...] = ()
+        if "uncertain" in rows:
+            doubts = tuple(rows["uncertain"].to_numpy(bool, na_value=False)[kept].tolist())
+        return cls(ids, names, boxes, np.column_stack(probabilities), doubts)
 
     def slice(self, start: int, stop: int) -> "DrawnFaces":
         """Return consecutive faces."""
         part = slice(start, stop)
         return DrawnFaces(
-            self.ids[part], self.names[part], self.boxes[part], self.probabilities[part]
+            self.ids[part],
+            self.names[part],
+            self.boxes[part],
+            self.probabilities[part],
+            self.doubts[part],
         )
 
     def select(self, places: list[int]) -> "DrawnFaces":
@@ -97,7 +106,13 @@ class DrawnFaces:
             tuple(self.names[place] for place in places),
             self.boxes[places],
             self.probabilities[places],
+            tuple(self.doubts[place] for place in places if self.doubts),
         )
+
+    def describe(self, place: int) -> tuple[str, Floats, bool]:
+        """Return a face's name, its probabilities, and whether its emotion is uncertain."""
+        doubt = bool(self.doubts) and self.doubts[place]
+        return self.names[place], self.probabilities[place], doubt
 
 
 def draw_faces(image: Images, rows: pd.DataFrame, thin: bool = False) -> Images:
@@ -205,7 +220,7 @@ class FacePainter:
         plates: list[Rect] = []
         cards = self._place_cards(faces, boxes, (width, height), style)
         for index, place in cards.items():
-            _blend(image, place, *draw_card(faces.names[index], faces.probabilities[index], style))
+            _blend(image, place, *draw_card(*faces.describe(index), style))
             plates.append(place)
         table = np.array(boxes, np.int64)
         for index in range(len(boxes)):
@@ -288,7 +303,7 @@ def _choose_label(
     taken = np.array(plates, np.int64).reshape(-1, 4)
     details: tuple[Detail, ...] = ("columns", "strip", "name")
     for detail in details:
-        raster, mask = draw_label(faces.names[index], faces.probabilities[index], style, detail)
+        raster, mask = draw_label(*faces.describe(index), style, detail)
         size = (raster.shape[1], raster.shape[0])
         place = _place_label((x1, y1, x2, y2), size, frame, others, taken)
         if place is None:

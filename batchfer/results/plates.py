@@ -162,7 +162,12 @@ def _put_row(
     _put_text(raster, mask, text, style.pad, top + (height - text.shape[0]) // 2, color)
 
 
-def draw_card(name: str, probabilities: Floats, style: Style) -> tuple[Pixels, Mask]:
+def _word(probabilities: Floats, doubt: bool) -> str:
+    """Return the most probable emotion, with a question mark if it is uncertain."""
+    return EMOTIONS[int(probabilities.argmax())] + "?" * doubt
+
+
+def draw_card(name: str, probabilities: Floats, doubt: bool, style: Style) -> tuple[Pixels, Mask]:
     """Return the card of a face: whose it is, its emotion, and a bar for each emotion."""
     named = _is_named(name)
     blank, blank_mask = _prepare_card(style, named)
@@ -177,7 +182,7 @@ def draw_card(name: str, probabilities: Floats, style: Style) -> tuple[Pixels, M
     _fill(raster, mask, (0, 0, raster.shape[1], max(2, style.line)), COLORS[EMOTIONS[best]])
 
     size_px = round(1.2 * style.font)
-    word = _render_text(EMOTIONS[best], size_px)
+    word = _render_text(_word(probabilities, doubt), size_px)
     number = _render_text(f"{100 * float(probabilities[best]):.0f}%", size_px)
     top, height = _locate_row(style, -1, named)
     top += (height - word.shape[0]) // 2
@@ -212,13 +217,13 @@ it is, over the colour of the emotion."""
 
 
 def draw_label(
-    name: str, probabilities: Floats, style: Style, detail: Detail
+    name: str, probabilities: Floats, doubt: bool, style: Style, detail: Detail
 ) -> tuple[Pixels, Mask]:
     """Return the label of a face: one line over what ``detail`` says."""
     best = int(probabilities.argmax())
     texts = [
         (_shorten(name, style.font, 6 * style.font), _DIM),
-        (_render_text(EMOTIONS[best], style.font), _WHITE),
+        (_render_text(_word(probabilities, doubt), style.font), _WHITE),
         (_render_text(f"{100 * float(probabilities[best]):.0f}%", style.font), _WHITE),
     ]
     space = round(0.45 * style.font)

@@ -25,11 +25,15 @@ SEGMENT_COLUMNS: Mapping[str, str] = {
     "person": "string",
     "start": "float64",
     "end": "float64",
+    "seconds_on_screen": "float64",
     "emotion": "string",
     "mean_confidence": "float32",
 }
 """Columns of the segments in their order, each with its pandas dtype; times are in seconds."""
 
+LONGEST_BRIDGE_S = 0.2
+"""A face that is lost for longer ends a segment: a detector that misses a few frames does not, and
+that time is not counted. With a shorter smoothing, or none, that is the bound."""
 
 _LONGEST_HOLD_S = 2.0
 _LONGEST_HOLD_STEPS = 3
@@ -127,12 +131,12 @@ class PersonLines:
     ``time`` and ``duration`` are in seconds, the emotions' columns hold the raw probabilities,
     ``uncertain`` is 1 or 0 or NaN where nobody judged, ``shown`` is the index of the emotion of
     that frame as it is, ``label`` that of the smoothed line, and ``stretch`` numbers the times
-    without an absence of more than ``seconds``. ``smoothed (R,7)`` are the smoothed probabilities,
-    ``row_of_face`` is the row of each face of the table that is a person's.
+    without an absence of more than `LONGEST_BRIDGE_S`. ``smoothed (R,7)`` are the smoothed
+    probabilities, ``row_of_face`` is the row of each face of the table that is a person's.
 
     A change of label counts once it lasts: a run shorter than ``seconds`` continues the run before
-    it (at the start of a stretch, the one after it). A stretch of short runs alone gets the
-    emotion of its greatest mean probability.
+    it (behind an absence of more than ``seconds``, the one after it). A visit of short runs alone
+    gets the emotion of its greatest mean probability.
     """
 
     table: pd.DataFrame
@@ -167,10 +171,15 @@ class PersonLines:
             here = slice(start, stop)
             smoothed[here] = smooth_probabilities(time[here], duration[here], raw[here], seconds)
         gap = time[1:] - time[:-1] - duration[:-1]
-        breaks = (person[1:] != person[:-1]) | (gap > seconds + 1e-6)
-        rows["stretch"] = np.append(0, np.cumsum(breaks))[: len(rows)]
+        is_other = person[1:] != person[:-1]
+
+        def number(longest_s: float) -> Integers:
+            breaks = is_other | (gap > longest_s + 1e-6)
+            return np.append(0, np.cumsum(breaks))[: len(rows)]
+
+        rows["stretch"] = number(min(LONGEST_BRIDGE_S, seconds))
         rows["shown"] = raw.argmax(1) if len(rows) else np.zeros(0, np.int64)
-        rows["label"] = _settle(rows, smoothed, seconds)
+        rows["label"] = _settle(rows, number(seconds), smoothed, seconds)
         return cls(table, seconds, names, rows, smoothed, np.asarray(groups.ngroup(), np.int64))
 
     @cached_property
@@ -191,17 +200,23 @@ class PersonLines:
         )
 
 
-def _settle(rows: pd.DataFrame, smoothed: Times, seconds: float) -> Integers:
-    """Return the emotion ``(R,)`` of every row of the lines, of which none lasts too short."""
+def _settle(rows: pd.DataFrame, visit: Integers, smoothed: Times, seconds: float) -> Integers:
+    """Return the emotion ``(R,)`` of every row of the lines, of which none lasts too short.
+
+    Args:
+        rows: Those of the lines.
+        visit: The number ``(R,)`` of the time without an absence of more than ``seconds``.
+        smoothed: The smoothed probabilities ``(R,7)``.
+        seconds: The shortest time that a change has to last.
+    """
     time, duration = rows["time"].to_numpy(), rows["duration"].to_numpy()
-    stretch = rows["stretch"].to_numpy()
     labels = smoothed.argmax(1).astype(np.float64) if len(rows) else np.zeros(0)
-    for start, stop in _runs(stretch * len(EMOTIONS) + labels):
+    for start, stop in _runs(visit * len(EMOTIONS) + labels):
         if time[stop - 1] + duration[stop - 1] - time[start] < seconds - 1e-6:
             labels[start:stop] = np.nan
-    settled = pd.Series(labels).groupby(stretch).ffill().groupby(stretch).bfill()
+    settled = pd.Series(labels).groupby(visit).ffill().groupby(visit).bfill()
     weighted = pd.DataFrame(smoothed * np.maximum(duration, 1e-6)[:, None])
-    overall = weighted.groupby(stretch).transform("sum").to_numpy()
+    overall = weighted.groupby(visit).transform("sum").to_numpy()
     fallback = overall.argmax(1) if len(rows) else np.zeros(0)
     return np.asarray(np.where(settled.isna(), fallback, settled), np.int64)
 
@@ -233,11 +248,13 @@ def cut_segments(lines: PersonLines) -> pd.DataFrame:
     weights = np.maximum(rows["duration"].to_numpy(), 1e-6)
     totals = np.add.reduceat(np.append(weights * confidence, 0.0), start)
     lengths = np.add.reduceat(np.append(weights, 0.0), start)
+    shown = np.add.reduceat(np.append(rows["duration"].to_numpy(), 0.0), start)
     return pd.DataFrame(
         {
             "person": np.array(lines.names, object)[rows["person"].to_numpy()[start]],
             "start": rows["time"].to_numpy()[start],
             "end": (rows["time"] + rows["duration"]).to_numpy()[last],
+            "seconds_on_screen": shown,
             "emotion": np.array(EMOTIONS, object)[label],
             "mean_confidence": totals / lengths,
             "stretch": rows["stretch"].to_numpy()[start],
@@ -249,9 +266,10 @@ def find_segments(lines: PersonLines) -> pd.DataFrame:
     """Return when each person showed which emotion, with `SEGMENT_COLUMNS`.
 
     Probabilities are smoothed (`smooth_probabilities`), the emotion of the greatest one is taken,
-    and a change that lasts less than the smoothing continues the emotion before it. A person who is
-    away for longer than it ends a segment. ``mean_confidence`` is the mean of the raw probability
-    of the segment's emotion. Segments are ordered by start; those of one person do not overlap.
+    and a change that lasts less than the smoothing continues the emotion before it. A face that is
+    lost for more than `LONGEST_BRIDGE_S` ends a segment; ``seconds_on_screen`` leaves out shorter
+    absences. ``mean_confidence`` is the mean of the raw probability of the segment's emotion.
+    Segments are ordered by start; those of one person do not overlap.
     """
     segments = cut_segments(lines)
     segments = segments.sort_values(["start", "end"], kind="stable", ignore_index=True)

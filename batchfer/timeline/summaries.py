@@ -68,7 +68,8 @@ def summarize_people(lines: PersonLines) -> pd.DataFrame:
 
     Persons stand in order of appearance. `STATISTICS` are those of the frames as they are; the
     episodes are those of `find_segments`, which are smoothed: an episode is a segment, the longest
-    one is in seconds, and a transition is a change from one to the next while the person stays.
+    one is in seconds on screen, and a transition is a change from one to the next while the person
+    stays.
     """
     names, rows, segments = lines.names, lines.rows, cut_segments(lines)
     people = pd.DataFrame(index=pd.Index(names, dtype=object))
@@ -79,13 +80,10 @@ def summarize_people(lines: PersonLines) -> pd.DataFrame:
     people["last_seen"] = (rows["time"] + rows["duration"]).groupby(rows["person"]).max().array
     statistics = _tell(rows["person"].to_numpy(), rows, rows["duration"].to_numpy(), len(names))
     people[list(STATISTICS)] = statistics.to_numpy()
-    lengths = segments["end"] - segments["start"]
-    ordered = segments.assign(length=lengths).sort_values(
-        ["length"], ascending=False, kind="stable"
-    )
+    ordered = segments.sort_values("seconds_on_screen", ascending=False, kind="stable")
     longest = ordered.drop_duplicates("person").set_index("person")
     people["episodes"] = segments.groupby("person").size()
-    people["longest_episode"] = longest["length"]
+    people["longest_episode"] = longest["seconds_on_screen"]
     people["longest_episode_emotion"] = longest["emotion"]
     people["transitions"] = people["episodes"] - segments.groupby("person")["stretch"].nunique()
     return people[list(SUMMARY_COLUMNS)].reset_index(drop=True).astype(dict(SUMMARY_COLUMNS))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from running import run_jobs
 
 from batchfer.media.images import read_image
@@ -16,6 +16,7 @@ from batchfer.media.reader import VideoReader, probe
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.schema import Images, JobResult
+from batchfer.timeline.summaries import UNCLEAR
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 
@@ -54,21 +55,45 @@ def test_a_turned_clip_is_told_and_turned_when_asked(
     assert "data:image/jpeg" in (folder / "report.html").read_text()
 
 
-def test_a_jpeg_without_its_end_is_partial_with_its_faces(toy_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "a.webp",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("a.png", "a.bmp", "a.gif")),
+    ],
+)
+def test_a_picture_without_its_end_is_partial_with_its_faces(
+    name: str, toy_model: Path, tmp_path: Path
+) -> None:
     _, image = read_image(SAMPLES / "stills" / "two_people.webp")
-    path, output = tmp_path / "a.jpg", tmp_path / "out"
+    path, output = tmp_path / name, tmp_path / "out"
     Image.fromarray(image).save(path)
     content = path.read_bytes()
-    for length in (len(content) - 2, len(content) * 9 // 10):
+    for length in (len(content) - 40, len(content) * 9 // 10):
         path.write_bytes(content[:length])
         result = run("image", path, output, toy_model, 0)
         assert (result.status, result.reason, result.n_faces) == ("partial", "truncated", 2)
         assert "the file is incomplete" in result.detail
         assert len(pd.read_csv(output / "faces.csv")) == 2
-        assert (output / "annotated" / "a.jpg").is_file()
+        (copy,) = (output / "annotated").iterdir()
+        assert copy.name.startswith("a.")
     again = run("image", path, output, toy_model, 0)
     assert (again.status, again.reason) == ("skipped", "up_to_date")
     assert again.detail.startswith("partial")
+
+
+@pytest.mark.parametrize("radius", [0, 9])
+def test_a_picture_of_uncertain_faces_alone_is_unclear(
+    radius: int, toy_model: Path, tmp_path: Path
+) -> None:
+    _, image = read_image(SAMPLES / "stills" / "astronaut_on_its_side.jpg")
+    blurred = Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius))
+    blurred.save(tmp_path / "a.png")
+    options = AnalyzeOptions(model=str(toy_model), min_confidence=0.0)
+    (result,) = run_jobs("image", [tmp_path / "a.png"], tmp_path / "out", options, OutputOptions())
+    assert result.n_faces == 1
+    assert (result.emotion == UNCLEAR) == (radius > 0)
 
 
 def test_a_turned_picture_is_turned_when_asked(toy_model: Path, tmp_path: Path) -> None:

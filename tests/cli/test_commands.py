@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -249,7 +250,8 @@ def test_a_finished_folder_does_not_pay_for_tensorflow(toy_model: Path, tmp_path
 def test_the_closing_table_names_what_failed() -> None:
     def result(name: str, status: str, reason: Reason | None = None, detail: str = "") -> JobResult:
         job = Job(Path(name), name, Path("out") / name)
-        return JobResult(job, status, reason, detail, 10, 9, 1, "happy", 2.0)  # type: ignore[arg-type]
+        numbers = 10, 9, 1, "happy", 2.0, ((0.0, 2.0),)
+        return JobResult(job, status, reason, detail, *numbers)  # type: ignore[arg-type]
 
     summary = BatchSummary()
     assert summary.choose_exit_code() == ExitCode.OK
@@ -264,6 +266,9 @@ def test_the_closing_table_names_what_failed() -> None:
     assert "60 ok, 1 failed in 12.0 s; results in out" in text
     assert lines[-1].strip() == "torn.mp4: half of it is missing"
     assert "5.0" in lines[2], "frames a second"
+    made_again = BatchSummary()
+    made_again.add(replace(result("a.mp4", "ok"), spans=((0.0, 50.0), (90.0, 92.0))))
+    assert list(made_again.format(Path("out"), 2.0))[2].endswith("happy"), "not of this run"
 
 
 def test_the_closing_table_tells_of_smaller_faces() -> None:

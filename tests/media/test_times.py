@@ -36,10 +36,10 @@ def read_times(path: Path) -> tuple[VideoReader, list[float]]:
 
 
 KINDS = {
-    "mpeg4": ["avi", "asf", "mkv", "mp4", "mov", "ts", "mpg", "m4v"],
+    "mpeg4": ["avi", "asf", "mkv", "mp4", "mov", "ts", "mpg", "m4v", "nut"],
     "mpeg1video": ["avi", "mkv", "mp4", "mpg"],
-    "mpeg2video": ["avi", "asf", "mxf", "mkv", "mp4", "mov", "ts", "mpg", "m2v"],
-    "libx264": ["avi", "asf", "mkv", "mp4", "mov", "ts", "mpg", "flv", "h264"],
+    "mpeg2video": ["avi", "asf", "mxf", "mkv", "mp4", "mov", "ts", "mpg", "m2v", "nut"],
+    "libx264": ["avi", "asf", "mxf", "mkv", "mp4", "mov", "ts", "mpg", "flv", "h264", "nut"],
     "libx265": ["mkv", "mp4", "mov", "ts", "hevc"],
 }
 
@@ -112,7 +112,16 @@ def is_pair(chunk: bytes) -> bool:
 @pytest.mark.parametrize("b_frames", [0, 2])
 @pytest.mark.parametrize(
     "kind",
-    ["mpeg4.avi", "mpeg1video.avi", "mpeg2video.avi", "libx264.avi", "mpeg4.asf", "mpeg2video.mxf"],
+    [
+        "mpeg4.avi",
+        "mpeg1video.avi",
+        "mpeg2video.avi",
+        "libx264.avi",
+        "mpeg4.asf",
+        "mpeg2video.mxf",
+        "libx264.mxf",
+        "mpeg4.nut",
+    ],
 )
 def test_a_jump_finds_the_frame_of_a_time(kind: str, b_frames: int, tmp_path: Path) -> None:
     options = {"bf": str(b_frames), "g": "12", "b": "2M"}

@@ -160,6 +160,35 @@ def test_names_are_joined_as_they_are(batch: Path, tmp_path: Path) -> None:
     assert summary["person"].tolist() == ["007", "NA"]
 
 
+def test_summaries_of_older_versions_are_joined_by_their_timelines(
+    batch: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = []
+    for name in ("portrait.mp4", "rotated.mp4"):
+        folder = Path(shutil.copytree(batch / name, tmp_path / "out" / name))
+        results.append(JobResult(Job(CLIPS / name, name, folder), "ok", n_frames=1))
+    # With another smoothing, which is to be followed.
+    assert run("report", tmp_path / "out" / "portrait.mp4", "--smooth", "2s") == 0
+    outputs = OutputOptions(report=False)
+    write_index_pages(tmp_path / "out", results, outputs, None)
+    joined = (tmp_path / "out" / "summary.csv").read_bytes()
+    caplog.clear()
+    for name in ("portrait.mp4", "rotated.mp4"):
+        path = tmp_path / "out" / name / "summary.csv"
+        summary = pd.read_csv(path, dtype=str)
+        older = [column for column in summary if not column.startswith("share_certain_")]
+        summary[older].to_csv(path, index=False)
+    write_index_pages(tmp_path / "out", results, outputs, None)
+    assert (tmp_path / "out" / "summary.csv").read_bytes() == joined
+    assert caplog.text.count("computed from the timeline beside it") == 2
+    # Without a timeline it is left out, which is told.
+    for path in (tmp_path / "out" / "rotated.mp4").glob("timeline.*"):
+        path.unlink()
+    write_index_pages(tmp_path / "out", results, outputs, None)
+    assert set(pd.read_csv(tmp_path / "out" / "summary.csv")["file"]) == {"portrait.mp4"}
+    assert "rotated.mp4/summary.csv is left out of the summary" in caplog.text
+
+
 def test_events_behind_the_end_are_pointed_out(
     result: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -704,6 +704,7 @@ def test_an_outcome_tells_what_was_lost_only_where_something_was() -> None:
         {"input": ["a.png"]}, {"status": None}, {"reason": "whim"}, {"frames": "many"},
         {"files": [1]}, {"files": {"a": 1}}, {"files": {"a": {"size": "b"}}}, {"claims": "all"},
         {"claims": [1]}, {"detail": 7}, {"source": {}}, {"redone": {"a": None}},
+        {"spans": 7}, {"spans": [[1]]}, {"spans": [["a", "b"]]}, {"spans": [[0, float("nan")]]},
     ],
     ids=str,
 )  # fmt: skip

@@ -1,7 +1,10 @@
 """Drawn faces: nothing hidden, nothing outside the frame, the same look at every size."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from drawn import make_faces
 from skimage import data
@@ -63,6 +66,36 @@ def test_rows_of_a_timeline_are_drawn_but_null_rows() -> None:
     assert (faces.ids, faces.names) == ((4,), ("#4",))
     table["person"] = ["", "Ada"]
     assert DrawnFaces.from_rows(table).names == ("Ada",)
+
+
+@pytest.mark.parametrize("n_faces", [1, 9], ids=["a card", "labels"])
+def test_an_uncertain_emotion_gets_a_question_mark(n_faces: int) -> None:
+    image = make_picture(640, 360)
+    faces = make_faces([(60 * n, 60, 60 * n + 40, 110) for n in range(1, n_faces + 1)], "sad")
+    certain = FacePainter().draw(image, faces)
+    doubted = FacePainter().draw(image, replace(faces, doubts=(True,) * n_faces))
+    assert (certain != doubted).any()
+    x1, _, x2, _ = measure_changes(certain, doubted)
+    if n_faces == 1:
+        assert 0 < x2 - x1 < 15, "one sign behind the word"
+    same = FacePainter().draw(image, replace(faces, doubts=(False,) * n_faces))
+    np.testing.assert_array_equal(same, certain)
+
+
+def test_doubts_come_from_the_timeline_and_stay_with_their_faces() -> None:
+    table = pd.DataFrame(
+        {
+            "face_id": pd.array([0, None, 1, 2], "Int64"),
+            "uncertain": pd.array([True, None, False, None], "boolean"),
+        }
+    )
+    table = table.assign(x=1.0, y=1.0, width=9.0, height=9.0, **dict.fromkeys(EMOTIONS, 1 / 7))
+    faces = DrawnFaces.from_rows(table)
+    assert faces.doubts == (True, False, False)
+    assert faces.slice(1, 3).doubts == (False, False)
+    assert faces.select([1, 0]).doubts == (False, True)
+    older = DrawnFaces.from_rows(table.drop(columns="uncertain"))
+    assert older.doubts == older.select([1]).doubts == ()
 
 
 @pytest.mark.parametrize("size", [(320, 240), (640, 360), (1920, 1080), (3840, 2160)])

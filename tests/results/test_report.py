@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -21,10 +21,12 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageColor
 
+from batchfer.batch.outcomes import add_time, recall_result, skip_result
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media import reader as media
 from batchfer.media.reader import VideoReader, read_frames_at
 from batchfer.results.facts import FrameFacts, MediaFacts, ModelFacts, RunFacts
+from batchfer.results.journal import Entry
 from batchfer.results.painter import DrawnFaces
 from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
 from batchfer.results.report.index import write_index
@@ -456,12 +458,40 @@ def test_pictures_make_a_gallery(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     assert "4 faces in 2 of 3 pictures." in text
     assert "the picture is cut off" in text
+    assert "1 picture could not be read; see below." in text
+    assert "in part; see" not in text
     assert EVIL in page.text
     assert "annotated/two/two_people.webp" in page.values("href")
     assert len([link for link in page.values("src") if link.startswith("data:image/jpeg")]) == 4
     write_images_report(tmp_path / "report.html", table, FACTS, results, thumbnails=False)
     page = check_page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.values("src") == []
+
+
+def test_what_is_known_of_a_picture_with_doubt_is_told_with_doubt(tmp_path: Path) -> None:
+    table = make_pictures()
+    n_faces = int(table["emotion"].notna().sum())
+    table["uncertain"] = pd.array([True] * (n_faces - 1) + [False, None], "boolean")
+    job = Job(STILLS / "admiral.png", "admiral.png", tmp_path / "annotated" / "admiral.png")
+    lost = "the file is incomplete: about 9 of 90 rows are missing"
+    partial = JobResult(job, "partial", Reason.TRUNCATED, lost, n_frames=1)
+    for result in (partial, skip_result(partial)):
+        path = tmp_path / "report.html"
+        write_images_report(path, table, NO_FACTS, [result], thumbnails=False)
+        page = check_page(path.read_text(encoding="utf-8"))
+        assert "1 picture could be read in part; see below." in page.text
+        assert lost in page.text
+        told = " ".join(page.text.split())
+        assert f"uncertain{n_faces - 1}" in told.replace(" ", "")
+        assert f"uncertain {(n_faces - 1) / n_faces:.0%}" in page.values("title")
+
+
+def test_somebody_seen_too_briefly_is_not_nobody() -> None:
+    timeline = make_timeline(50, 1)
+    table = timeline.table.assign(person=pd.array([None] * len(timeline.table), "string"))
+    page = check_page(render_report(Timeline(timeline.media, table), NO_FACTS))
+    assert "A face was seen in 0:02, but nobody for long enough" in page.text
+    assert "No face was found" not in page.text
 
 
 def test_no_pictures_make_a_page() -> None:
@@ -478,7 +508,7 @@ def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) ->
         (folder / "report.html").write_text("a report", encoding="utf-8")
         (folder / "run.json").write_text("{}", encoding="utf-8")
         job = Job(Path(name), name, folder)
-        results.append(JobResult(job, "ok", n_frames=10, n_people=1, emotion="sad", seconds=2.0))
+        results.append(JobResult(job, "ok", n_frames=10, n_people=1, emotion="sad"))
     for name, status, reason in (
         ("gone.mp4", "failed", Reason.VANISHED), (EVIL, "skipped", Reason.NOT_MEDIA),
     ):  # fmt: skip
@@ -495,7 +525,7 @@ def test_the_index_links_every_report_and_tells_every_failure(tmp_path: Path) ->
     assert "what happened to gone.mp4" in text
     assert r"b\xffad.mp4" in text
     assert EVIL in page.text
-    assert "50" in text
+    assert "time taken" not in text, "nobody knows it"
 
 
 def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
@@ -519,18 +549,45 @@ def test_the_index_reads_what_lies_in_finished_folders(tmp_path: Path) -> None:
     assert "1:15" in page.text
     assert "75%" in page.text
     assert {"happy 75%", "sad 25%"} <= set(page.values("title"))
+    assert "Shares of time come from the frames as they are, without smoothing." in page.text
 
 
-def test_the_rate_in_the_index_is_of_what_this_run_did(tmp_path: Path) -> None:
-    jobs = [Job(Path(name), name, tmp_path / name) for name in ("a.mp4", "b.mp4")]
-    results = [
-        JobResult(jobs[0], "skipped", Reason.UP_TO_DATE, n_frames=90_000),
-        JobResult(jobs[1], "ok", n_frames=100, seconds=10.0),
-    ]
+def read_index(tmp_path: Path, results: Sequence[JobResult]) -> Page:
     write_index(tmp_path / "index.html", results)
-    text = check_page((tmp_path / "index.html").read_text(encoding="utf-8")).text
-    assert "90,100" in text
-    assert "10.0 frames/s" in text
+    return check_page((tmp_path / "index.html").read_text(encoding="utf-8"))
+
+
+def test_the_time_in_the_index_is_that_of_the_runs_which_made_the_results(tmp_path: Path) -> None:
+    jobs = [Job(Path(name), name, tmp_path / name) for name in ("a.mp4", "b.mp4", "c.mp4")]
+    day_s = 1_700_000_000.0
+    # Two were worked on side by side, for 70 s together; the third on another day, in two goes.
+    spans = ((day_s, day_s + 50),), ((day_s + 30, day_s + 70),)
+    later = (day_s + 90_000, day_s + 90_010), (day_s + 95_000, day_s + 95_020)
+    results = [
+        JobResult(jobs[0], "skipped", Reason.UP_TO_DATE, n_frames=500, spans=spans[0]),
+        JobResult(jobs[1], "ok", n_frames=400, seconds=40.0, spans=spans[1]),
+        JobResult(jobs[2], "ok", n_frames=600, seconds=20.0, spans=later),
+    ]
+    page = read_index(tmp_path, results)
+    assert "time taken1:4015.0 frames/s" in page.text
+    # 500 in 50 s, 400 in 40 s, 600 in 30 s.
+    rates = [float(text) for text in page.values("data-sort") if text.endswith(".0")]
+    assert [rate for rate in rates if rate] == [10.0, 10.0, 20.0]
+    unknown = [*results[:2], replace(results[2], spans=())]
+    page = read_index(tmp_path, unknown)
+    assert "1,500" in page.text
+    assert "time taken" not in page.text
+
+
+def test_a_run_that_finds_all_done_tells_the_time_of_the_run_before(tmp_path: Path) -> None:
+    """The whole way: a run writes down when it worked, the next one tells that."""
+    job = Job(tmp_path / "a.mp4", "a.mp4", tmp_path / "out" / "a.mp4")
+    result = add_time(JobResult(job, "ok", n_frames=75), 7.5)
+    entry = replace(Entry.of(result), spans=result.spans)
+    done = skip_result(recall_result(job, entry))
+    assert "time taken0:0810.0 frames/s" in read_index(tmp_path, [done]).text
+    old = skip_result(recall_result(job, Entry("a.mp4", "ok", frames=75)))
+    assert "time taken" not in read_index(tmp_path, [old]).text, "an older version did not tell it"
 
 
 def test_an_empty_index(tmp_path: Path) -> None:

@@ -154,12 +154,35 @@ def test_segments_of_a_change_and_an_absence() -> None:
     assert segments["person"].tolist() == ["face 0"] * 3
 
 
-def test_a_short_change_is_no_segment_and_a_short_absence_ends_none() -> None:
-    emotions = [HAPPY] * 40 + [SAD] * 8 + [HAPPY] * 40 + [None] * 5 + [HAPPY] * 40
-    segments = find_segments(draw(make_table(steady(emotions))))
-    assert len(segments) == 1
+def test_a_short_change_is_no_segment() -> None:
+    emotions = [HAPPY] * 40 + [SAD] * 8 + [HAPPY] * 40
+    assert len(find_segments(draw(make_table(steady(emotions))))) == 1
     raw = find_segments(draw(make_table(steady(emotions)), 0))
-    assert raw["emotion"].tolist() == ["happy", "sad", "happy", "happy"]
+    assert raw["emotion"].tolist() == ["happy", "sad", "happy"]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0], ids="smooth {} s".format)
+def test_time_without_the_face_is_not_the_time_of_an_emotion(seconds: float) -> None:
+    # The detector misses five frames (0.2 s), later the face is away for six.
+    emotions = [HAPPY] * 80 + [None] * 5 + [HAPPY] * 80 + [None] * 6 + [HAPPY] * 90
+    lines = draw(make_table(steady(emotions)), seconds)
+    segments = find_segments(lines)
+    assert segments["start"].tolist() == pytest.approx([0, 171 / 25])
+    assert segments["end"].tolist() == pytest.approx([165 / 25, 261 / 25])
+    assert segments["seconds_on_screen"].tolist() == pytest.approx([160 / 25, 90 / 25])
+    told = summarize_people(lines).iloc[0]
+    assert told["seconds_on_screen"] == pytest.approx(segments["seconds_on_screen"].sum())
+    assert told["longest_episode"] == pytest.approx(160 / 25)
+    assert (told["episodes"], told["transitions"]) == (2, 0)
+    raw = find_segments(draw(make_table(steady(emotions)), 0))
+    assert (raw["end"] - raw["start"]).tolist() == pytest.approx([80 / 25, 80 / 25, 90 / 25])
+
+
+def test_a_glimpse_between_short_absences_has_no_emotion_of_its_own() -> None:
+    # It is too short to be a change, with or without the absences around it.
+    emotions = [HAPPY] * 40 + [None] * 8 + [SAD] * 3 + [None] * 8 + [HAPPY] * 40
+    segments = find_segments(draw(make_table(steady(emotions))))
+    assert segments["emotion"].tolist() == ["happy"] * 3
 
 
 def test_a_brief_appearance_has_the_emotion_of_its_mean() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class IndexRow:
-    """What the page says of one input; ``shares`` are the emotions' parts of the time."""
+    """What the page says of one input.
+
+    ``shares`` are the emotions' parts of the time, ``spans`` those of its `JobResult`.
+    """
 
     name: str
     status: str
@@ -35,8 +39,14 @@ class IndexRow:
     n_people: int
     emotion: str
     shares: Mapping[str, float]
-    seconds: float
+    spans: Sequence[Sequence[float]]
     href: str | None
+
+    @property
+    def frames_a_second(self) -> float | None:
+        """How fast it was analyzed, None if that is not known."""
+        seconds = measure_union(self.spans)
+        return self.n_frames / seconds if self.n_frames and seconds > 0 else None
 
     @classmethod
     def describe(cls, result: JobResult, page: Path) -> Self:
@@ -67,7 +77,7 @@ class IndexRow:
             n_people=result.n_people,
             emotion=result.emotion,
             shares=_read_shares(folder) if has_folder else {},
-            seconds=result.seconds,
+            spans=result.spans,
             href=_find_report(folder, page) if has_folder else None,
         )
 
@@ -137,6 +147,18 @@ def _read_shares(folder: Path) -> dict[str, float]:
         return {}
 
 
+def measure_union(spans: Sequence[Sequence[float]]) -> float:
+    """Return how long it was in s that any of the spans, from when to when each, went on.
+
+    Recordings are worked on side by side: their times do not add up to that of the run.
+    """
+    seconds, until = 0.0, -math.inf
+    for start, end in sorted((start, end) for start, end in spans):
+        seconds += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return seconds
+
+
 def render_index(rows: Sequence[IndexRow]) -> str:
     """Return the page of a batch; it holds its rows also as data, for `update_index`."""
     failed = [row for row in rows if row.status in ("failed", "partial")]
@@ -144,6 +166,7 @@ def render_index(rows: Sequence[IndexRow]) -> str:
     skipped = [row for row in rows if row not in listed]
     statuses = ("ok", "partial", "failed", "skipped")
     counts = {status: sum(row.status == status for row in rows) for status in statuses}
+    is_timed = all(row.spans for row in listed if row.n_frames)
     return render_page(
         "index.html.j2",
         "",
@@ -154,8 +177,7 @@ def render_index(rows: Sequence[IndexRow]) -> str:
         counts=counts,
         duration_s=sum(row.duration_s or 0 for row in listed),
         n_frames=sum(row.n_frames for row in listed),
-        seconds=sum(row.seconds for row in listed),
-        n_timed=sum(row.n_frames for row in listed if row.seconds),
+        seconds=measure_union([span for row in listed for span in row.spans]) if is_timed else 0,
         has_shares=any(row.shares for row in listed),
         # A JSON block is no script, but it must not end its element.
         data=json.dumps([asdict(row) for row in rows]).replace("<", "\\u003c"),

@@ -13,9 +13,16 @@ from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.media.images import read_image
 from batchfer.results.facts import RunFacts
-from batchfer.results.report.page import link_to, list_run_facts, render_page, write_page
+from batchfer.results.report.page import (
+    UNCERTAIN,
+    link_to,
+    list_run_facts,
+    render_page,
+    write_page,
+)
 from batchfer.results.report.thumbnails import encode_jpeg, to_uri
 from batchfer.schema import EMOTIONS, JobResult
+from batchfer.timeline.segments import measure_doubt
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +64,12 @@ def write_images_report(
     if thumbnails:
         sources = {result.job.name: result.job.source for result in results}
         faces = cut_faces(table, sources, facts.max_pixels, facts.rotate)
-    failures = [result for result in results if result.status == "failed"]
+    # What is up to date and has something to tell was partial.
+    failures = [
+        result
+        for result in results
+        if result.status in ("failed", "partial") or (result.status == "skipped" and result.detail)
+    ]
     page = render_images_report(table, facts, faces, links=links, failures=failures)
     write_page(path, page)
 
@@ -114,9 +126,12 @@ def render_images_report(
         {"name": display_name(name), "href": links.get(name), "faces": found}
         for name, found in faces.items()
     ]
-    found = table["emotion"].dropna()
-    counts = found.value_counts()
-    totals = [(emotion, int(counts.get(emotion, 0))) for emotion in EMOTIONS]
+    found = table[table["emotion"].notna()]
+    is_certain = measure_doubt(found) != 1
+    counts = found["emotion"][is_certain].value_counts()
+    ranked = sorted(EMOTIONS, key=lambda emotion: -int(counts.get(emotion, 0)))
+    totals = [(emotion, int(counts.get(emotion, 0))) for emotion in ranked]
+    totals.append((UNCERTAIN, int((~is_certain).sum())))
     n_pictures = len(pictures)
     return render_page(
         "images.html.j2",
@@ -128,11 +143,13 @@ def render_images_report(
         n_pictures=n_pictures,
         n_with_face=sum(bool(picture["faces"]) for picture in pictures),
         n_faces=len(found),
-        totals=sorted(totals, key=lambda pair: -pair[1]),
+        totals=totals,
+        n_failed=sum(result.status == "failed" for result in failures),
         failures=[
             {
                 "name": display_name(result.job.name),
-                "reason": str(result.reason or "").replace("_", " "),
+                "status": "failed" if result.status == "failed" else "partial",
+                "reason": "" if result.status == "skipped" else str(result.reason or ""),
                 "detail": result.detail,
             }
             for result in failures

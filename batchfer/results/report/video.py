@@ -179,7 +179,10 @@ def _tell_person(row: Mapping[Any, Any], clip_s: float, jpeg: bytes | None) -> d
 def _tell_story(summary: pd.DataFrame, clip: DrawnClip) -> str:
     """Return the clip in one or two sentences."""
     if summary.empty:
-        return f"No face was found in {format_clock(clip.seconds)}."
+        length = format_clock(clip.seconds)
+        if clip.face_s > 0:
+            return f"A face was seen in {length}, but nobody for long enough to be told of."
+        return f"No face was found in {length}."
     seconds = summary["seconds_on_screen"].to_numpy()
     n_people = len(summary)
     who = "One person is" if n_people == 1 else f"{n_people} people are"
