@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from batchfer.errors import MachineError
-from batchfer.options import parse_device
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +200,8 @@ def choose_device(device: str) -> str:
         MachineError: The GPU asked for is not there.
     """
     import tensorflow as tf
+
+    from batchfer.options import parse_device  # here, since importing the package is free
 
     kind, _, number = parse_device(device).partition(":")
     with hide_stderr():
