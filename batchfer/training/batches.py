@@ -112,6 +112,9 @@ def _erase(image: Images, rng: np.random.Generator) -> Images:
 class TrainingBatches:
     """Shuffled, augmented batches, each a function of the seed, the epoch and its index.
 
+    ``targets`` are ``(N,7)``, or ``(N,R,7)`` for R read-outs; a row of less than 1 in all counts
+    less.
+
     With ``even`` each data set is drawn equally often: an epoch keeps its length, shows the faces
     of a small one several times and leaves some of a large one to the next epochs.
     ``augmentation`` may be replaced between epochs.
@@ -124,13 +127,15 @@ class TrainingBatches:
         seed: int,
         augmentation: Augmentation,
         even: bool = False,
+        targets: Floats | None = None,
     ) -> None:
-        """Keep the faces; nothing is drawn yet."""
+        """Keep the faces and what they aim at, by default their own; nothing is drawn yet."""
         import cv2
 
         # Pictures are too small for OpenCV's threads, which would spin beside the training.
         cv2.setNumThreads(0)
         self.faces = faces
+        self.targets = faces.targets if targets is None else targets
         self.batch_size = min(batch_size, len(faces))
         self.seed = seed
         self.augmentation = augmentation
@@ -155,10 +160,10 @@ class TrainingBatches:
         return rng.permutation(np.concatenate(drawn))[: len(self.faces)]
 
     def batch(self, number: int) -> tuple[Images, Floats]:
-        """Return pictures ``(B,S,S,3)`` and targets ``(B,7)`` of a batch, counted over epochs."""
+        """Return pictures ``(B,S,S,3)`` and their targets of a batch, counted over epochs."""
         epoch, index = divmod(number, len(self))
         rows = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        images, targets = self.faces.images(rows), self.faces.targets[rows]
+        images, targets = self.faces.images(rows), self.targets[rows]
         how = self.augmentation
         if how.is_none:
             return images, targets
@@ -170,6 +175,12 @@ class TrainingBatches:
             images = np.rint(share * images + (1 - share) * images[other]).astype(np.uint8)
             targets = (share * targets + (1 - share) * targets[other]).astype(np.float32)
         return images, targets
+
+    def _part(self, targets: Any) -> Any:
+        """Return the targets of each read-out, as Keras takes them."""
+        if self.targets.ndim == 2:
+            return targets
+        return tuple(targets[:, one] for one in range(self.targets.shape[1]))
 
     def feed(self, first: int, end: int) -> Any:
         """Return the batches ``first`` to ``end``, counted over epochs, as ``fit`` takes them.
@@ -191,11 +202,11 @@ class TrainingBatches:
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def as_tensors(number: Any) -> tuple[Any, Any]:
-            store, targets = self.faces.store, self.faces.targets
+            store, targets = self.faces.store, self.targets
             images, aims = tf.numpy_function(draw, [number], (store.dtype, targets.dtype))
             images.set_shape((self.batch_size, *store.shape[1:]))
             aims.set_shape((self.batch_size, *targets.shape[1:]))
-            return images, aims
+            return images, self._part(aims)
 
         numbers = tf.data.Dataset.range(first, end)
         dataset = numbers.map(as_tensors, num_parallel_calls=2, deterministic=True).prefetch(8)
@@ -216,8 +227,9 @@ class TrainingBatches:
             def __len__(self) -> int:
                 return end - first
 
-            def __getitem__(self, index: int) -> tuple[Images, Floats]:
-                return batches.batch(first + index)
+            def __getitem__(self, index: int) -> tuple[Images, Any]:
+                images, targets = batches.batch(first + index)
+                return images, batches._part(targets)
 
         return Feed(workers=2, use_multiprocessing=False, max_queue_size=8)
 

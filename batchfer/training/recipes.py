@@ -33,6 +33,11 @@ class Recipe:
     validation accuracy. With ``flip_average`` the published model is asked twice for each face,
     once mirrored. ``fit_people`` adds a read-out of what people say in the end, where there are
     votes (`batchfer.training.head`); without epochs that is all.
+
+    With a ``label_loss`` above 0 and votes two read-outs are trained at once: `people` at what
+    raters say, and `labels`, whose loss counts so much, at smoothed labels. Then ``vote_share``
+    counts nothing, and `people` decides by its log loss. ``freeze_normalization`` keeps the batch
+    normalizations as they come.
     """
 
     architecture: str
@@ -60,6 +65,8 @@ class Recipe:
     flip_average: bool = False
     patience: int | None = None
     fit_people: bool = False
+    label_loss: float = 0.0
+    freeze_normalization: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,13 +95,12 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         head_epochs=1,
         weight_decay=0.02,
         average=0.998,
-        vote_share=0.3,
-        smoothing=0.03,
+        smoothing=0.1,
         augmentation=replace(STRONG, border=0.3),
         calm=replace(CALM, border=0.3),
         calm_from=0.9,
         flip_average=True,
-        fit_people=True,
+        label_loss=0.5,
         settings={"dropout": 0.3},
     ),
     ("vgg19", "finetune"): Recipe(
@@ -108,14 +114,13 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         head_epochs=1,
         weight_decay=0.05,
         average=0.998,
-        vote_share=0.3,
-        smoothing=0.03,
+        smoothing=0.1,
         augmentation=STRONG,
         calm=CALM,
         calm_from=0.9,
         half_precision_pays=True,
         flip_average=True,
-        fit_people=True,
+        label_loss=0.5,
         settings={"dropout": 0.5},
     ),
     # The two recipes that the project comes from. The author of the first names no sizes: input,
@@ -145,7 +150,7 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
 RECIPES: Mapping[tuple[str, str], Recipe] = {
     **_TRAINED,
     **{
-        (model, "head"): replace(recipe, epochs=0, head_epochs=0)
+        (model, "head"): replace(recipe, epochs=0, head_epochs=0, label_loss=0.0, fit_people=True)
         for (model, name), recipe in _TRAINED.items()
         if name == "finetune"
     },
@@ -155,6 +160,25 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
 `finetune` is the default, `head` fits the last layer of a trained model to votes, and `baseline`
 repeats an original recipe.
 """
+
+GOING_ON: Mapping[str, Recipe] = {
+    model: replace(
+        recipe,
+        epochs=12,
+        batch_size=48,
+        learning_rate=rate,
+        freeze_normalization=True,
+        fit_normalization=False,
+        head_epochs=0,
+        warmup=0.03,
+        augmentation=replace(recipe.augmentation, erase=0.25, mixup=0.0),
+    )
+    for (model, name), recipe in _TRAINED.items()
+    if name == "finetune"
+    for rate in (3e-4 if model == "mobilenetv2" else 1e-4,)
+}
+"""What `finetune` is for a model that is trained already, by model: shorter steps, and no new
+normalization."""
 
 
 def find_recipe(options: TrainOptions) -> Recipe:
@@ -167,6 +191,8 @@ def find_recipe(options: TrainOptions) -> Recipe:
     if recipe is None:
         known = ", ".join(f"--model {model} --recipe {name}" for model, name in RECIPES)
         raise UsageError(f"no recipe {options.recipe!r} for {options.model!r}; there are {known}")
+    if options.recipe == "finetune" and goes_on(options):
+        recipe = GOING_ON[options.model]
     if options.recipe == "head" and not (options.votes and goes_on(options)):
         raise UsageError(
             "--recipe head fits the last layer of a trained model to votes: give --base-weights "
@@ -191,6 +217,11 @@ def find_recipe(options: TrainOptions) -> Recipe:
     if not 0 < options.validation < 1:
         raise UsageError(f"the validation share lies between 0 and 1, not {options.validation}")
     return recipe
+
+
+def trains_people(options: TrainOptions, recipe: Recipe) -> bool:
+    """Return whether the read-outs `people` and `labels` are trained at once."""
+    return recipe.label_loss > 0 and options.votes is not None and not options.hard_votes
 
 
 def format_recipe(recipe: Recipe) -> str:

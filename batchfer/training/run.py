@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 
+from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import MachineError, ModelError, UsageError
 from batchfer.files import PARTS_FOLDER, atomic_write, display_name
 from batchfer.training.batches import TrainingBatches
@@ -33,12 +34,13 @@ from batchfer.training.checkpoints import (
 from batchfer.training.drawings import write_curves
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import Splits
-from batchfer.training.figures import measure
 from batchfer.training.kernels import speed_up_training
-from batchfer.training.networks import compute_features, predict, split_network
+from batchfer.training.networks import compute_features, freeze_normalization, split_network
 from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import identify_run
+from batchfer.training.people import People
 from batchfer.training.recipes import Recipe, cosine_rate, plateau_rate
+from batchfer.training.validation import tell_epoch, validate
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +87,12 @@ class TrainingRun:
         splits: Splits,
         model: Any,
         progress: Progress | None,
+        people: People | None = None,
     ) -> None:
         """Set up the network and its batches; `run` starts.
+
+        ``people`` is what people say of the training and of the validation faces, for a network
+        with a read-out of it.
 
         ``trained`` is what of the network is trained: where a frozen base gives a face the same
         features in every epoch, they are computed once, here, and only what follows is left.
@@ -98,13 +104,22 @@ class TrainingRun:
         self.model = self.trained = model
         training, self.validation = splits.training, splits.validation
         model.get_layer("base").trainable = not recipe.freeze_base
+        if recipe.freeze_normalization:
+            freeze_normalization(model)
         speed_up_training(model)
         if recipe.freeze_base and recipe.augmentation.is_none:
             fixed, self.trained = split_network(model)
             training = compute_features(fixed, training, progress)
             self.validation = compute_features(fixed, self.validation, progress)
+        self.people = people[1] if people else None
+        self.accuracy = f"{LABELS}_accuracy" if people else "accuracy"
         self.batches = TrainingBatches(
-            training, recipe.batch_size, options.seed, recipe.augmentation, options.even
+            training,
+            recipe.batch_size,
+            options.seed,
+            recipe.augmentation,
+            options.even,
+            people[0].stack(training.targets) if people else None,
         )
         self.phase = ""
         self.rate = 0.0
@@ -221,7 +236,14 @@ class TrainingRun:
             optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         else:
             optimizer = keras.optimizers.Adam(recipe.learning_rate)
-        self.trained.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+        if recipe.freeze_normalization:
+            freeze_normalization(self.model)
+        loss, metrics = "categorical_crossentropy", ["accuracy"]
+        if self.people is None:
+            self.trained.compile(optimizer, loss, metrics=metrics)
+        else:
+            shares = [1.0, recipe.label_loss]
+            self.trained.compile(optimizer, [loss, loss], shares, metrics=[metrics, metrics])
         optimizer.build(self.trained.trainable_variables)
 
     def count_batch(self) -> None:
@@ -259,10 +281,12 @@ class TrainingRun:
     def validate_epoch(self) -> None:
         """Measure the averaged weights on the validation faces; keep them if they are the best."""
         with self.averaged():
-            figures = measure(predict(self.trained, self.validation), self.validation.labels)
-            is_best = figures.accuracy > self.state.best_accuracy
+            score, figures = validate(
+                self.trained, self.validation, self.people, self.recipe.label_loss
+            )
+            is_best = score > self.state.best_score
             if is_best:
-                self.state.best_accuracy = figures.accuracy
+                self.state.best_score = score
                 self.state.best_epoch = len(self.history) + 1
                 with atomic_write(self.folder / "best.keras") as path:
                     self.model.save(path, include_optimizer=False)
@@ -271,19 +295,15 @@ class TrainingRun:
             "seconds": self.elapsed_s(),
             "learning_rate": self.rate,
             "loss": self.last_logs.get("loss", math.nan),
-            "accuracy": self.last_logs.get("accuracy", math.nan),
-            "val_loss": figures.log_loss,
-            "val_accuracy": figures.accuracy,
-            "val_macro_f1": figures.macro_f1,
+            "accuracy": self.last_logs.get(self.accuracy, math.nan),
+            **figures,
         }
         self.history.append(row)
         self.write_state()
         write_curves(self.options.output, self.history)
-        left_s = self.seconds_left()
+        best = " (best)" if is_best else ""
         line = (
-            f"epoch {row['epoch']}/{self.recipe.epochs}: loss {row['loss']:.3f}, accuracy "
-            f"{row['accuracy']:.4f}, validation {row['val_accuracy']:.4f}"
-            f"{' (best)' if is_best else ''}, {left_s / 60:.0f} min left"
+            f"{tell_epoch(row, self.recipe.epochs)}{best}, {self.seconds_left() / 60:.0f} min left"
         )
         logger.info(line)
         if self.progress:
