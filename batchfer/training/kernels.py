@@ -41,6 +41,39 @@ def speed_up_training(model: Any) -> None:
         convolution.call = partial(_convolve_normalized, convolution, normalization)
 
 
+def has_gpu() -> bool:
+    """Return whether Keras computes on a GPU."""
+    import keras
+
+    try:
+        return bool(keras.distribution.list_devices("gpu"))
+    except RuntimeError:  # what JAX answers where there is none
+        return False
+
+
+def has_bfloat16_gpu() -> bool:
+    """Return whether there is a GPU that computes in bfloat16: NVIDIA's since compute 8.0.
+
+    One that does not tell is taken to have it.
+    """
+    import keras
+
+    if not has_gpu():
+        return False
+    if keras.backend.backend() == "jax":
+        import jax
+
+        told = getattr(jax.devices()[0], "compute_capability", None)
+        return told is None or float(told) >= 8
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpu = tf.config.list_physical_devices("GPU")[0]
+        told = tf.config.experimental.get_device_details(gpu).get("compute_capability")
+        return told is None or told >= (8, 0)
+    return True
+
+
 def _has_slow_gradient(layer: Any) -> bool:
     plain = (layer.strides, layer.dilation_rate, layer.groups) == ((1, 1), (1, 1), 1)
     same = layer.padding == "same" and layer.kernel_size == (3, 3)

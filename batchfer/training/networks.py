@@ -26,6 +26,7 @@ from batchfer.machine import find_bfloat16_unit
 from batchfer.schema import EMOTIONS, Floats, Images
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet
+from batchfer.training.kernels import has_bfloat16_gpu, has_gpu
 from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.recipes import Recipe, trains_people
 
@@ -103,15 +104,33 @@ def freeze_normalization(model: Any) -> None:
 def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
     """Return Keras' name of the arithmetic: bfloat16 where asked for, or where it pays.
 
-    It pays for plain convolutions on processors with bfloat16 units; depthwise convolutions become
-    slower there.
+    It pays on GPUs that have it, and on processors with bfloat16 units for plain convolutions;
+    depthwise ones become slower there.
     """
     if options.precision != "auto":
         return "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
-    if not recipe.half_precision_pays:
-        return "float32"
-    fast = keras.distribution.list_devices("gpu") or find_bfloat16_unit()
+    if has_gpu():
+        return "mixed_bfloat16" if has_bfloat16_gpu() else "float32"
+    fast = recipe.half_precision_pays and find_bfloat16_unit()
     return "mixed_bfloat16" if fast else "float32"
+
+
+def build_optimizer(recipe: Recipe, head_only: bool = False) -> Any:
+    """Return the recipe's optimizer; biases and normalizations do not decay, nor a head alone."""
+    if head_only:
+        return keras.optimizers.Adam(recipe.learning_rate)
+    decay = recipe.weight_decay or None
+    if recipe.momentum:
+        optimizer = keras.optimizers.SGD(
+            recipe.learning_rate, recipe.momentum, nesterov=True, weight_decay=decay
+        )
+    elif decay:
+        optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=decay)
+    else:
+        return keras.optimizers.Adam(recipe.learning_rate)
+    if decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
 
 
 def _is_fixed(layer: Any) -> bool:

@@ -38,6 +38,11 @@ class Recipe:
     raters say, and `labels`, whose loss counts so much, at smoothed labels. Then ``vote_share``
     counts nothing, and `people` decides by its log loss. ``freeze_normalization`` keeps the batch
     normalizations as they come.
+
+    A ``momentum`` above 0 means SGD with Nesterov's momentum in place of Adam. Its weight decay is
+    apart from the gradient, so that 5e-3 does what 5e-4 within a momentum of 0.9 does. With
+    ``same_view`` teachers are asked about each picture as it is trained on, else once about each
+    face as it comes.
     """
 
     architecture: str
@@ -67,6 +72,8 @@ class Recipe:
     fit_people: bool = False
     label_loss: float = 0.0
     freeze_normalization: bool = False
+    momentum: float = 0.0
+    same_view: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -101,6 +108,7 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         calm_from=0.9,
         flip_average=True,
         label_loss=0.5,
+        same_view=True,
         settings={"dropout": 0.3},
     ),
     ("vgg19", "finetune"): Recipe(
@@ -121,6 +129,43 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         half_precision_pays=True,
         flip_average=True,
         label_loss=0.5,
+        same_view=True,
+        settings={"dropout": 0.5},
+    ),
+    # What reaches 71.5 % of PublicTest's labels in public code (WuJie1010/Facial-Expression-
+    # Recognition.Pytorch) and, with a network of eight convolutions, 73.3 % (Khaireddin and Chen
+    # 2021): long, from random weights, with momentum and crops of 44 of 48 px.
+    ("vgg19", "scratch"): Recipe(
+        architecture="vgg19",
+        size_px=48,
+        epochs=250,
+        batch_size=128,
+        learning_rate=0.02,
+        schedule="cosine",
+        warmup=0.02,
+        weight_decay=5e-3,
+        momentum=0.9,
+        average=0.998,
+        smoothing=0.1,
+        augmentation=Augmentation(
+            rotation=10,
+            scale=0.2,
+            shift=0.1,
+            crop=44 / 48,
+            flip=True,
+            brightness=0.1,
+            contrast=0.2,
+            grey=0.3,
+            coarse=0.1,
+            erase=0.4,
+            mixup=0.2,
+        ),
+        calm=Augmentation(rotation=6, scale=0.1, shift=0.04, flip=True, contrast=0.2, grey=0.3),
+        calm_from=0.95,
+        half_precision_pays=True,
+        flip_average=True,
+        label_loss=0.5,
+        same_view=True,
         settings={"dropout": 0.5},
     ),
     # The two recipes that the project comes from. The author of the first names no sizes: input,
@@ -157,8 +202,8 @@ RECIPES: Mapping[tuple[str, str], Recipe] = {
 }
 """The recipes by model and name.
 
-`finetune` is the default, `head` fits the last layer of a trained model to votes, and `baseline`
-repeats an original recipe.
+`finetune` is the default, `head` fits the last layer of a trained model to votes, `scratch` begins
+at random weights, and `baseline` repeats an original recipe.
 """
 
 GOING_ON: Mapping[str, Recipe] = {
@@ -171,14 +216,17 @@ GOING_ON: Mapping[str, Recipe] = {
         fit_normalization=False,
         head_epochs=0,
         warmup=0.03,
-        augmentation=replace(recipe.augmentation, erase=0.25, mixup=0.0),
+        augmentation=replace(
+            recipe.augmentation, erase=0.15, mixup=0.0, occlude=0.25, compress=0.15
+        ),
+        calm=replace(recipe.calm, occlude=0.1, compress=0.1),
     )
     for (model, name), recipe in _TRAINED.items()
     if name == "finetune"
-    for rate in (3e-4 if model == "mobilenetv2" else 1e-4,)
+    # Without a normalization that follows, AdamW at 3e-4 sends MobileNetV2 astray in 100 steps.
+    for rate in (6e-5 if model == "mobilenetv2" else 2e-5,)
 }
-"""What `finetune` is for a model that is trained already, by model: shorter steps, and no new
-normalization."""
+"""What `finetune` is for a model that is trained already: shorter steps, the normalization kept."""
 
 
 def find_recipe(options: TrainOptions) -> Recipe:
@@ -198,6 +246,8 @@ def find_recipe(options: TrainOptions) -> Recipe:
             "--recipe head fits the last layer of a trained model to votes: give --base-weights "
             "MODEL.keras and --votes FILE"
         )
+    if options.recipe == "scratch" and options.base_weights != "none":
+        raise UsageError("--recipe scratch begins at random weights: give --base-weights none")
     for name in ("epochs", "batch_size", "learning_rate", "patience"):
         value = getattr(options, name)
         if value is not None:

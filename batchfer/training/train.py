@@ -93,14 +93,15 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     both = trains_people(options, recipe)
     aims = {} if options.hard_votes or both else votes
     faces = soften_targets(faces, aims, recipe.vote_share, recipe.smoothing)
-    if options.teachers:
+    asked = options.teachers and not recipe.same_view
+    if asked:
         said = []
         for name in options.teachers:
             card, teacher, _ = load_network(name, read_out=LABELS)
             same = load_faces(kept, card.input_size, cache)
             said.append(ask_teacher(card, teacher, same))
         faces = follow_teachers(faces, recipe.teacher_share, said)
-    if (options.teachers or votes) and not both:
+    if (asked or votes) and not both:
         faces = keep_frequencies(faces)
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)

@@ -14,12 +14,15 @@ from batchfer.emotions.card import read_card
 from batchfer.emotions.classifier import load_classifier, load_network
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import LABELS, PEOPLE, name_read_outs, split_read_outs
-from batchfer.training.batches import Augmentation
+from batchfer.errors import UsageError
+from batchfer.training.batches import Augmentation, TrainingBatches, augment
+from batchfer.training.figures import apply_temperature
 from batchfer.training.layouts import list_faces
-from batchfer.training.networks import build_network
+from batchfer.training.networks import build_network, build_optimizer
 from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import read_runs
 from batchfer.training.recipes import GOING_ON, Recipe, find_recipe, trains_people
+from batchfer.training.teachers import Teachers
 from batchfer.training.train import Trained, prepare_data, train
 
 pytestmark = pytest.mark.usefixtures("small_bases")
@@ -167,3 +170,64 @@ def test_the_card_of_both_is_read(trained: Trained) -> None:
         load_classifier(trained.model, read_out=name).predict(crops) for name in (PEOPLE, LABELS)
     )
     assert np.abs(by_people - by_labels).max() > 0.05
+
+
+# --- teachers, and the recipe from random weights ---------------------------------------------
+
+
+def test_teachers_see_the_pictures_that_are_trained_on(
+    trained: Trained, options: TrainOptions
+) -> None:
+    network = load_network(trained.model)[1]
+    card = trained.card
+    teachers = Teachers([str(trained.model)], (PEOPLE, LABELS), 0.4)
+    faces = prepare_data(options, BOTH).training
+    targets = np.stack([faces.targets * 0.5, faces.targets], axis=1)
+    batches, plain = (
+        TrainingBatches(faces, 12, 0, BOTH.augmentation, targets=targets, teach=teach)
+        for teach in (teachers, None)
+    )
+    for number in (0, 3):
+        images, taught = batches.batch(number)
+        same, own = plain.batch(number)
+        np.testing.assert_array_equal(images, same)
+        said = network.predict(images, verbose=0)
+        for row, name in enumerate((PEOPLE, LABELS)):
+            expected = apply_temperature(said[row], card.calibrate(name).temperature)
+            np.testing.assert_allclose(
+                taught[:, row], 0.6 * own[:, row] + 0.4 * expected, atol=1e-4
+            )
+
+
+def test_a_teacher_of_labels_teaches_no_people(toy_model: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)  # another size
+    targets = np.full((5, 2, 7), 1 / 7, np.float32)
+    taught = Teachers([str(toy_model)], (PEOPLE, LABELS), 0.5)(images, targets)
+    np.testing.assert_array_equal(taught[:, 0], targets[:, 0])
+    assert np.abs(taught[:, 1] - targets[:, 1]).max() > 0.01
+    np.testing.assert_allclose(taught.sum(axis=2), 1, rtol=1e-5)
+
+
+def test_the_recipe_from_scratch_trains_with_momentum(options: TrainOptions) -> None:
+    given = replace(options, model="vgg19", recipe="scratch")
+    with pytest.raises(UsageError, match="--base-weights none"):
+        find_recipe(replace(given, base_weights="imagenet"))
+    recipe = find_recipe(given)
+    optimizer = build_optimizer(recipe)
+    assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay == 5e-3
+    assert isinstance(build_optimizer(recipe, head_only=True), keras.optimizers.Adam)
+    short = replace(BOTH, momentum=0.9, learning_rate=0.05, weight_decay=5e-3, epochs=6)
+    done = train(replace(options, output=options.output / "scratch"), None, short)
+    losses = [row["loss"] for row in done.history]
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_a_crop_shows_a_part_as_large_as_the_whole() -> None:
+    x = np.broadcast_to(np.arange(48, dtype=np.uint8)[None, :, None] * 4, (48, 48, 3))
+    rng = np.random.default_rng(0)
+    shown = np.stack([augment(np.ascontiguousarray(x), Augmentation(crop=0.75), rng)
+                      for _ in range(200)]).astype(float) / 4  # fmt: skip
+    breadth = shown[:, 24, 46, 0] - shown[:, 24, 1, 0]
+    np.testing.assert_allclose(breadth, 45 * 0.75, atol=0.6)
+    assert shown[:, 24, 1, 0].min() < 2 and shown[:, 24, 46, 0].max() > 45
+    assert shown.min() >= 0 and (shown[:, 24, 1, 0] > 10).any()
