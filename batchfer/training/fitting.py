@@ -1,5 +1,6 @@
 """An epoch by Keras' own ``fit``: what happens between its batches, on any backend."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -8,6 +9,11 @@ from batchfer.errors import MachineError
 
 if TYPE_CHECKING:
     from batchfer.training.run import TrainingRun
+
+logger = logging.getLogger(__name__)
+
+TELL_EVERY = 100
+"""Batches between two lines in the log."""
 
 AVERAGE_EVERY = 20
 """Batches between two updates of the averaged weights."""
@@ -26,7 +32,10 @@ class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         run = self.run
         goes_on = run.note_batch()
-        run.check_loss(float((logs or {}).get("loss", 0.0)))
+        loss = float((logs or {}).get("loss", 0.0))
+        run.check_loss(loss)
+        if run.state.batches_done % TELL_EVERY == 0:
+            logger.info("batch %d: loss %.3f so far", run.state.batches_done, loss)
         if run.state.batches_done % AVERAGE_EVERY == 0:
             synchronize = getattr(self.model, "jax_state_sync", None)
             if synchronize:  # this backend keeps the weights elsewhere while it trains

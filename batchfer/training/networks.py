@@ -125,9 +125,11 @@ def build_optimizer(recipe: Recipe, head_only: bool = False) -> Any:
             recipe.learning_rate, recipe.momentum, nesterov=True, weight_decay=decay
         )
     elif decay:
-        optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=decay)
+        optimizer = keras.optimizers.AdamW(
+            recipe.learning_rate, weight_decay=decay, epsilon=recipe.epsilon
+        )
     else:
-        return keras.optimizers.Adam(recipe.learning_rate)
+        return keras.optimizers.Adam(recipe.learning_rate, epsilon=recipe.epsilon)
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer

@@ -215,6 +215,7 @@ def test_the_recipe_from_scratch_trains_with_momentum(options: TrainOptions) -> 
     recipe = find_recipe(given)
     optimizer = build_optimizer(recipe)
     assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay == 5e-3
+    assert build_optimizer(GOING_ON["mobilenetv2"]).epsilon == 1e-3
     assert isinstance(build_optimizer(recipe, head_only=True), keras.optimizers.Adam)
     short = replace(BOTH, momentum=0.9, learning_rate=0.05, weight_decay=5e-3, epochs=6)
     done = train(replace(options, output=options.output / "scratch"), None, short)
