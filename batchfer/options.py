@@ -125,6 +125,14 @@ MinFace = Annotated[
 FaceThreshold = Annotated[
     float, Flag("--face-threshold", "Least score of a face.", WHAT, "X", least=0, most=1)
 ]
+WholePicture = Annotated[
+    bool,
+    Flag(
+        "--whole-picture",
+        "Read a small square picture as a face where none was found; not for photos.",
+        WHAT,
+    ),
+]
 ReadOut = Annotated[
     str | None,
     Flag(
@@ -161,6 +169,7 @@ class AnalyzeOptions:
     ``prior`` holds the share of each of `EMOTIONS` that is expected, up to a factor (None: as in
     the faces that the model was fitted to). ``labels`` and ``rescale`` describe a model that has no
     card. ``rotate`` turns pictures and frames clockwise, in degrees, besides what their files say.
+    With ``whole_picture`` a small square picture in which no face was found is read as one.
     ``max_pixels`` bounds a decoded picture or frame (None: 100 million, or 8192 x 8192 for frames).
 
     Raises:
@@ -190,6 +199,7 @@ class AnalyzeOptions:
     end_s: Annotated[float | None, Flag("--end", "End there.", WHAT, "TIME", parse_time)] = None
     min_face_px: MinFace = 40
     face_threshold: FaceThreshold = 0.8
+    whole_picture: WholePicture = False
     min_confidence: Annotated[
         float | None,
         Flag(
@@ -240,6 +250,9 @@ class AnalyzeOptions:
         """Return the options as `batchfer images` has them."""
         return replace(self, **{name: getattr(AnalyzeOptions, name) for name in OF_VIDEOS})
 
+
+OF_PICTURES = ("whole_picture",)
+"""What `AnalyzeOptions` has for pictures alone."""
 
 OF_VIDEOS = ("every", "fps", "detect_every", "start_s", "end_s")
 """What `AnalyzeOptions` has for videos alone."""

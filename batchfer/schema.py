@@ -57,7 +57,7 @@ QUALITY_COLUMNS: Mapping[str, str] = {
 }
 """Columns that may follow those of a timeline: the measures of `Readings`."""
 
-FLAGS = ("low_score", "outside", "blurred", "turned", "covered")
+FLAGS = ("low_score", "outside", "blurred", "turned", "covered", "whole")
 """Why a face counts as uncertain, whatever the model says: names in the column ``flags``, several
 joined by ``|``, and a null where there is none."""
 

@@ -51,13 +51,13 @@ def fer_row(label: int, usage: str, seed: int = 0) -> tuple[str, str, str]:
     return str(label), " ".join(map(str, grey.ravel())), usage
 
 
-def hide_tensorflow() -> None:
-    """Make this process one where TensorFlow is not installed."""
+def hide_tensorflow(others: Sequence[str] = ()) -> None:
+    """Make this process one where TensorFlow and others are not installed."""
 
     class Refusal:
         @staticmethod
         def find_spec(name: str, *_: Any) -> None:
-            if name.partition(".")[0] == "tensorflow":
+            if name.partition(".")[0] in ("tensorflow", *others):
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     sys.meta_path.insert(0, Refusal)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from batchfer.faces.cuts import describe_frames
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.faces.keyframes import Neighbours, detect_between
 from batchfer.faces.quality import measure_quality
+from batchfer.faces.whole_pictures import add_whole_pictures
 from batchfer.machine import configure_tensorflow, hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
@@ -146,6 +147,9 @@ class Analyzer:
             signatures = describe_frames(frames.images)
         if frames.are_stills:
             detections = self.detector.detect_in_stills(images)
+            if self.options.whole_picture:
+                height, width = frames.images.shape[1:3]
+                detections = add_whole_pictures(detections, len(frames), height, width)
         elif neighbours is None:
             detections = self.detector.detect(images)
         else:

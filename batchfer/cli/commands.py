@@ -16,6 +16,7 @@ from batchfer.cli.output import BatchSummary, ProgressBars, Stdout, format_plan,
 from batchfer.errors import BatchferError, ExitCode, UsageError, one_line
 from batchfer.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, display_name
 from batchfer.options import (
+    OF_PICTURES,
     OF_TIME,
     OF_VIDEOS,
     AnalyzeOptions,
@@ -72,7 +73,7 @@ Replace = Annotated[
 @takes
 def video(
     inputs: Inputs,
-    options: AnalyzeOptions,
+    options: Annotated[AnalyzeOptions, Without(OF_PICTURES)],
     outputs: OutputOptions,
     machine: Machine,
     telling: BatchTelling,

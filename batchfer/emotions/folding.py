@@ -46,6 +46,18 @@ def fold_layers(model: Any) -> Any:
     return clone
 
 
+def find_normalized(model: Any) -> list[tuple[Any, Any]]:
+    """Return each convolution whose output goes through a batch normalization, and that.
+
+    None where layers are not known by their names.
+    """
+    everything = _flatten(model)
+    if len({layer.name for layer in everything}) < len(everything):
+        return []
+    folds, _ = _find_folds(everything, _list_ends(model))
+    return [(layer, folds[layer.name]) for layer in everything if layer.name in folds]
+
+
 def _find_folds(everything: list[Any], ends: set[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what folds into convolutions, by their names: normalizations, and names of paddings.
 

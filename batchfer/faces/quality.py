@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.faces.crops import FACE_POINTS, fit_similarities
+from batchfer.faces.whole_pictures import NOT_FOUND
 from batchfer.schema import FLAGS, FaceDetections, Floats, Images
 
 SMALL_BELOW_PX = 48
@@ -167,6 +168,7 @@ def measure_quality(
         blur < BLURRED_BELOW,
         np.abs(yaw) > TURNED_ABOVE_DEGREES,
         covered,
+        faces.scores == NOT_FOUND,
     )
     uncertain = flag_uncertain(probabilities, below) | np.logical_or.reduce(flags)
     return {

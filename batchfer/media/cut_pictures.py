@@ -4,12 +4,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import av
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-
-from batchfer.media.containers import decoder_limit
 
 MAX_MISSING = 0.25
 """A picture of which a larger share of rows is missing is not read."""
@@ -161,6 +158,10 @@ def _decode_webp(path: Path, n_pixels: int) -> tuple[Image.Image, str]:
 
     What the last bytes decide is where it ends: there it is another without them.
     """
+    import av  # training reads pictures where it is not installed
+
+    from batchfer.media.containers import decoder_limit
+
     content, images = path.read_bytes(), []
     for n_dropped in (0, WEBP_PROBE_BYTES):
         padded = _pad_webp(content, n_dropped)

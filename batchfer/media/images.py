@@ -11,8 +11,8 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from batchfer.errors import InputError, OutputError, Reason, one_line
-from batchfer.media.containers import check_file, check_size, read_head
 from batchfer.media.cut_pictures import load_picture, open_padded
+from batchfer.media.heads import check_file, check_size, read_head
 from batchfer.media.other_pictures import (
     explain_picture,
     name_other_kind,

@@ -7,7 +7,7 @@ from typing import Literal
 from PIL import Image
 
 from batchfer.errors import InputError, Reason
-from batchfer.media.containers import (
+from batchfer.media.heads import (
     IMAGE_BRANDS,
     IMAGE_MAGIC,
     ISO_BOXES,

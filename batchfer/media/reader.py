@@ -23,9 +23,7 @@ from batchfer.errors import InputError, Reason
 from batchfer.media.clock import TIME_TOLERANCE_S, Clock, read_claimed_end, read_index
 from batchfer.media.containers import (
     MAX_FRAME_PIXELS,
-    check_file,
     check_frame_size,
-    claimed_bytes,
     decoder_limit,
     find_origin,
     find_video_stream,
@@ -35,6 +33,7 @@ from batchfer.media.containers import (
 )
 from batchfer.media.converter import FrameConverter
 from batchfer.media.encryption import find_encryption
+from batchfer.media.heads import check_file, claimed_bytes
 from batchfer.media.losses import Losses
 from batchfer.media.sampling import FrameSelector
 from batchfer.schema import FrameBatch, Images, MediaInfo

@@ -1,5 +1,6 @@
 """Training batches: augmented pictures, in an order that the seed decides."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,7 +11,12 @@ import numpy.typing as npt
 
 from batchfer.faces.crops import resize_crop
 from batchfer.schema import Floats, Images
+from batchfer.training.compression import compress
 from batchfer.training.face_sets import FaceSet
+from batchfer.training.occlusions import KINDS, N_NUMBERS, paint
+
+QUALITIES = (15.0, 70.0)
+"""The JPEG qualities that pictures are compressed to, least and most."""
 
 
 @dataclass(frozen=True)
@@ -18,18 +24,22 @@ class Augmentation:
     """How training pictures are varied; zero switches a variation off.
 
     ``rotation`` is in degrees; ``scale``, ``shift`` and ``shear`` are shares of the side, each the
-    largest to either side; ``flip`` mirrors one half. What a picture does not show is filled by
-    reflection, for the share ``border`` with one grey, as around a picture on a page.
+    largest to either side; ``flip`` mirrors one half. ``crop`` is the share of the side that is
+    shown, from anywhere in the picture and enlarged to its size; 1 shows all. What a picture does
+    not show is filled by reflection, for the share ``border`` with one grey, as around a picture on
+    a page.
     ``brightness`` moves and ``contrast`` spreads the values. ``grey`` is the share of pictures
     turned grey, ``coarse`` the share that is shrunk and enlarged as a small face would be,
-    ``erase`` the share that loses a rectangle (Zhong et al. 2020). ``mixup`` is the alpha of Zhang
-    et al. 2018.
+    ``erase`` the share that loses a rectangle (Zhong et al. 2020). On the share ``occlude``
+    something is painted that hides part of the face (`batchfer.training.occlusions`), and the share
+    ``compress`` goes through JPEG of low quality. ``mixup`` is the alpha of Zhang et al. 2018.
     """
 
     rotation: float = 0.0
     scale: float = 0.0
     shift: float = 0.0
     shear: float = 0.0
+    crop: float = 1.0
     flip: bool = False
     border: float = 0.0
     brightness: float = 0.0
@@ -37,6 +47,8 @@ class Augmentation:
     grey: float = 0.0
     coarse: float = 0.0
     erase: float = 0.0
+    occlude: float = 0.0
+    compress: float = 0.0
     mixup: float = 0.0
 
     @property
@@ -69,15 +81,17 @@ def augment(image: Images, how: Augmentation, rng: np.random.Generator) -> Image
 
 
 def _warp(image: Images, how: Augmentation, rng: np.random.Generator) -> Images:
-    if not (how.rotation or how.scale or how.shift or how.shear or how.flip):
+    if not (how.rotation or how.scale or how.shift or how.shear or how.flip or how.crop < 1):
         return image
     import cv2
 
     size_px = image.shape[0]
     angle = np.deg2rad(rng.uniform(-how.rotation, how.rotation))
-    zoom = 1 + rng.uniform(-how.scale, how.scale)
+    zoom = (1 + rng.uniform(-how.scale, how.scale)) / how.crop
     shear = rng.uniform(-how.shear, how.shear)
     shift = rng.uniform(-how.shift, how.shift, 2) * size_px
+    if how.crop < 1:
+        shift += rng.uniform(-1, 1, 2) * (1 / how.crop - 1) / 2 * size_px
     mirror = -1.0 if how.flip and rng.random() < 0.5 else 1.0
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     linear = zoom * turn @ np.array([[mirror, shear], [0.0, 1.0]])
@@ -112,6 +126,9 @@ def _erase(image: Images, rng: np.random.Generator) -> Images:
 class TrainingBatches:
     """Shuffled, augmented batches, each a function of the seed, the epoch and its index.
 
+    ``targets`` are ``(N,7)``, or ``(N,R,7)`` for R read-outs; a row of less than 1 in all counts
+    less. ``teach`` makes of the pictures and targets of a batch other targets.
+
     With ``even`` each data set is drawn equally often: an epoch keeps its length, shows the faces
     of a small one several times and leaves some of a large one to the next epochs.
     ``augmentation`` may be replaced between epochs.
@@ -124,13 +141,19 @@ class TrainingBatches:
         seed: int,
         augmentation: Augmentation,
         even: bool = False,
+        targets: Floats | None = None,
+        teach: Callable[[Images, Floats], Floats] | None = None,
     ) -> None:
-        """Keep the faces; nothing is drawn yet."""
+        """Keep the faces and what they aim at, by default their own; nothing is drawn yet."""
         import cv2
 
         # Pictures are too small for OpenCV's threads, which would spin beside the training.
         cv2.setNumThreads(0)
         self.faces = faces
+        self.targets = faces.targets if targets is None else targets
+        total = self.targets.sum(axis=0, dtype=np.float64)
+        self.mean_target = (total / total.sum(axis=-1, keepdims=True)).astype(np.float32)
+        self._teach = teach
         self.batch_size = min(batch_size, len(faces))
         self.seed = seed
         self.augmentation = augmentation
@@ -155,21 +178,53 @@ class TrainingBatches:
         return rng.permutation(np.concatenate(drawn))[: len(self.faces)]
 
     def batch(self, number: int) -> tuple[Images, Floats]:
-        """Return pictures ``(B,S,S,3)`` and targets ``(B,7)`` of a batch, counted over epochs."""
+        """Return pictures ``(B,S,S,3)`` and their targets of a batch, counted over epochs."""
         epoch, index = divmod(number, len(self))
         rows = self._order(epoch)[index * self.batch_size : (index + 1) * self.batch_size]
-        images, targets = self.faces.images(rows), self.faces.targets[rows]
+        images, targets = self.faces.images(rows), self.targets[rows]
+        if not self.augmentation.is_none:
+            images, targets = self._vary(images, targets, (self.seed, epoch, index))
+        return images, targets if self._teach is None else self._teach(images, targets)
+
+    def _vary(
+        self, images: Images, targets: Floats, seed: tuple[int, ...]
+    ) -> tuple[Images, Floats]:
         how = self.augmentation
-        if how.is_none:
-            return images, targets
-        rng = np.random.default_rng((self.seed, epoch, index))
+        rng = np.random.default_rng(seed)
+        images, targets = self._spoil(images, targets, rng)
         images = np.stack([augment(image, how, rng) for image in images])
         if how.mixup:
             share = rng.beta(how.mixup, how.mixup)
-            other = rng.permutation(len(rows))
+            other = rng.permutation(len(images))
             images = np.rint(share * images + (1 - share) * images[other]).astype(np.uint8)
             targets = (share * targets + (1 - share) * targets[other]).astype(np.float32)
         return images, targets
+
+    def _spoil(
+        self, images: Images, targets: Floats, rng: np.random.Generator
+    ) -> tuple[Images, Floats]:
+        """Paint on some pictures and compress some; what is hidden is not asked for."""
+        how = self.augmentation
+        if how.occlude:
+            rows = rng.permutation(len(images))[: round(how.occlude * len(images))]
+            kinds = rng.integers(0, len(KINDS), len(rows))
+            numbers = rng.random((len(rows), N_NUMBERS), np.float32)
+            painted, hidden = paint(images[rows].astype(np.float32), kinds, numbers, np)
+            images[rows] = np.rint(painted)
+            share = hidden.reshape(-1, *(1,) * (targets.ndim - 1)).astype(np.float32)
+            whole = targets[rows].sum(axis=-1, keepdims=True)
+            targets[rows] = (1 - share) * targets[rows] + share * whole * self.mean_target
+        if how.compress:
+            rows = rng.permutation(len(images))[: round(how.compress * len(images))]
+            qualities = rng.uniform(*QUALITIES, len(rows)).astype(np.float32)
+            images[rows] = np.rint(compress(images[rows].astype(np.float32), qualities, np))
+        return images, targets
+
+    def _part(self, targets: Any) -> Any:
+        """Return the targets of each read-out, as Keras takes them."""
+        if self.targets.ndim == 2:
+            return targets
+        return tuple(targets[:, one] for one in range(self.targets.shape[1]))
 
     def feed(self, first: int, end: int) -> Any:
         """Return the batches ``first`` to ``end``, counted over epochs, as ``fit`` takes them.
@@ -191,11 +246,11 @@ class TrainingBatches:
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def as_tensors(number: Any) -> tuple[Any, Any]:
-            store, targets = self.faces.store, self.faces.targets
+            store, targets = self.faces.store, self.targets
             images, aims = tf.numpy_function(draw, [number], (store.dtype, targets.dtype))
             images.set_shape((self.batch_size, *store.shape[1:]))
             aims.set_shape((self.batch_size, *targets.shape[1:]))
-            return images, aims
+            return images, self._part(aims)
 
         numbers = tf.data.Dataset.range(first, end)
         dataset = numbers.map(as_tensors, num_parallel_calls=2, deterministic=True).prefetch(8)
@@ -216,8 +271,9 @@ class TrainingBatches:
             def __len__(self) -> int:
                 return end - first
 
-            def __getitem__(self, index: int) -> tuple[Images, Floats]:
-                return batches.batch(first + index)
+            def __getitem__(self, index: int) -> tuple[Images, Any]:
+                images, targets = batches.batch(first + index)
+                return images, batches._part(targets)
 
         return Feed(workers=2, use_multiprocessing=False, max_queue_size=8)
 

@@ -27,7 +27,7 @@ class RunState:
 
     batches_done: int = 0
     elapsed_s: float = 0.0
-    best_accuracy: float = -1.0
+    best_score: float = -1e9
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
     checkpoint: str = ""

@@ -21,6 +21,7 @@ from batchfer.emotions.classifier import Classifier, load_classifier
 from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
+from batchfer.faces.whole_pictures import add_whole_pictures
 from batchfer.files import display_name, lock_output, prepare_output
 from batchfer.machine import choose_device, hide_stderr
 from batchfer.media.images import read_image
@@ -211,6 +212,8 @@ def _predict_end_to_end(
         if options.canvas_px:
             image = place_on_canvas(image, options.canvas_px)
         found = detector.detect_in_stills(image[None])
+        if options.whole_picture:
+            found = add_whole_pictures(found, 1, *image.shape[:2])
         if not len(found):
             return dict.fromkeys(classifier.read_outs, nothing)
         sides = found.boxes[:, 2:] - found.boxes[:, :2]
@@ -284,6 +287,7 @@ def _describe(
             "votes": options.votes and options.votes.name,
             "end_to_end": options.end_to_end,
             "canvas_px": options.canvas_px,
+            "whole_picture": options.whole_picture,
             "unseen": options.unseen,
             "classes": faces.count_classes(),
             "broken": list(faces.broken),

@@ -7,7 +7,6 @@ once and kept.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +16,22 @@ import numpy.typing as npt
 from batchfer.emotions.folding import fold_layers
 from batchfer.emotions.read_outs import LABELS, PEOPLE, LastLayer, join_read_outs, split_read_outs
 from batchfer.errors import ModelError
-from batchfer.schema import EMOTIONS, Floats
+from batchfer.schema import Floats
 from batchfer.training.evaluate import Progress
-from batchfer.training.face_sets import FaceSet, Splits
+from batchfer.training.face_sets import Splits
 from batchfer.training.features import FeatureCache
-from batchfer.training.figures import apply_temperature, fit_temperature
+from batchfer.training.people import People, PeopleTargets
 
 logger = logging.getLogger(__name__)
 
-LABEL_WEIGHT = 0.5
-"""What a face counts that has a label, but no votes; a label is less than ten people's choices."""
 PULLS = (1.0, 0.1, 0.01, 0.001, 0.0001)
 """Strengths of the pull to the old weights that are tried, the strongest first."""
-
-
-@dataclass(frozen=True)
-class PeopleTargets:
-    """What people say of faces: ``shares (N,7)`` of raters, and what each face counts, ``(N,)``.
-
-    A face without votes has its label, at `LABEL_WEIGHT`; in a data set with votes it is one in
-    which nobody saw any of the seven emotions, and counts nothing. ``votes (N,7)`` are the numbers
-    of raters.
-    """
-
-    shares: Floats
-    weights: Floats
-    votes: Floats
-
-    @classmethod
-    def join(cls, faces: FaceSet, votes: Floats) -> "PeopleTargets":
-        """Return the targets of faces by their votes ``(N,7)``, zeros for none."""
-        has_votes = votes.any(axis=1)
-        shares = np.eye(len(EMOTIONS), dtype=np.float32)[faces.labels]
-        shares[has_votes] = votes[has_votes] / votes[has_votes].sum(axis=1, keepdims=True)
-        is_voted = np.isin(faces.sources, np.unique(faces.sources[has_votes]))
-        weights = np.where(has_votes, 1.0, np.where(is_voted, 0.0, LABEL_WEIGHT))
-        return cls(shares, weights.astype(np.float32), votes)
-
-    @property
-    def voted(self) -> npt.NDArray[np.bool_]:
-        """Which faces have votes, ``(N,)``."""
-        return np.asarray(self.votes.any(axis=1))
-
-    def find_prior(self) -> dict[str, float]:
-        """Return the mean share of each emotion; none is nothing, so that a prior can be undone."""
-        mean = np.average(self.shares.astype(np.float64), axis=0, weights=self.weights)
-        mean = np.maximum(mean, 1e-6)
-        return dict(zip(EMOTIONS, mean.tolist(), strict=True))
 
 
 def add_people(
     network: Any,
     splits: Splits,
-    people: tuple[PeopleTargets, PeopleTargets],
+    people: People,
     cache: Path,
     flip_average: bool,
     progress: Progress | None = None,
@@ -102,7 +64,7 @@ def add_people(
     best, least = old, np.inf
     for pull in PULLS:
         fitted = problem.solve(pull)
-        loss = _validate(fitted, shown if flip_average else shown[:1], validation)
+        loss = validation.measure_loss(_answer(fitted, shown if flip_average else shown[:1]))
         logger.info("pull %g to the old last layer: log loss %.4f", pull, loss)
         if loss < least:
             best, least = fitted, loss
@@ -117,15 +79,6 @@ def _answer(last: LastLayer, views: Sequence[Floats]) -> Floats:
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         total += powers / powers.sum(axis=1, keepdims=True)
     return (total / len(views)).astype(np.float32)
-
-
-def _validate(last: LastLayer, views: Sequence[Floats], targets: PeopleTargets) -> float:
-    """Return the log loss of validation faces, weighed as in the fit, once calibrated by votes."""
-    raw, voted = _answer(last, views), targets.voted
-    temperature = fit_temperature(raw[voted], targets.shares[voted])
-    logarithms = np.log(np.maximum(apply_temperature(raw, temperature), 1e-12))
-    losses = -(targets.shares * logarithms).sum(axis=1, dtype=np.float64)
-    return float(np.average(losses, weights=targets.weights))
 
 
 class LastLayerProblem:

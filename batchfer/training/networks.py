@@ -1,5 +1,6 @@
 """A recipe's network: built, split at a frozen base, and asked."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,25 @@ import numpy as np
 
 from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
 from batchfer.emotions.classifier import load_network
-from batchfer.emotions.read_outs import LABELS, name_read_outs
+from batchfer.emotions.model_file import load_network_file
+from batchfer.emotions.read_outs import (
+    LABELS,
+    PEOPLE,
+    LastLayer,
+    choose_name,
+    join_read_outs,
+    keep_read_out,
+    name_read_outs,
+    split_read_outs,
+)
 from batchfer.errors import ModelError
 from batchfer.machine import find_bfloat16_unit
 from batchfer.schema import EMOTIONS, Floats, Images
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet
+from batchfer.training.kernels import has_bfloat16_gpu, has_gpu
 from batchfer.training.options import TrainOptions, goes_on
-from batchfer.training.recipes import Recipe
+from batchfer.training.recipes import Recipe, trains_people
 
 
 def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:
@@ -26,6 +38,9 @@ def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:
 
 def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     """Return the recipe's network on its base weights.
+
+    It has the read-outs `PEOPLE` and `LABELS` where both are trained. `PEOPLE` begins as that of
+    the model which the run goes on from, or as the labels' where that has none.
 
     Raises:
         ModelError: The base weights are missing or do not fit.
@@ -43,29 +58,81 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
             "the ImageNet weights cannot be downloaded; give them with --base-weights FILE "
             f"({str(error).splitlines()[0][:120]})"
         ) from error
+    lasts: Mapping[str, LastLayer | None] = {}
     if goes_on(options):
-        card, trained, _ = load_network(options.base_weights, read_out=LABELS)
-        shapes, others = ([weight.shape for weight in one.weights] for one in (model, trained))
-        if shapes != others or card.labels != EMOTIONS:
-            raise ModelError(f"{options.base_weights} is no {recipe.architecture} to go on from")
-        model.set_weights(trained.get_weights())
+        lasts = _take_weights(model, options, recipe)
     elif options.base_weights not in ("imagenet", "none"):
         load_base_weights(model, Path(options.base_weights))
+    if not trains_people(options, recipe):
+        return model
+    (labels,) = split_read_outs(model)[1].values()
+    if labels is None:
+        raise ModelError(f"{recipe.architecture} does not end in a dense layer and a softmax")
+    return join_read_outs(model, {PEOPLE: lasts.get(PEOPLE) or labels, LABELS: labels})
+
+
+def _take_weights(
+    model: Any, options: TrainOptions, recipe: Recipe
+) -> Mapping[str, LastLayer | None]:
+    """Give a network the weights of a trained model; return all its last layers, by name."""
+    card, whole, _ = load_network(options.base_weights)
+    names = name_read_outs(whole)
+    trained = keep_read_out(whole, choose_name(card, names, LABELS if len(names) > 1 else None))
+    shapes, others = ([weight.shape for weight in one.weights] for one in (model, trained))
+    if shapes != others or card.labels != EMOTIONS:
+        raise ModelError(f"{options.base_weights} is no {recipe.architecture} to go on from")
+    model.set_weights(trained.get_weights())
+    return split_read_outs(whole)[1]
+
+
+def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
+    """Return the network of a file in single precision, however it was trained."""
+    saved = load_network_file(path)
+    model = build_network(replace(options, base_weights="none"), recipe)
+    for layer in model.layers:  # whose order may be another one
+        layer.set_weights(saved.get_layer(layer.name).get_weights())
     return model
+
+
+def freeze_normalization(model: Any) -> None:
+    """Keep the batch normalizations of a network as they are, in place."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
 
 
 def choose_precision(options: TrainOptions, recipe: Recipe) -> str:
     """Return Keras' name of the arithmetic: bfloat16 where asked for, or where it pays.
 
-    It pays for plain convolutions on processors with bfloat16 units; depthwise convolutions become
-    slower there.
+    It pays on GPUs that have it, and on processors with bfloat16 units for plain convolutions;
+    depthwise ones become slower there.
     """
     if options.precision != "auto":
         return "mixed_bfloat16" if options.precision == "bfloat16" else "float32"
-    if not recipe.half_precision_pays:
-        return "float32"
-    fast = keras.distribution.list_devices("gpu") or find_bfloat16_unit()
+    if has_gpu():
+        return "mixed_bfloat16" if has_bfloat16_gpu() else "float32"
+    fast = recipe.half_precision_pays and find_bfloat16_unit()
     return "mixed_bfloat16" if fast else "float32"
+
+
+def build_optimizer(recipe: Recipe, head_only: bool = False) -> Any:
+    """Return the recipe's optimizer; biases and normalizations do not decay, nor a head alone."""
+    if head_only:
+        return keras.optimizers.Adam(recipe.learning_rate)
+    decay = recipe.weight_decay or None
+    if recipe.momentum:
+        optimizer = keras.optimizers.SGD(
+            recipe.learning_rate, recipe.momentum, nesterov=True, weight_decay=decay
+        )
+    elif decay:
+        optimizer = keras.optimizers.AdamW(
+            recipe.learning_rate, weight_decay=decay, epsilon=recipe.epsilon
+        )
+    else:
+        return keras.optimizers.Adam(recipe.learning_rate, epsilon=recipe.epsilon)
+    if decay:
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
 
 
 def _is_fixed(layer: Any) -> bool:

@@ -16,6 +16,7 @@ from batchfer.options import (
     MinFace,
     Model,
     Rescale,
+    WholePicture,
 )
 
 DATA = "Data"
@@ -66,7 +67,7 @@ class TrainOptions:
         "mobilenetv2"
     )
     recipe: Annotated[
-        str, Flag("--recipe", "finetune, head or baseline.", NETWORK, "NAME"), RECIPE
+        str, Flag("--recipe", "finetune, head, scratch or baseline.", NETWORK, "NAME"), RECIPE
     ] = "finetune"
     base_weights: Annotated[
         str,
@@ -189,7 +190,8 @@ class EvaluateOptions:
     ``against`` is another model, by name or file, that is asked about the same faces.
     ``record`` names the figures under which the summary is kept in the model's card.
     ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
-    them in the middle of a grey square of that side.
+    them in the middle of a grey square of that side; with ``whole_picture`` a small square picture
+    in which no face was found is read as one.
 
     Raises:
         UsageError: Options exclude each other.
@@ -229,6 +231,7 @@ class EvaluateOptions:
         int | None,
         Flag("--canvas", "With --end-to-end: centre pictures on X by X px.", WHAT, "X", least=12),
     ] = None
+    whole_picture: WholePicture = False
     min_face_px: MinFace = 40
     face_threshold: FaceThreshold = 0.8
     record: Annotated[
@@ -243,3 +246,7 @@ class EvaluateOptions:
         """Refuse options that exclude each other."""
         if self.canvas_px is not None and not self.end_to_end:
             raise UsageError("--canvas goes with --end-to-end")
+        if self.whole_picture and not self.end_to_end:
+            raise UsageError("--whole-picture goes with --end-to-end")
+        if self.whole_picture and self.canvas_px is not None:
+            raise UsageError("--whole-picture and --canvas exclude each other")

@@ -35,11 +35,11 @@ from batchfer.training.figures import (
     measure,
     measure_calibration_error,
 )
-from batchfer.training.head import PeopleTargets
 from batchfer.training.layouts import VOTES_LICENCE, recognize
 from batchfer.training.networks import predict_each
 from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.past_runs import PastRun, format_command, format_repeat, format_run
+from batchfer.training.people import People
 from batchfer.training.recipes import Recipe
 from batchfer.training.seen import format_seen
 
@@ -70,7 +70,7 @@ def publish(
     options: TrainOptions,
     recipe: Recipe,
     splits: Splits,
-    people: tuple[PeopleTargets, PeopleTargets] | None,
+    people: People | None,
     history: Sequence[Mapping[str, float]],
     base_share: float,
     runs: Sequence[PastRun],
@@ -148,7 +148,7 @@ def _calibrate(
     name: str,
     raw: Floats,
     splits: Splits,
-    people: tuple[PeopleTargets, PeopleTargets] | None,
+    people: People | None,
 ) -> Calibration:
     """Return what validation faces tell of a read-out: of people by votes, of another by labels."""
     if name == PEOPLE and people is not None:

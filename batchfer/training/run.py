@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 
+from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import MachineError, ModelError, UsageError
 from batchfer.files import PARTS_FOLDER, atomic_write, display_name
 from batchfer.training.batches import TrainingBatches
@@ -30,49 +31,29 @@ from batchfer.training.checkpoints import (
     write_checkpoint,
     write_state,
 )
+from batchfer.training.device import DeviceBatches, DeviceLoop, trains_on_device
 from batchfer.training.drawings import write_curves
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import Splits
-from batchfer.training.figures import measure
+from batchfer.training.fitting import fit_batches
 from batchfer.training.kernels import speed_up_training
-from batchfer.training.networks import compute_features, predict, split_network
+from batchfer.training.networks import (
+    build_optimizer,
+    compute_features,
+    freeze_normalization,
+    split_network,
+)
 from batchfer.training.options import TrainOptions
 from batchfer.training.past_runs import identify_run
+from batchfer.training.people import People
 from batchfer.training.recipes import Recipe, cosine_rate, plateau_rate
+from batchfer.training.teachers import choose_teachers
+from batchfer.training.validation import tell_epoch, validate
 
 logger = logging.getLogger(__name__)
 
-AVERAGE_EVERY = 20
-"""Batches between two updates of the averaged weights."""
-
-
-class _Pace(keras.callbacks.Callback):  # type: ignore[misc]
-    """What happens within an epoch: learning rate, averaging, interruption, time, NaN."""
-
-    def __init__(self, run: "TrainingRun") -> None:
-        super().__init__()
-        self.run = run
-
-    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self.run.rate = self.run.learning_rate()
-        self.model.optimizer.learning_rate = self.run.rate
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        run = self.run
-        run.count_batch()
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
-            raise ModelError(
-                f"the loss is not a number in epoch {run.epoch + 1}: lower --learning-rate, or try "
-                "--precision float32; --resume goes on from the last good epoch"
-            )
-        if run.state.batches_done % AVERAGE_EVERY == 0:
-            synchronize = getattr(self.model, "jax_state_sync", None)
-            if synchronize:  # JAX keeps the weights elsewhere while it trains
-                synchronize()
-            run.update_average()
-        if run.interrupted or run.is_out_of_time():
-            self.model.stop_training = True
+SAVE_EVERY_S = 60.0
+"""Least time between two checkpoints, which may take as long as an epoch; an end is always kept."""
 
 
 class TrainingRun:
@@ -85,8 +66,12 @@ class TrainingRun:
         splits: Splits,
         model: Any,
         progress: Progress | None,
+        people: People | None = None,
     ) -> None:
         """Set up the network and its batches; `run` starts.
+
+        ``people`` is what people say of the training and of the validation faces, for a network
+        with a read-out of it.
 
         ``trained`` is what of the network is trained: where a frozen base gives a face the same
         features in every epoch, they are computed once, here, and only what follows is left.
@@ -98,13 +83,27 @@ class TrainingRun:
         self.model = self.trained = model
         training, self.validation = splits.training, splits.validation
         model.get_layer("base").trainable = not recipe.freeze_base
+        if recipe.freeze_normalization:
+            freeze_normalization(model)
         speed_up_training(model)
         if recipe.freeze_base and recipe.augmentation.is_none:
             fixed, self.trained = split_network(model)
             training = compute_features(fixed, training, progress)
             self.validation = compute_features(fixed, self.validation, progress)
-        self.batches = TrainingBatches(
-            training, recipe.batch_size, options.seed, recipe.augmentation, options.even
+        self.people = people[1] if people else None
+        self.accuracy = f"{LABELS}_accuracy" if people else "accuracy"
+        self.on_device = trains_on_device() and self.trained is model
+        self._loop: DeviceLoop | None = None
+        self._best: Weights = []
+        self._saved = -math.inf
+        self.batches = (DeviceBatches if self.on_device else TrainingBatches)(
+            training,
+            recipe.batch_size,
+            options.seed,
+            recipe.augmentation,
+            options.even,
+            people[0].stack(training.targets) if people else None,
+            choose_teachers(options, recipe),
         )
         self.phase = ""
         self.rate = 0.0
@@ -168,6 +167,9 @@ class TrainingRun:
             while self.epoch < self.recipe.epochs and not (self.history and self.is_finished()):
                 self.train_epoch()
                 self.validate_epoch()
+                if time.monotonic() - self._saved >= SAVE_EVERY_S:
+                    self.save()
+            self.save()
 
     def is_finished(self) -> bool:
         """Return whether time or patience has run out."""
@@ -186,23 +188,27 @@ class TrainingRun:
             done = self.state.batches_done % n_batches
             self.progress.begin_file(f"epoch {epoch + 1}/{self.recipe.epochs}", n_batches, "batch")
             self.progress.advance(done)
-        callbacks: list[Any] = [_Pace(self)]
-        if self.options.tensorboard:
-            callbacks.append(_open_tensorboard(self.options.output / "tensorboard"))
-        fitted = self.trained.fit(
-            self.batches.feed(self.state.batches_done, (epoch + 1) * n_batches),
-            initial_epoch=epoch,
-            epochs=epoch + 1,
-            callbacks=callbacks,
-            shuffle=False,
-            verbose=0,
-        )
+        numbers = range(self.state.batches_done, (epoch + 1) * n_batches)
+        if self.on_device:
+            self.last_logs = self._train_on_device(numbers)
+        else:
+            self.last_logs = fit_batches(self, numbers)
         if self.progress:
             self.progress.end_file()
-        self.last_logs = {name: float(values[-1]) for name, values in fitted.history.items()}
-        self.save()
         if self.interrupted:
+            self.save()
             raise KeyboardInterrupt
+
+    def _train_on_device(self, numbers: range) -> dict[str, float]:
+        if self._loop is None:
+            done = self.state.batches_done
+            self._loop = DeviceLoop(self.trained, self.recipe, self.average, done)
+        logs = self._loop.train(
+            self.batches.batch, numbers, self.next_rate, self.note_batch, self.check_loss
+        )
+        average = self._loop.store()
+        self.average = average if self.recipe.average else []
+        return logs
 
     def compile(self, epoch: int) -> None:
         """Set up the optimizer of the phase that an epoch belongs to."""
@@ -212,45 +218,52 @@ class TrainingRun:
         if self.phase == phase:
             return
         self.phase = phase
+        self._loop = None
         if not recipe.freeze_base:
             self.model.get_layer("base").trainable = not head_only
-        if recipe.weight_decay and not head_only:
-            optimizer = keras.optimizers.AdamW(
-                recipe.learning_rate, weight_decay=recipe.weight_decay
-            )
-            optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+        optimizer = build_optimizer(recipe, head_only)
+        if recipe.freeze_normalization:
+            freeze_normalization(self.model)
+        loss, metrics = "categorical_crossentropy", ["accuracy"]
+        if self.people is None:
+            self.trained.compile(optimizer, loss, metrics=metrics)
         else:
-            optimizer = keras.optimizers.Adam(recipe.learning_rate)
-        self.trained.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
+            shares = [1.0, recipe.label_loss]
+            self.trained.compile(optimizer, [loss, loss], shares, metrics=[metrics, metrics])
         optimizer.build(self.trained.trainable_variables)
 
-    def count_batch(self) -> None:
-        """Note that one more batch was trained on."""
+    def next_rate(self) -> float:
+        """Return the learning rate of the next batch, and keep it for the log."""
+        self.rate = self.learning_rate()
+        return self.rate
+
+    def note_batch(self) -> bool:
+        """Note that one more batch was trained on; return whether the epoch goes on."""
         self.state.batches_done += 1
         if self.progress:
             self.progress.advance(1)
+        return not (self.interrupted or self.is_out_of_time())
 
-    def update_average(self) -> None:
-        """Move the averaged weights towards the weights of the network."""
-        if not self.recipe.average:
-            return
-        weights = self.trained.get_weights()
-        n_updates = self.state.batches_done / AVERAGE_EVERY
-        # The first updates weigh more, so that the average forgets the weights it started from.
-        momentum = min(self.recipe.average**AVERAGE_EVERY, (1 + n_updates) / (10 + n_updates))
-        if not self.average:
-            self.average = weights
-        for mean, weight in zip(self.average, weights, strict=True):
-            mean += (1 - momentum) * (weight - mean)
+    def check_loss(self, loss: float) -> None:
+        """Refuse a loss that is not a number.
+
+        Raises:
+            ModelError: It is not.
+        """
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss is not a number in epoch {self.epoch + 1}: lower --learning-rate, or "
+                "try --precision float32; --resume goes on from the last good epoch"
+            )
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the averaged weights into the network for a while."""
-        if not self.average:
+    def wearing(self, others: Weights) -> Iterator[None]:
+        """Put other weights into the network for a while; none leaves it as it is."""
+        if not others:
             yield
             return
         weights = self.trained.get_weights()
-        self.trained.set_weights(self.average)
+        self.trained.set_weights(others)
         try:
             yield
         finally:
@@ -258,32 +271,27 @@ class TrainingRun:
 
     def validate_epoch(self) -> None:
         """Measure the averaged weights on the validation faces; keep them if they are the best."""
-        with self.averaged():
-            figures = measure(predict(self.trained, self.validation), self.validation.labels)
-            is_best = figures.accuracy > self.state.best_accuracy
+        with self.wearing(self.average):
+            score, figures = validate(
+                self.trained, self.validation, self.people, self.recipe.label_loss
+            )
+            is_best = score > self.state.best_score
             if is_best:
-                self.state.best_accuracy = figures.accuracy
+                self.state.best_score = score
                 self.state.best_epoch = len(self.history) + 1
-                with atomic_write(self.folder / "best.keras") as path:
-                    self.model.save(path, include_optimizer=False)
+                self._best = self.trained.get_weights()
         row = {
             "epoch": len(self.history) + 1,
             "seconds": self.elapsed_s(),
             "learning_rate": self.rate,
             "loss": self.last_logs.get("loss", math.nan),
-            "accuracy": self.last_logs.get("accuracy", math.nan),
-            "val_loss": figures.log_loss,
-            "val_accuracy": figures.accuracy,
-            "val_macro_f1": figures.macro_f1,
+            "accuracy": self.last_logs.get(self.accuracy, math.nan),
+            **figures,
         }
         self.history.append(row)
-        self.write_state()
-        write_curves(self.options.output, self.history)
-        left_s = self.seconds_left()
+        best = " (best)" if is_best else ""
         line = (
-            f"epoch {row['epoch']}/{self.recipe.epochs}: loss {row['loss']:.3f}, accuracy "
-            f"{row['accuracy']:.4f}, validation {row['val_accuracy']:.4f}"
-            f"{' (best)' if is_best else ''}, {left_s / 60:.0f} min left"
+            f"{tell_epoch(row, self.recipe.epochs)}{best}, {self.seconds_left() / 60:.0f} min left"
         )
         logger.info(line)
         if self.progress:
@@ -300,16 +308,19 @@ class TrainingRun:
     # -- checkpoints --
 
     def save(self) -> None:
-        """Write a checkpoint, then the state file that names it."""
+        """Write the best weights, curves and a checkpoint, then the state file that names it."""
+        if self._best:
+            with self.wearing(self._best), atomic_write(self.folder / "best.keras") as path:
+                self.model.save(path, include_optimizer=False)
+            self._best = []
+        if self.history:
+            write_curves(self.options.output, self.history)
         name = f"checkpoint-{self.state.batches_done:08d}"
         write_checkpoint(self.folder, name, self.trained, self.average)
         self.state.checkpoint = name
-        self.write_state()
-        remove_checkpoints(self.folder, but=name)
-
-    def write_state(self) -> None:
-        """Write how far the run is."""
         write_state(self.folder, replace(self.state, elapsed_s=self.elapsed_s()))
+        remove_checkpoints(self.folder, but=name)
+        self._saved = time.monotonic()
 
     def restore(self) -> None:
         """Go back to where the state file says that an earlier run ended.

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +12,6 @@ import numpy.typing as npt
 from batchfer.emotions.architectures import fit_normalization
 from batchfer.emotions.card import ModelCard
 from batchfer.emotions.classifier import load_network
-from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError, UsageError
 from batchfer.files import PARTS_FOLDER, display_name, lock_output, prepare_output
@@ -22,19 +20,21 @@ from batchfer.training.batches import spread_over_gpus
 from batchfer.training.checkpoints import hash_faces, read_state
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet, Splits, check_classes, load_faces, locate_cache
-from batchfer.training.figures import apply_temperature, fit_temperature, measure
-from batchfer.training.head import PeopleTargets, add_people
+from batchfer.training.figures import apply_temperature
+from batchfer.training.head import add_people
 from batchfer.training.layouts import FaceList, list_faces, read_votes, tell_skipped
 from batchfer.training.networks import (
     build_network,
     choose_precision,
     draw_sample,
+    load_in_float32,
     predict,
 )
 from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.past_runs import identify_run, trace_runs
+from batchfer.training.people import People, PeopleTargets
 from batchfer.training.publishing import Trained, publish
-from batchfer.training.recipes import Recipe, find_recipe, format_recipe
+from batchfer.training.recipes import Recipe, find_recipe, format_recipe, trains_people
 from batchfer.training.run import TrainingRun
 from batchfer.training.targets import (
     draw_per_class,
@@ -45,6 +45,7 @@ from batchfer.training.targets import (
     soften_targets,
     split_validation,
 )
+from batchfer.training.validation import measure_calibrated
 
 logger = logging.getLogger(__name__)
 
@@ -89,17 +90,18 @@ def prepare_data(options: TrainOptions, recipe: Recipe) -> Splits:
     if options.hard_votes:
         faces = relabel_by_majority(faces, votes)
     check_classes(faces.labels, where)
-    faces = soften_targets(
-        faces, {} if options.hard_votes else votes, recipe.vote_share, recipe.smoothing
-    )
-    if options.teachers:
+    both = trains_people(options, recipe)
+    aims = {} if options.hard_votes or both else votes
+    faces = soften_targets(faces, aims, recipe.vote_share, recipe.smoothing)
+    asked = options.teachers and not recipe.same_view
+    if asked:
         said = []
         for name in options.teachers:
             card, teacher, _ = load_network(name, read_out=LABELS)
             same = load_faces(kept, card.input_size, cache)
             said.append(ask_teacher(card, teacher, same))
         faces = follow_teachers(faces, recipe.teacher_share, said)
-    if options.teachers or votes:
+    if (asked or votes) and not both:
         faces = keep_frequencies(faces)
     validates = _choose_validation(faces, options, recipe)
     training, validation = faces.select(~validates), faces.select(validates)
@@ -182,14 +184,17 @@ def train(
     with lock_output(options.output):
         splits = prepare_data(options, recipe)
         options = _find_own_run(options, recipe, splits)
+        both = trains_people(options, recipe)
+        wanted = both or (recipe.fit_people and options.votes is not None)
+        people = _join_votes(options, splits) if wanted else None
         if recipe.epochs:
-            best, history, done = _train_layers(options, recipe, splits, progress)
-            share = average_with_base(best, options, recipe, splits.validation)
+            taught = people if both else None
+            best, history, done = _train_layers(options, recipe, splits, taught, progress)
+            share = average_with_base(best, options, recipe, splits.validation, taught)
         else:
             best, history, done = build_network(options, recipe), [], recipe
             share = 1.0
-        people = _join_votes(options, splits) if recipe.fit_people and options.votes else None
-        if people is not None:
+        if people is not None and not both:
             cache = options.cache or locate_cache()
             best = add_people(best, splits, people, cache, recipe.flip_average, progress)
         runs = trace_runs(options, done)
@@ -197,7 +202,11 @@ def train(
 
 
 def _train_layers(
-    options: TrainOptions, recipe: Recipe, splits: Splits, progress: Progress | None
+    options: TrainOptions,
+    recipe: Recipe,
+    splits: Splits,
+    people: People | None,
+    progress: Progress | None,
 ) -> tuple[Any, list[dict[str, float]], Recipe]:
     """Return a trained network, its learning curve, and the recipe as it was carried out."""
     keras.utils.set_random_seed(options.seed)
@@ -207,7 +216,7 @@ def _train_layers(
             network = build_network(options, recipe)
             if recipe.fit_normalization and not (goes_on(options) or options.resume):
                 fit_normalization(network, draw_sample(splits.training, options.seed))
-            run = TrainingRun(options, recipe, splits, network, progress)
+            run = TrainingRun(options, recipe, splits, network, progress, people)
             run.run()
         done = recipe
         if run.is_out_of_time():  # the card keeps how many epochs were done in that time
@@ -218,7 +227,7 @@ def _train_layers(
         keras.config.set_dtype_policy("float32")
 
 
-def _join_votes(options: TrainOptions, splits: Splits) -> tuple[PeopleTargets, PeopleTargets]:
+def _join_votes(options: TrainOptions, splits: Splits) -> People:
     """Return what people say of the training and of the validation faces."""
     assert options.votes is not None
     votes = read_votes(options.votes)
@@ -251,16 +260,12 @@ def _find_own_run(options: TrainOptions, recipe: Recipe, splits: Splits) -> Trai
     raise UsageError(f"{display_name(options.output)} holds another run; give another -o")
 
 
-def load_in_float32(path: Path, options: TrainOptions, recipe: Recipe) -> Any:
-    """Return the network of a file in single precision, however it was trained."""
-    saved = load_network_file(path)
-    model = build_network(replace(options, base_weights="none"), recipe)
-    model.set_weights(saved.get_weights())
-    return model
-
-
 def average_with_base(
-    model: Any, options: TrainOptions, recipe: Recipe, validation: FaceSet
+    model: Any,
+    options: TrainOptions,
+    recipe: Recipe,
+    validation: FaceSet,
+    people: People | None = None,
 ) -> float:
     """Move a network that went on from a trained one part of the way back, where that is better.
 
@@ -271,7 +276,7 @@ def average_with_base(
     if not goes_on(options):
         return 0.0
     reached = model.get_weights()
-    base = load_network(options.base_weights, read_out=LABELS)[1].get_weights()
+    base = build_network(options, recipe).get_weights()
 
     def mix(share: float) -> None:
         model.set_weights(
@@ -281,17 +286,10 @@ def average_with_base(
     losses = {}
     for share in (0.0, *BASE_SHARES):
         mix(share)
-        raw = predict(model, validation, recipe.flip_average)
-        truth = np.eye(len(EMOTIONS), dtype=np.float32)[validation.labels]
-        tempered = apply_temperature(raw, fit_temperature(raw, truth))
-        figures = measure(tempered, validation.labels)
-        losses[share] = figures.log_loss
-        logger.info(
-            "%.0f %% of the base's weights: log loss %.4f, accuracy %.4f",
-            100 * share,
-            figures.log_loss,
-            figures.accuracy,
+        losses[share] = measure_calibrated(
+            model, validation, people and people[1], recipe.flip_average
         )
+        logger.info("%.0f %% of the base's weights: log loss %.4f", 100 * share, losses[share])
     best = min(losses, key=lambda share: losses[share])
     mix(best)
     return best

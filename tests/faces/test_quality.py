@@ -120,21 +120,22 @@ def test_uncertain_is_a_confidence_below_the_limit() -> None:
 
 
 def test_a_flag_makes_a_face_uncertain_and_says_why() -> None:
-    """One sure of its emotion: bad scores, half outside, blurred, turned, covered, all of it."""
+    """Sure emotions: bad scores, half outside, blurred, turned, covered, unseen, all of it."""
     frontal = project_head(0)[0]
     landmarks = np.stack([frontal, frontal, frontal - (320, 0), frontal, project_head(60)[0],
-                          frontal, project_head(-60)[0] - (320, 0)])  # fmt: skip
-    scores = np.array([1, LOW_SCORE_BELOW - 0.01, 1, 1, 1, 1, 0.8], np.float32)
+                          frontal, frontal, project_head(-60)[0] - (320, 0)])  # fmt: skip
+    scores = np.array([1, LOW_SCORE_BELOW - 0.01, 1, 1, 1, 1, 0, 0], np.float32)
     n_faces = len(scores)
     boxes = np.zeros((n_faces, 4), np.float32)
     faces = FaceDetections(np.zeros(n_faces, np.int64), boxes, scores, landmarks.astype(np.float32))
     noise = np.random.default_rng(0).integers(0, 255, (n_faces, 64, 64, 3), np.uint8)
-    noise[[3, 6]] = 90
-    covered = np.array([False] * 5 + [True] * 2)
+    noise[[3, 7]] = 90
+    covered = np.array([False] * 5 + [True, False, True])
     probabilities = np.tile(np.eye(7, dtype=np.float32)[3], (n_faces, 1))
     columns = measure_quality(noise, faces, (360, 640), covered, probabilities, 0.5)
-    assert columns["flags"].tolist() == [None, *FLAGS, "|".join(FLAGS)]
-    assert columns["uncertain"].tolist() == [False] + [True] * 6
+    unseen = "low_score|whole"
+    assert columns["flags"].tolist() == [None, *FLAGS[:-1], unseen, "|".join(FLAGS)]
+    assert columns["uncertain"].tolist() == [False] + [True] * 7
     unsure = measure_quality(noise, faces, (360, 640), covered, probabilities, 1.1)
     assert unsure["uncertain"].all() and unsure["flags"][0] is None
 
@@ -151,10 +152,10 @@ def test_flags_are_read_from_their_column_or_else_from_measures() -> None:
     flags = pd.array([None, "low_score", "outside|covered", "|".join(FLAGS)], "string")
     table = pd.DataFrame({"flags": flags, "blur": [0.0] * 4})
     assert find_flags(table).to_numpy().astype(int).tolist() == [
-        [0, 0, 0, 0, 0],
-        [1, 0, 0, 0, 0],
-        [0, 1, 0, 0, 1],
-        [1, 1, 1, 1, 1],
+        [0, 0, 0, 0, 0, 0],
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 1, 0],
+        [1, 1, 1, 1, 1, 1],
     ]
     older = pd.DataFrame({"blur": [20.0, 500], "yaw": [0.0, -50]})
     assert find_flags(older)[["blurred", "turned"]].to_numpy().tolist() == [[1, 0], [0, 1]]

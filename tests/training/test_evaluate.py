@@ -240,13 +240,15 @@ def test_end_to_end_counts_missed_faces(toy_model: Path, tmp_path: Path) -> None
         (tmp_path / "data" / emotion).mkdir(parents=True)
     Image.fromarray(portrait).save(tmp_path / "data" / "angry" / "face.png")
     Image.fromarray(np.full_like(portrait, 90)).save(tmp_path / "data" / "disgust" / "wall.png")
-    figures = evaluate(
-        EvaluateOptions(
-            (tmp_path / "data",), tmp_path / "out", str(toy_model), end_to_end=True,
-            cache=tmp_path / "cache",
-        )
-    ).figures  # fmt: skip
-    assert figures.missed_faces == 1
+    Image.fromarray(np.full((90, 90, 3), 90, np.uint8)).save(tmp_path / "data/disgust/small.png")
+    options = EvaluateOptions(
+        (tmp_path / "data",), tmp_path / "whole", str(toy_model), end_to_end=True,
+        cache=tmp_path / "cache", whole_picture=True,
+    )  # fmt: skip
+    assert evaluate(options).figures.missed_faces == 1, "the small one is read as a face"
+    options = replace(options, output=tmp_path / "out", whole_picture=False)
+    figures = evaluate(options).figures
+    assert figures.missed_faces == 2
     assert figures.per_class["disgust"].recall == 0
     with (tmp_path / "out" / "predictions.csv").open(newline="") as stream:
         rows = {row["input"]: row for row in csv.DictReader(stream)}

@@ -14,9 +14,10 @@ from batchfer.errors import UsageError
 from batchfer.schema import EMOTIONS
 from batchfer.training.evaluate import evaluate
 from batchfer.training.features import FeatureCache
-from batchfer.training.head import LABEL_WEIGHT, LastLayerProblem, PeopleTargets
+from batchfer.training.head import LastLayerProblem
 from batchfer.training.layouts import list_faces
 from batchfer.training.options import EvaluateOptions, TrainOptions
+from batchfer.training.people import LABEL_WEIGHT, PeopleTargets
 from batchfer.training.recipes import find_recipe
 from batchfer.training.train import prepare_data, train
 

@@ -2,13 +2,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from toy_models import shake
 
 from batchfer.emotions.architectures import build_vgg19
 from batchfer.machine import find_bfloat16_unit
 from batchfer.training.kernels import speed_up_training
+from batchfer.training.networks import freeze_normalization
 
 
-def train_one_step(speed_up: bool, precision: str) -> tuple[list, list]:
+def train_one_step(speed_up: bool, precision: str, freeze: bool = False) -> tuple[list, list]:
     """Return gradients and the statistics after a step of a network with all kinds of layers."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(precision)
@@ -22,11 +24,16 @@ def train_one_step(speed_up: bool, precision: str) -> tuple[list, list]:
                 layers.MaxPooling2D(),
                 layers.Conv2D(16, 3, padding="same", activation="relu"),
                 layers.Conv2D(16, 3, padding="valid"),
+                layers.DepthwiseConv2D(3, depth_multiplier=2, use_bias=False, padding="same"),
+                layers.BatchNormalization(),
                 layers.GlobalAveragePooling2D(),
             ]
         )
     finally:
         keras.config.set_dtype_policy("float32")
+    if freeze:
+        shake(model, np.random.default_rng(0))
+        freeze_normalization(model)
     if speed_up:
         speed_up_training(model)
     pictures = tf.constant(np.random.default_rng(0).normal(size=(8, 12, 12, 3)), tf.float32)
@@ -44,6 +51,16 @@ def test_faster_training_kernels_change_nothing(precision: str, error: float) ->
     gradients, fast_statistics = train_one_step(True, precision)
     for mine, theirs in zip(gradients + fast_statistics, expected + statistics, strict=True):
         assert np.abs(mine - theirs).max() <= error * max(np.abs(theirs).max(), 0.1)
+
+
+def test_frozen_normalizations_are_part_of_the_kernels_before_them() -> None:
+    expected, before = train_one_step(False, "float32", freeze=True)
+    gradients, after = train_one_step(True, "float32", freeze=True)
+    assert len(gradients) == 7  # none of the normalizations
+    for mine, theirs in zip(gradients, expected, strict=True):
+        assert np.abs(mine - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    for mine, theirs in zip(after, before, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_the_slow_gradient_is_replaced_where_it_is_slow() -> None:

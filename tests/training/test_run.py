@@ -164,6 +164,7 @@ def copy_model(model: Path, folder: Path, **changes: Any) -> Path:
 def test_every_recipe_is_printed_in_full() -> None:
     for (model, name), recipe in RECIPES.items():
         given = {"base_weights": "m.keras", "votes": Path("v.csv")} if name == "head" else {}
+        given |= {"base_weights": "none"} if name == "scratch" else {}
         text = format_recipe(find_recipe(TrainOptions((), Path(), model, name, **given)))
         assert f"architecture = {recipe.architecture}" in text
         assert f"epochs = {recipe.epochs}" in text
