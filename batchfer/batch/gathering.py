@@ -16,8 +16,8 @@ from batchfer.errors import NothingToDoError, OutputError, Reason, UsageError
 from batchfer.files import display_name, prepare_output
 from batchfer.locks import lock_output
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.folder import SUMMARY_NAME
-from batchfer.results.joining import INDEX_NAME, write_index_pages
+from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME
+from batchfer.results.joining import write_index_pages
 from batchfer.results.journal import DONE, Entry, Journal
 from batchfer.results.redo import find_results
 from batchfer.schema import Job, JobResult

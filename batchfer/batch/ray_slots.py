@@ -10,11 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from batchfer.batch.cluster import OnCluster
 from batchfer.batch.dispatch import VERDICT_S
 from batchfer.batch.events import Joint, Task
+from batchfer.batch.executors import OneWorker
 from batchfer.batch.slot import Broke, Lost, Message, Place, Slot
 from batchfer.errors import MachineError, UsageError, one_line
-from batchfer.spread import SlotSize
+from batchfer.options import Machine, OutputOptions
+from batchfer.spread import SlotSize, Spread
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +190,21 @@ class RaySlots:
             self._ray.shutdown()
 
 
+def choose_executor(
+    spread: Spread, machine: Machine, outputs: OutputOptions
+) -> OneWorker | OnCluster:
+    """Return who does the work of a batch, as the command line says."""
+    if spread.cluster is None:
+        return OneWorker(machine, outputs.timeout_s)
+    return OnCluster(
+        RaySlots(spread.cluster, spread.slot),
+        machine,
+        timeout_s=outputs.timeout_s,
+        allow_mixed=spread.allow_mixed,
+        most_slots=spread.slots,
+    )
+
+
 def count_room(node: Mapping[str, float], cores: float, gpus: float) -> int:
     """Return how many slots a node has room for."""
     room = int(node.get("CPU", 0.0) // cores)
@@ -216,7 +234,7 @@ def connect(ray: Any, address: str) -> None:
     """
     if ray.is_initialized():  # whoever did that knows why
         return
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == "local":
         options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     else:

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
@@ -20,6 +19,7 @@ from batchfer.analysis.linker import FaceLinker
 from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.events import Advanced, Analyzed, Began, Ended, Opened, PutOff, Task, Tell
 from batchfer.batch.facts import describe_video
+from batchfer.batch.finishing import Finisher, Wake
 from batchfer.batch.outcomes import add_time, attempt, recall_result
 from batchfer.batch.parts import VideoParts
 from batchfer.batch.tools import Tools
@@ -43,8 +43,6 @@ from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people
 
 logger = logging.getLogger(__name__)
-
-Wake = Callable[[], None]
 
 
 def draws_beside(options: AnalyzeOptions, outputs: OutputOptions) -> bool:
@@ -116,7 +114,7 @@ def analyze_videos(fresh: Iterable[Task], kit: "Kit", wake: Wake = lambda: None)
                     clip.fail(item.error)
                     clip.begin(since)
                     tell(Analyzed(clip.task.name))
-                    finisher.finish(clip)
+                    finisher.finish(clip.complete)
                     since = time.monotonic()
     finally:
         while opened:
@@ -204,38 +202,6 @@ def read_clips(
         except Exception as error:  # whatever a file raises ends that file
             failure = error
         yield End(failure)
-
-
-class Finisher:
-    """Finishes one video, in a thread, while the next is analyzed."""
-
-    def __init__(self, wake: Wake) -> None:
-        """Start with nothing to do; ``wake`` is called as soon as something fails."""
-        self._wake = wake
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish")
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for what is being finished, and raise what that raises."""
-        self._pool.shutdown()
-        if kind is None and self._last is not None:
-            self._last.result()
-
-    def finish(self, clip: "Clip") -> None:
-        """Have a clip finished; waits until the one before is."""
-        before, self._last = self._last, self._pool.submit(clip.complete)
-        self._last.add_done_callback(lambda done: self._wake() if done.exception() else None)
-        if before is not None:
-            before.result()
-
-    def check(self) -> None:
-        """Raise what ends the batch, if something has."""
-        if self._last is not None and self._last.done():
-            self._last.result()
 
 
 class Source(NamedTuple):

@@ -109,25 +109,14 @@ def _run(
     telling: BatchTelling,
 ) -> NoReturn:
     set_up_logging(telling)
-    from batchfer.batch.cluster import OnCluster
-    from batchfer.batch.executors import OneWorker
-    from batchfer.batch.ray_slots import RaySlots
+    from batchfer.batch.ray_slots import choose_executor
     from batchfer.batch.records import Batch
     from batchfer.pipeline import run_batch
 
     started = time.monotonic()
     batch = Batch(kind, inputs, output, options, outputs, spread.shard)
-    executor: OneWorker | OnCluster = OneWorker(machine, outputs.timeout_s)
-    if spread.cluster is not None:
-        executor = OnCluster(
-            RaySlots(spread.cluster, spread.slot),
-            machine,
-            timeout_s=outputs.timeout_s,
-            allow_mixed=spread.allow_mixed,
-            most_slots=spread.slots,
-        )
     bars = ProgressBars if spread.cluster is None else ClusterBars
-    with bars(telling.quiet) as progress, executor:
+    with bars(telling.quiet) as progress, choose_executor(spread, machine, outputs) as executor:
         outcomes = Outcomes(telling)
         for result in run_batch(batch, executor, progress):
             outcomes.add(result)
