@@ -328,7 +328,7 @@ def list_entries(output: Path) -> list[str]:
         entry = json.loads(line)
         for mark in entry.get("files", {}).values():
             del mark["mtime_ns"]
-        entries.append(json.dumps({**entry, "seconds": 0}, sort_keys=True))
+        entries.append(json.dumps({**entry, "seconds": 0, "spans": []}, sort_keys=True))
     return sorted(entries)
 
 

@@ -169,7 +169,7 @@ def read_index(path: Path) -> list[dict[str, object]]:
 
     found = re.search(ROWS, path.read_text(encoding="utf-8"))
     assert found
-    return [{**row, "seconds": 0} for row in json.loads(found[1])]
+    return [{**row, "seconds": 0, "spans": []} for row in json.loads(found[1])]
 
 
 def list_entries(output: Path) -> list[dict[str, object]]:
@@ -179,7 +179,7 @@ def list_entries(output: Path) -> list[dict[str, object]]:
         entry = json.loads(line)
         for mark in entry.get("files", {}).values():
             del mark["mtime_ns"]
-        entries.append({**entry, "seconds": 0})
+        entries.append({**entry, "seconds": 0, "spans": []})
     return sorted(entries, key=str)
 
 
