@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo test test-all test-newest fuzz lint format lock wheel bench bench-stages bench-kernels bench-versions clean
+.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel bench bench-stages bench-kernels bench-versions bench-cluster clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ demo: $(VENV)/.installed ## analyze the sample clips and say where the results a
 	@echo
 	@echo "Now your own:      $(BIN)/batchfer video FILE.mp4"
 	@echo "or, for this shell: . $(BIN)/activate, then batchfer --help"
+
+demo-cluster: $(VENV)/.installed-dev ## the same on a cluster of Ray on this machine, one core a worker
+	@$(BIN)/batchfer video samples/clips -o $(DEMO)/cluster --cluster local --slot 1
+	@$(BIN)/batchfer images samples/stills -o $(DEMO)/cluster-images --cluster local --slot 1
 
 # One process a core, each with the tests of whole files; more than four need much memory.
 CORES  ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
@@ -79,6 +83,9 @@ bench-stages: $(VENV)/.installed-dev ## measure each stage alone; writes benchma
 
 bench-kernels: $(VENV)/.installed-dev ## the speed with other processors' kernels; writes benchmarks/README.md
 	$(BIN)/python benchmarks/kernels.py --model $(MODEL) $(if $(BEFORE),--before $(BEFORE))
+
+bench-cluster: $(VENV)/.installed-dev ## simulate 10,000 videos on clusters, a minute; writes benchmarks/README.md
+	$(BIN)/python benchmarks/cluster.py
 
 bench-versions: $(VENV)/.installed-dev ## the speed beside that of another checkout (BEFORE=); writes benchmarks/README.md
 	$(BIN)/python benchmarks/versions.py --model $(MODEL) --before $(BEFORE)

@@ -11,14 +11,11 @@ import secrets
 import shutil
 import stat
 import tempfile
-import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from batchfer.errors import OutputError, PlaceError
 from batchfer.schema import Job
@@ -53,12 +50,6 @@ PLACE_ERRORS = frozenset(
 """What a system says where one name is to blame, not the whole disk."""
 
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-
-LEFTOVER_AGE_S = 3600.0
-"""Unfinished single files that nobody has written to for so long are removed by the next run."""
-
-LOCK_PATIENCE_S = 2.0
-"""How long a lock is waited for: a run that was killed needs a moment until it is gone."""
 
 
 def display_name(path: str | Path) -> str:
@@ -167,34 +158,6 @@ def prepare_output(output: Path) -> None:
         raise OutputError(f"{display_name(output)}: cannot write, {error.strerror}") from error
 
 
-@contextmanager
-def lock_output(output: Path) -> Iterator[int | None]:
-    """Hold the output folder alone, and give the open file that holds it, if there is one.
-
-    The lock vanishes with this process and those that have inherited the file.
-
-    Raises:
-        OutputError: Another run holds it.
-    """
-    parts = output / PARTS_FOLDER
-    lock = FileLock(parts / "lock")
-    try:
-        drop_links(parts)
-        lock.acquire(timeout=LOCK_PATIENCE_S)
-    except Timeout as error:
-        raise OutputError(f"{display_name(output)}: another run is writing there") from error
-    except OSError as error:
-        raise OutputError(f"{display_name(output)}: cannot lock, {error.strerror}") from error
-    try:
-        for leftover in parts.glob(".*"):  # temporary files of `atomic_write` in a killed run
-            if time.time() - leftover.stat().st_mtime > LEFTOVER_AGE_S:
-                leftover.unlink(missing_ok=True)
-        # filelock has no public name for the descriptor of its file.
-        yield lock._context.lock_file_fd
-    finally:
-        lock.release()
-
-
 def drop_links(folder: Path) -> None:
     """Remove every symbolic link below a folder in which batchfer makes none, following none."""
     for where, folders, names in os.walk(folder):
@@ -250,16 +213,24 @@ def explain_refusal(path: Path, error: OSError) -> OutputError:
 
 
 @contextmanager
-def work_folder(output: Path, name: str) -> Iterator[Path]:
+def work_folder(output: Path, name: str, attempt: str = "") -> Iterator[Path]:
     """Give the folder for the unfinished parts of one input.
 
     It stays for the next run if this one is interrupted or cannot write, else it is removed.
+
+    Args:
+        output: The folder for all results.
+        name: The input.
+        attempt: Tells it from those of others, who may be at work on this input still; it lies in
+            the folder of the input, which whoever hands out attempts removes.
     """
-    folder = locate_parts(output, name)
+    around = locate_parts(output, name)
+    folder = around / attempt
     is_over = False
     try:
-        if folder.is_symlink():
-            folder.unlink()
+        for place in (around, folder):
+            if place.is_symlink():
+                place.unlink()
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         is_over = True

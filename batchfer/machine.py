@@ -109,18 +109,40 @@ _KEPT_MEMORY = {-1: 2**30, -2: 2**26, -3: 2**25}
 _MOST_HEAPS = -8  # M_ARENA_MAX
 
 
-def keep_memory() -> None:
+def count_cores(most: int | None = None) -> int:
+    """Return how many cores this process may use, ``most`` at most."""
+    n_cores = len(os.sched_getaffinity(0))
+    return n_cores if most is None else min(max(most, 1), n_cores)
+
+
+def measure_memory(pid: int) -> int:
+    """Return the bytes of memory that a process and those below it hold, as Linux tells; else 0."""
+    n_bytes = 0
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        n_bytes = pages * os.sysconf("SC_PAGE_SIZE")
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            n_bytes += sum(map(measure_memory, map(int, (thread / "children").read_text().split())))
+    except (OSError, ValueError, IndexError):  # it has ended meanwhile
+        pass
+    return n_bytes
+
+
+def keep_memory(cores: int | None = None) -> None:
     """Let the C library keep the memory of frames that are done with for the frames to come.
 
     glibc gives memory at the end of a heap back and has it faulted in anew, page by page: 600 a
     frame of 360p, 2,000 one of 720p, a twentieth of all processor time. The heaps may keep 64 MiB
     each here, and are two a core, not eight, so that threads use again what others have left and
     memory stops growing soon. Other C libraries do as they do.
+
+    Args:
+        cores: How many are used; all that this process may if None.
     """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         for parameter, value in _KEPT_MEMORY.items():
             mallopt(parameter, value)
-        mallopt(_MOST_HEAPS, 2 * len(os.sched_getaffinity(0)))
+        mallopt(_MOST_HEAPS, 2 * count_cores(cores))
 
 
 @contextmanager

@@ -334,6 +334,9 @@ class Machine:
         int | None,
         Flag("--workers", "Sub-batches at once.", HOW, "N", text="3 for 2 cores", least=1),
     ] = None
+    cores: Annotated[
+        int | None, Flag("--cores", "Cores to use.", HOW, "N", text="all", least=1)
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from batchfer.batch.executors import Executor
 from batchfer.batch.picture_records import PictureRecords
 from batchfer.batch.records import Batch, Records
 from batchfer.batch.video_records import VideoRecords
-from batchfer.files import lock_output
+from batchfer.locks import lock_output
 from batchfer.options import AnalyzeOptions
 from batchfer.schema import JobResult, Timeline
 
@@ -34,7 +34,7 @@ def run_batch(
             ends itself alone.
     """
     records = (VideoRecords if batch.kind == "video" else PictureRecords)(batch)
-    with lock_output(batch.output) as lock:
+    with lock_output(batch.output, batch.shard) as lock:
         settled, tasks = records.sort()
         results = [*records.skipped, *settled]
         yield from results

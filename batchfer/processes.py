@@ -210,14 +210,24 @@ class Owner(logging.Handler):
             except OSError:
                 os._exit(1)
 
-    def answer(self, handle: Callable[[Any], None], *known: type[Exception]) -> Never:
+    def answer(
+        self,
+        handle: Callable[[Any], None],
+        *known: type[Exception],
+        source: Callable[[], Any] | None = None,
+    ) -> Never:
         """Do what is asked, one thing after the other, for good.
 
         What that raises is told, and raised by `Helper.hear`: if it is not ``known``, as a
         `HelperError`.
+
+        Args:
+            handle: Does one thing.
+            known: What it raises that the owner knows.
+            source: Waits for the next thing, if somebody else takes in what is asked.
         """
         while True:
-            request = self.next_request()
+            request = (source or self.next_request)()
             try:
                 handle(request)
             except BaseException as error:

@@ -12,6 +12,7 @@ from batchfer.batch.tools import Tools
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
+from batchfer.spread import Shard
 
 MACHINE = Machine("cpu", None, 2)
 get_tools = cache(Tools)
@@ -41,7 +42,8 @@ def run_jobs(
     machine: Machine = MACHINE,
     progress: Progress | None = None,
     tell: Callable[[Event], object] = lambda _: None,
+    shard: Shard | None = None,
 ) -> Iterator[JobResult]:
     """Run a batch as the command does, but in this process; ``tell`` hears its events."""
-    batch = Batch(kind, inputs, output, options, outputs)
+    batch = Batch(kind, inputs, output, options, outputs, shard)
     return run_batch(batch, Watched(tell, machine), progress)

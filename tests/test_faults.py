@@ -26,7 +26,8 @@ from running import run_jobs
 
 from batchfer.batch import parts as parts_module
 from batchfer.errors import OutputError
-from batchfer.files import lock_output, prepare_output
+from batchfer.files import prepare_output
+from batchfer.locks import lock_output
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions

@@ -17,7 +17,7 @@ from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.faces.keyframes import Neighbours, detect_between
 from batchfer.faces.quality import measure_quality
 from batchfer.faces.whole_pictures import add_whole_pictures
-from batchfer.machine import configure_tensorflow, hide_stderr, pause_collector
+from batchfer.machine import configure_tensorflow, count_cores, hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
 from batchfer.options import AnalyzeOptions
@@ -64,6 +64,7 @@ class Analyzer:
         device: str = "auto",
         batch_size: int | None = None,
         workers: int | None = None,
+        cores: int | None = None,
     ) -> None:
         """Load the networks.
 
@@ -72,6 +73,7 @@ class Analyzer:
             device: ``auto``, ``cpu``, ``gpu`` or ``gpu:N``.
             batch_size: Frames a sub-batch, chosen from the frame size if None.
             workers: Sub-batches that run at once, chosen from the cores if None.
+            cores: How many to use; all that this process may if None.
 
         Raises:
             ModelError: The model is unknown, unsafe or unfit.
@@ -92,7 +94,7 @@ class Analyzer:
             from batchfer.emotions.classifier import load_classifier
 
             self.options = options or AnalyzeOptions()
-            self.n_cores = len(os.sched_getaffinity(0))
+            self.n_cores = count_cores(cores)
             self.tf_device = configure_tensorflow(
                 device, min(workers or self.n_cores, self.n_cores)
             )

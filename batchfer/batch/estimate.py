@@ -18,6 +18,7 @@ import numpy as np
 from batchfer.analysis.analyzer import Analyzer, read_frames
 from batchfer.analysis.stream import analyze
 from batchfer.batch.jobs import Kind, plan_jobs
+from batchfer.batch.tools import Tools
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError
 from batchfer.faces.turns import TurnCheck, advise_turn
@@ -122,7 +123,7 @@ def make_plan(
     if n_done == n_found:
         return Plan([], 0, 0.0, 0.0, 0.0, n_done=n_done, closed=closed)
     videos = [probe_video(job, options) for job in clips]
-    analyzer = Analyzer(options, machine.device, machine.batch_size, machine.workers)
+    analyzer = Tools(machine).load(options)
     rates, bytes_a_pixel = _time_sizes(videos, analyzer, outputs.annotate)
     seconds = 0.0
     disk_bytes = 0.0

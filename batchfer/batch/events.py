@@ -25,7 +25,9 @@ class Task(Job):
     ``mark`` is the input's `mark_input`, taken before it is read. ``numbers`` is the hash of what
     decides the numbers, ``events`` are the stimulus windows of a video. ``older`` marks the files
     of an older result; ``known`` is what the journal tells of the same numbers, if only other
-    results are to be made of them.
+    results are to be made of them. ``key`` tells the unfinished rows of pictures from those of
+    others who work at the same time, ``attempt`` the unfinished parts of a video from those of
+    others who may be at work on it still.
     """
 
     kind: Kind = field(compare=False)
@@ -37,6 +39,8 @@ class Task(Job):
     events: tuple[EventWindow, ...] = field(compare=False, default=())
     older: Mapping[str, Mapping[str, int]] = field(compare=False, default_factory=dict)
     known: Entry | None = field(compare=False, default=None)
+    key: str = field(compare=False, default="")
+    attempt: str = field(compare=False, default="")
 
 
 class Opened(NamedTuple):
@@ -70,13 +74,36 @@ class Analyzed(NamedTuple):
     name: str
 
 
+class Ready(NamedTuple):
+    """The result of an input is complete, and waits for leave to take its place."""
+
+    name: str
+
+
+class Wanting(NamedTuple):
+    """All that was given has been read: from here on more would be begun at once."""
+
+
+class Leave(NamedTuple):
+    """Goes to who works: the result of an input that is `Ready` may take its place."""
+
+    name: str
+
+
+class AtWork(NamedTuple):
+    """So many slots work; ``oldest`` are the inputs begun first, each with its share done."""
+
+    n_slots: int
+    oldest: tuple[tuple[str, float | None], ...]
+
+
 class Ended(NamedTuple):
     """Inputs have their outcomes, and what these stand for is on disk."""
 
     results: tuple[JobResult, ...]
 
 
-Event = Opened | PutOff | Began | Advanced | Analyzed | Ended
+Event = Opened | PutOff | Began | Advanced | Analyzed | Wanting | Ready | AtWork | Ended
 
 
 class Tell(Protocol):
@@ -106,7 +133,7 @@ class JointPictures:
     """What is to be written of all pictures of a batch.
 
     ``jobs`` are all of them, in order, and ``kept`` those that have a result. ``are_new`` says
-    whether any was analyzed in this run.
+    whether any was analyzed in this run. Of a ``shard`` nothing is written but what its run tells.
     """
 
     output: Path
@@ -116,6 +143,7 @@ class JointPictures:
     kept: tuple[Job, ...]
     results: tuple[JobResult, ...]
     are_new: bool
+    shard: str = ""
 
 
 Joint = JointVideos | JointPictures
@@ -136,6 +164,9 @@ class Progress(Protocol):
     def end_file(self) -> None:
         """Learn that the input has ended, however."""
 
+    def show_work(self, work: AtWork) -> None:
+        """Learn who works on a cluster."""
+
 
 class Silence:
     """Progress that nobody watches."""
@@ -150,4 +181,7 @@ class Silence:
         """Do nothing."""
 
     def end_file(self) -> None:
+        """Do nothing."""
+
+    def show_work(self, work: AtWork) -> None:
         """Do nothing."""

@@ -1,6 +1,6 @@
 """Who does the work of a batch: this process, or one of its own that may crash or hang.
 
-A third, as actors of a cluster, is another class with `run` and `join`.
+A third, slots on many machines, is `batchfer.batch.cluster.OnCluster`.
 """
 
 import logging

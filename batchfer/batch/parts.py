@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from batchfer.analysis.linker import FaceLinker
-from batchfer.files import atomic_write
+from batchfer.files import atomic_write, link_or_copy
 from batchfer.formats import PARTS_FORMAT
 from batchfer.schema import QUALITY_COLUMNS, FrameBatch
 from batchfer.timeline.files import read_timeline, write_table
@@ -18,9 +18,35 @@ from batchfer.timeline.table import build_empty_table
 
 logger = logging.getLogger(__name__)
 
+NOTE = "parts.json"
+"""Tells what the parts beside it are of."""
+
 FRAMES_A_PART = 2000
 SECONDS_A_VIDEO_PART = 60.0
 """Analyzed frames, or time, after which what is known of a video is written down."""
+
+
+def _is_of(folder: Path, text: str) -> bool:
+    """Return whether the parts in a folder are of the key that its note shall tell."""
+    note = folder / NOTE
+    return note.is_file() and note.read_text(encoding="utf-8") == text
+
+
+def _take_over(folder: Path, text: str, around: Path) -> None:
+    """Give a folder the parts of the attempt that came furthest, if that is another one."""
+    others = [around, *(path for path in around.iterdir() if (path / NOTE).is_file())]
+    n_parts = {path: len(list(path.glob("part-*.npz"))) for path in others if _is_of(path, text)}
+    best = max(n_parts, key=lambda path: n_parts[path], default=folder)
+    if best == folder or n_parts[best] <= n_parts.get(folder, 0):
+        return
+    (folder / NOTE).unlink(missing_ok=True)  # until all are there
+    for path in folder.glob("part-*"):
+        path.unlink()
+    for state in sorted(best.glob("part-*.npz")):  # whoever writes them still only adds some
+        for path in (state.with_suffix(".parquet"), state):
+            link_or_copy(path, folder / path.name)
+    with atomic_write(folder / NOTE, folder) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 class VideoParts:
@@ -30,12 +56,14 @@ class VideoParts:
     ends where a batch ends, so that the batches that follow are the same as in one go.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, key: Mapping[str, object], around: Path | None = None) -> None:
         """Find the parts that a run before has left; those of another ``key`` are removed.
 
         Args:
             folder: Where they lie.
             key: What must be the same: the input's mark and what decides the numbers.
+            around: The folder of the input, in which other attempts have left theirs; the parts of
+                the one that came furthest are taken over.
         """
         self._folder = folder
         self._tables: list[pd.DataFrame] = []
@@ -46,8 +74,9 @@ class VideoParts:
         self.n_frames = self._n_new = 0
         self.next_frame = 0
         """Index of the first frame that is not in a part."""
-        note, text = folder / "parts.json", json.dumps(dict(key), sort_keys=True)
-        if not note.is_file() or note.read_text(encoding="utf-8") != text:
+        note, text = folder / NOTE, json.dumps(dict(key), sort_keys=True)
+        _take_over(folder, text, around or folder)
+        if not _is_of(folder, text):
             for path in folder.glob("part-*"):
                 path.unlink()
             with atomic_write(note, folder) as temporary:

@@ -44,7 +44,8 @@ class PictureRecords(Records):
         copies = {self._name_copy(task) for task in tasks}
         self._own = list_own_copies(self._journal, copies)
         if self.batch.outputs.annotate:
-            note_copies(self.batch.output, sorted(copies - self._own))
+            shard = self.batch.shard
+            note_copies(self.batch.output, sorted(copies - self._own), str(shard or ""))
 
     def note(self, progress: Progress, event: Event) -> None:
         """Pass on what an event means, of pictures that are tried again only how many are done."""
@@ -66,7 +67,9 @@ class PictureRecords(Records):
 
     def join(self, results: Sequence[JobResult], are_new: bool) -> JointPictures | None:
         """Return what is to be written of all pictures, None if that is there."""
-        names, rows = {job.name for job in self.jobs}, self._rows
+        names, rows, shard = {job.name for job in self.jobs}, self._rows, self.batch.shard
+        if shard is not None and not are_new:
+            return None
         if not are_new and rows is not None:
             lacks = rows.is_unfinished or not rows.names <= names or rows.lacks(self.batch.outputs)
             if not lacks:
@@ -79,6 +82,7 @@ class PictureRecords(Records):
             kept=tuple(job for job in self.jobs if job.name not in self._lost),
             results=tuple(results),
             are_new=are_new,
+            shard=str(shard or ""),
         )
 
     def _check(self) -> None:

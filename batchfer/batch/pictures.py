@@ -199,7 +199,7 @@ def perform_pictures(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
     """
     analyzer = tools.load(tasks[0].options)
     tell(Began(f"{len(tasks)} pictures", len(tasks)))
-    finished = Finished(tasks[0].output, tell)
+    finished = Finished(tasks[0].output, tell, tasks[0].key)
     flaws: dict[int, str] = {}
     search = SmallFaceSearch(analyzer.detector, PICTURES_PX)
 
@@ -229,9 +229,9 @@ def perform_pictures(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
 class Finished:
     """Outcomes that wait until their rows are on disk, and are told then."""
 
-    def __init__(self, output: Path, tell: Tell) -> None:
-        """Start with none."""
-        self._parts = PictureParts(output)
+    def __init__(self, output: Path, tell: Tell, key: str = "") -> None:
+        """Start with none; for ``key`` see `PictureParts`."""
+        self._parts = PictureParts(output, key)
         self._tell = tell
         self._waiting: list[tuple[JobResult, TableRows | None]] = []
         self._since = time.monotonic()
@@ -319,6 +319,9 @@ def join_pictures(joint: JointPictures, load: Callable[[AnalyzeOptions], Analyze
     if run is None:
         smaller = join_small(result.smaller_faces for result in joint.results)
         run = replace(describe_run(load(joint.options)), smaller_faces=smaller)
+    if joint.shard:
+        rows.note_run(run, joint.outputs, joint.shard)
+        return
     write_pictures_page(joint, publish_pictures(joint, rows, run))
 
 

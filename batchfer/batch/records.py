@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from batchfer.batch.events import Advanced, Analyzed, Began, Event, Joint, Progress, Task
+from batchfer.batch.events import Advanced, Analyzed, AtWork, Began, Event, Joint, Progress, Task
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.outcomes import recall_result, skip_result
 from batchfer.emotions.card import find_model
@@ -16,6 +16,7 @@ from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import Entry, Journal, hash_settings
 from batchfer.results.ownership import refuse_foreign
 from batchfer.schema import Job, JobResult
+from batchfer.spread import Shard
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Batch:
     output: Path
     options: AnalyzeOptions
     outputs: OutputOptions
+    shard: Shard | None = None
 
 
 class Records(ABC):
@@ -50,12 +52,16 @@ class Records(ABC):
         """
         self.batch = batch
         self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
+        if batch.shard is not None:  # each has its name among all of them
+            number, total = batch.shard
+            self.jobs = self.jobs[number - 1 :: total]
+            self.skipped = self.skipped if number == 1 else []
         model = find_model(batch.options.model)
         check_answer(model, batch.options.labels, batch.options.read_out)
         self._settings = hash_settings(batch.options, batch.outputs, hash_file(model))
         self._check()
         # Foreign files are looked for before this run writes anything into the folder.
-        self._journal = Journal(batch.output)
+        self._journal = Journal(batch.output, batch.shard)
         copies = [name for job in self.jobs for name in self._list_copies(job)]
         refuse_foreign(self._journal, self.joint_files, copies, batch.outputs.overwrite)
         prepare_output(batch.output)
@@ -104,6 +110,8 @@ class Records(ABC):
                 progress.advance(n_units)
             case Analyzed():
                 progress.end_file()
+            case AtWork():
+                progress.show_work(event)
 
     @abstractmethod
     def begin(self, tasks: Sequence[Task], progress: Progress) -> None:
@@ -124,7 +132,9 @@ class Records(ABC):
 
     def _open(self) -> None:
         """Read what earlier runs did."""
-        self._journal = Journal(self.batch.output)
+        self._journal = Journal(self.batch.output, self.batch.shard)
+        if self.batch.shard is None:
+            self._journal.absorb()
         self._journal.claims = self.joint_files
 
     def _list_copies(self, job: Job) -> list[str]:
@@ -141,6 +151,7 @@ class Records(ABC):
             options=batch.options,
             outputs=batch.outputs,
             numbers=self._settings.numbers,
+            key="" if batch.shard is None else str(batch.shard),
         )
 
     @abstractmethod

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from batchfer.errors import InputError, OutputError, Reason
+from batchfer.errors import InputError, OutputError, Reason, UsageError
+from batchfer.faces.small_faces import join_small
 from batchfer.files import (
     PARTS_FOLDER,
     atomic_write,
@@ -22,7 +23,7 @@ from batchfer.files import (
 )
 from batchfer.formats import PARTS_FORMAT
 from batchfer.options import OutputOptions
-from batchfer.results.facts import RunFacts
+from batchfer.results.facts import OutputFacts, RunFacts
 from batchfer.results.folder import FACES_NAMES, REPORT_NAME
 from batchfer.results.ownership import ADVICE
 from batchfer.results.picture_facts import PictureFacts, Written
@@ -58,14 +59,16 @@ class PictureParts:
     killed loses at most the pictures since the last part.
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, key: str = "") -> None:
         """Find what is there.
 
         Args:
             output: The folder for all results.
+            key: Tells new parts from those that others write at the same time.
         """
         self.folder = output / PARTS_FOLDER / "pictures"
-        self.paths = sorted(self.folder.glob("part-" + 6 * "[0-9]" + f".{PARTS_FORMAT}"))
+        self.paths = sorted(self.folder.glob("part-" + 6 * "[0-9]" + f"*.{PARTS_FORMAT}"))
+        self._suffix = f"-{key}" if key else ""
 
     def make_folder(self) -> None:
         """Make the folder for them.
@@ -89,8 +92,8 @@ class PictureParts:
         parts = [table.iloc[np.concatenate(places[key])] for key, table in tables.items()]
         table = pd.concat(parts, ignore_index=True)
         self.make_folder()
-        last = int(self.paths[-1].stem.removeprefix("part-")) if self.paths else -1
-        path = self.folder / f"part-{last + 1:06d}.{PARTS_FORMAT}"
+        last = int(self.paths[-1].stem.split("-")[1]) if self.paths else -1
+        path = self.folder / f"part-{last + 1:06d}{self._suffix}.{PARTS_FORMAT}"
         with atomic_write(path) as temporary:
             write_table(table, {PARTS_FORMAT: temporary})
         self.paths.append(path)
@@ -160,8 +163,11 @@ class PictureRows:
 
     @property
     def run(self) -> RunFacts | None:
-        """What the last run told of itself, None if that is gone."""
-        return self._told.run
+        """What the last run told of itself, or shards have since; None if that is gone."""
+        if not (told := self._read_shards()):
+            return self._told.run
+        smaller = join_small(run.smaller_faces for run in told)
+        return replace(told[-1], smaller_faces=smaller, outputs=None, blur_faces=False)
 
     def lacks(self, outputs: OutputOptions) -> bool:
         """Return whether something that joins all pictures is gone, or has another size."""
@@ -172,6 +178,32 @@ class PictureRows:
         if not written:  # an older version did not tell, or run.json is gone
             return not all(sizes.values()) or self.run is None
         return any(size != written.get(name, Written()).size for name, size in sizes.items())
+
+    def note_run(self, run: RunFacts, outputs: OutputOptions, shard: str) -> None:
+        """Keep what the run of a shard tells of itself, until all is joined."""
+        folder = self._parts.folder / f"run-{shard}"
+        folder.mkdir(parents=True, exist_ok=True)
+        made = OutputFacts(thumbnails=outputs.thumbnails)
+        replace(run, outputs=made, blur_faces=outputs.blur_faces).write(folder)
+
+    def recall_hidden(self) -> tuple[bool, bool] | None:
+        """Return whether shards were to blur faces, and to show thumbnails; None without shards."""
+        told = self._read_shards()
+        if not told:
+            return None
+        # What one hides stays hidden.
+        shows = [run.outputs is not None and run.outputs.thumbnails for run in told]
+        return any(run.blur_faces for run in told), all(shows)
+
+    def _read_shards(self) -> list[RunFacts]:
+        """Return what shards have told of their runs, which had the same settings."""
+        told = []
+        for folder in sorted(self._parts.folder.glob("run-*")):
+            try:
+                told.append(RunFacts.read(folder))
+            except UsageError as error:
+                logger.warning("%s", error)
+        return told
 
     def publish(
         self,

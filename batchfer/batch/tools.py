@@ -44,7 +44,9 @@ class Tools:
         """
         if self._analyzer is None or self._analyzer.options != options:
             machine = self._machine
-            self._analyzer = Analyzer(options, machine.device, machine.batch_size, machine.workers)
+            self._analyzer = Analyzer(
+                options, machine.device, machine.batch_size, machine.workers, machine.cores
+            )
         return self._analyzer
 
     def close(self) -> None:

@@ -44,11 +44,14 @@ class VideoRecords(Records):
         """Return what is to be done together: nothing comes after a failure that ends it all."""
         return [[task] for task in tasks] if self.batch.outputs.fail_fast else [tasks]
 
-    def join(self, results: Sequence[JobResult], are_new: bool) -> JointVideos:
+    def join(self, results: Sequence[JobResult], are_new: bool) -> JointVideos | None:
         """Return what is to be written of all videos.
 
-        Always: a run before may have ended before that, or had other participants.
+        Always: a run before may have ended before that, or had other participants. A shard leaves
+        it to who has all of them.
         """
+        if self.batch.shard is not None:
+            return None
         places = {job.name: place for place, job in enumerate(self.jobs)}
         ordered = sorted(results, key=lambda result: places.get(result.job.name, -1))
         owns_index = self._journal.owns(INDEX_NAME)
@@ -59,7 +62,7 @@ class VideoRecords(Records):
         """Read the user's tables, so that a slip in them costs no work."""
         outputs, recordings = self.batch.outputs, [job.name for job in self.jobs]
         if outputs.participants is not None:
-            self._participants = _read_participants(outputs.participants, recordings)
+            self._participants = read_participants(outputs.participants, recordings)
         if outputs.events is not None:
             from batchfer.timeline.user_tables import read_events, split_events
 
@@ -127,7 +130,7 @@ class VideoRecords(Records):
         return replace(super()._describe(result), files=files, spans=result.spans)
 
 
-def _read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":
+def read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":
     """Return the user's table of who took part, which joins the recordings."""
     import pandas as pd
 

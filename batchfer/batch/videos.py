@@ -4,10 +4,11 @@ import logging
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -18,13 +19,14 @@ from batchfer.analysis.linker import FaceLinker
 from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.events import Advanced, Analyzed, Began, Ended, Opened, PutOff, Task, Tell
 from batchfer.batch.facts import describe_video
+from batchfer.batch.finishing import Finisher, Wake
 from batchfer.batch.outcomes import add_time, attempt, recall_result
 from batchfer.batch.parts import VideoParts
 from batchfer.batch.tools import Tools
 from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.faces.small_faces import CLIP_PX, SmallFaceSearch
 from batchfer.faces.turns import TurnCheck, advise_turn
-from batchfer.files import mark_input, work_folder
+from batchfer.files import locate_parts, mark_input, work_folder
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames, wants_all_frames
 from batchfer.options import AnalyzeOptions, OutputOptions
@@ -60,17 +62,45 @@ def perform_videos(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
     fresh = [again for task in tasks if (again := renew(task, tell)) is not None]
     if not fresh:
         return
-    options, outputs = fresh[0].options, fresh[0].outputs
     write = write_results
-    if outputs.report or len(fresh) > 1:
-        write = tools.write  # the writing process starts while the networks load
-    drawing = tools.drawing if draws_beside(options, outputs) else None
-    kit = Kit(tools.load(options), write, drawing, tell)
+    if fresh[0].outputs.report or len(fresh) > 1:
+        write = tools.write  # gets ready while the networks load
+    analyze_videos(fresh, make_kit(fresh[0], tools, write, tell))
+
+
+def perform_feed(
+    feed: Iterator[Task], tools: Tools, tell: Tell, leave: Callable[[str], None], wake: Wake
+) -> None:
+    """Do videos as they come, as one stream.
+
+    Args:
+        feed: Gives the next video, and waits until there is one.
+        tools: Networks and helpers.
+        tell: Told what happens.
+        leave: Waits for leave to give the result of an input its place.
+        wake: Ends the feed, in which somebody may wait, after what ends the batch.
+    """
+    renewed = (renew(task, tell, partial(leave, task.name)) for task in feed)
+    fresh = (again for again in renewed if again is not None)
+    if (first := next(fresh, None)) is not None:
+        kit = make_kit(first, tools, tools.write, tell)
+        analyze_videos(chain([first], fresh), kit._replace(leave=leave), wake)
+
+
+def make_kit(task: Task, tools: Tools, write: Callable[..., None], tell: Tell) -> "Kit":
+    """Get ready for videos of the batch of this one."""
+    drawing = tools.drawing if draws_beside(task.options, task.outputs) else None
+    return Kit(tools.load(task.options), write, drawing, tell)
+
+
+def analyze_videos(fresh: Iterable[Task], kit: "Kit", wake: Wake = lambda: None) -> None:
+    """Do videos as one stream; ``wake`` is called where one cannot be finished."""
+    tell = kit.tell
     opened: deque[Clip] = deque()
     since = time.monotonic()
     try:
         with (
-            Finisher() as finisher,
+            Finisher(wake) as finisher,
             closing(stream(kit.analyzer, read_clips(fresh, kit, opened))) as items,
         ):
             for item in items:
@@ -84,15 +114,20 @@ def perform_videos(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
                     clip.fail(item.error)
                     clip.begin(since)
                     tell(Analyzed(clip.task.name))
-                    finisher.finish(clip)
+                    finisher.finish(clip.complete)
                     since = time.monotonic()
     finally:
         while opened:
             opened.popleft().abandon()
 
 
-def renew(task: Task, tell: Tell) -> Task | None:
+def renew(task: Task, tell: Tell, leave: Callable[[], None] = lambda: None) -> Task | None:
     """Write other results of a video that an earlier run has analyzed; needs no network.
+
+    Args:
+        task: The video.
+        tell: Told what happens.
+        leave: Waits for leave to give the result its place.
 
     Returns:
         The task if it is to be analyzed after all, with the input as it is now.
@@ -109,7 +144,9 @@ def renew(task: Task, tell: Tell) -> Task | None:
     try:
         if mark_input(task.source) != task.mark:
             raise InputError(Reason.VANISHED, "it has changed meanwhile")
-        renew_video(task, task.known, task.output, task.outputs, task.events, advance)
+        renew_video(
+            task, task.known, task.output, task.outputs, task.events, advance, leave, task.attempt
+        )
         result = recall_result(task, task.known)
     except PlaceError as error:
         result = JobResult(task, "failed", Reason.OUTPUT_ERROR, str(error))
@@ -128,12 +165,16 @@ def renew(task: Task, tell: Tell) -> Task | None:
 
 
 class Kit(NamedTuple):
-    """What the clips of one stream share; ``drawing`` is None if nothing is drawn beside."""
+    """What the clips of one stream share; ``drawing`` is None if nothing is drawn beside.
+
+    ``leave`` waits for leave to give the result of an input its place.
+    """
 
     analyzer: Analyzer
     write: Callable[..., None]
     drawing: DrawingPool | None
     tell: Tell
+    leave: Callable[[str], None] = lambda _: None
 
 
 class End(NamedTuple):
@@ -143,7 +184,7 @@ class End(NamedTuple):
 
 
 def read_clips(
-    tasks: Sequence[Task], kit: Kit, opened: "deque[Clip]"
+    tasks: Iterable[Task], kit: Kit, opened: "deque[Clip]"
 ) -> Iterator[FrameBatch | End]:
     """Yield the frames of each video and its `End`; runs ahead, in another thread.
 
@@ -161,36 +202,6 @@ def read_clips(
         except Exception as error:  # whatever a file raises ends that file
             failure = error
         yield End(failure)
-
-
-class Finisher:
-    """Finishes one video, in a thread, while the next is analyzed."""
-
-    def __init__(self) -> None:
-        """Start with nothing to do."""
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="batchfer-finish")
-        self._last: Future[None] | None = None
-
-    def __enter__(self) -> Self:
-        """Return it."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for what is being finished, and raise what that raises."""
-        self._pool.shutdown()
-        if kind is None and self._last is not None:
-            self._last.result()
-
-    def finish(self, clip: "Clip") -> None:
-        """Have a clip finished; waits until the one before is."""
-        before, self._last = self._last, self._pool.submit(clip.complete)
-        if before is not None:
-            before.result()
-
-    def check(self) -> None:
-        """Raise what ends the batch, if something has."""
-        if self._last is not None and self._last.done():
-            self._last.result()
 
 
 class Source(NamedTuple):
@@ -228,11 +239,12 @@ class Clip:
         task, analyzer, options = self.task, self._kit.analyzer, self.task.options
         reader = VideoReader(task.source, options.max_pixels, options.rotate)
         self._open.enter_context(reader)
-        own = self._open.enter_context(work_folder(task.output, task.name))
+        own = self._open.enter_context(work_folder(task.output, task.name, task.attempt))
         folder = own / "result"
         shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
         folder.mkdir()
-        parts = VideoParts(own, {**task.mark, "settings": task.numbers})
+        key = {**task.mark, "settings": task.numbers}
+        parts = VideoParts(own, key, locate_parts(task.output, task.name))
         parts.restore(self._linker)
         self._source = Source(reader, folder, parts)
         for frames in read_frames(reader, analyzer, parts.next_frame):
@@ -323,6 +335,7 @@ class Clip:
                 task.events,
                 drawn=self._is_drawn,
                 write=self._kit.write,
+                announce=lambda _: self._kit.leave(task.name),
                 is_known=holds_result(task.destination, task.older),
             )
             return result

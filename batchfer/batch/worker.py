@@ -26,8 +26,8 @@ def perform(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
 
 def serve(owner: Owner) -> None:
     """Do what is asked for, on the machine that is told first; the life of a worker."""
-    keep_memory()
     machine: Machine = owner.next_request()
+    keep_memory(machine.cores)
     tools = Tools(machine)
 
     def do(request: Sequence[Task] | Joint) -> None:

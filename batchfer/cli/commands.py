@@ -1,6 +1,5 @@
 """The command line: parse, one library call, exit code; heavy imports wait for the call."""
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typer.core import TyperGroup
 
 from batchfer import __version__
 from batchfer.cli.flags import Inputs, Only, Output, People, Results, Without, takes
-from batchfer.cli.output import BatchSummary, ProgressBars, Stdout, format_plan, set_up_logging
+from batchfer.cli.output import ClusterBars, Outcomes, ProgressBars, format_plan, set_up_logging
 from batchfer.errors import BatchferError, ExitCode, UsageError, one_line
 from batchfer.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, display_name
 from batchfer.options import (
@@ -26,6 +25,7 @@ from batchfer.options import (
     Telling,
 )
 from batchfer.results.folder import EXPORT_SUFFIXES
+from batchfer.spread import Spread
 from batchfer.training.options import EvaluateOptions, TrainOptions
 
 EXPORTS = " or ".join(", ".join(EXPORT_SUFFIXES).rsplit(", ", 1))
@@ -76,11 +76,12 @@ def video(
     options: Annotated[AnalyzeOptions, Without(OF_PICTURES)],
     outputs: OutputOptions,
     machine: Machine,
+    spread: Spread,
     telling: BatchTelling,
     output: Output = Path("batchfer-results"),
 ) -> None:
     """Analyze videos: one folder each with timeline, annotated video and report."""
-    _run("video", inputs, output, options, outputs, machine, telling)
+    _run("video", inputs, output, options, outputs, machine, spread, telling)
 
 
 @app.command(epilog="Example:  batchfer images photos/ -o results --min-face 30")
@@ -90,11 +91,12 @@ def images(
     options: Annotated[AnalyzeOptions, Without(OF_VIDEOS)],
     outputs: Annotated[OutputOptions, Without(OF_TIME)],
     machine: Machine,
+    spread: Spread,
     telling: BatchTelling,
     output: Output = Path("batchfer-results"),
 ) -> None:
     """Analyze pictures: one table for all, and annotated copies."""
-    _run("image", inputs, output, options, outputs, machine, telling)
+    _run("image", inputs, output, options, outputs, machine, spread, telling)
 
 
 def _run(
@@ -104,34 +106,46 @@ def _run(
     options: AnalyzeOptions,
     outputs: OutputOptions,
     machine: Machine,
+    spread: Spread,
     telling: BatchTelling,
 ) -> NoReturn:
     set_up_logging(telling)
-    from batchfer.batch.executors import OneWorker
+    from batchfer.batch.ray_slots import choose_executor
     from batchfer.batch.records import Batch
     from batchfer.pipeline import run_batch
-    from batchfer.results.journal import Entry
 
     started = time.monotonic()
-    summary = BatchSummary()
-    stdout = Stdout()
-    batch = Batch(kind, inputs, output, options, outputs)
-    with (
-        ProgressBars(telling.quiet) as progress,
-        OneWorker(machine, outputs.timeout_s) as executor,
-    ):
+    batch = Batch(kind, inputs, output, options, outputs, spread.shard)
+    bars = ProgressBars if spread.cluster is None else ClusterBars
+    with bars(telling.quiet) as progress, choose_executor(spread, machine, outputs) as executor:
+        outcomes = Outcomes(telling)
         for result in run_batch(batch, executor, progress):
-            summary.add(result)
-            if telling.as_json:
-                stdout.write(json.dumps(Entry.of(result).tell()))
-    if not telling.quiet:
-        for line in summary.format(output, time.monotonic() - started):
-            if telling.as_json:
-                typer.echo(line, err=True)
-            else:
-                stdout.write(line)
-    stdout.check()
-    raise typer.Exit(summary.choose_exit_code(telling.allow_partial))
+            outcomes.add(result)
+    raise typer.Exit(outcomes.end(output, time.monotonic() - started))
+
+
+@app.command(epilog="Example:  batchfer join results")
+@takes
+def join(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Output folders of shards.", show_default=False)
+    ],
+    outputs: Annotated[OutputOptions, Only(("formats", "report", "participants", "overwrite"))],
+    telling: BatchTelling,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where the tables of several folders go."),
+    ] = None,
+) -> None:
+    """Make the tables and the page of a batch that was done in shards."""
+    set_up_logging(telling)
+    from batchfer.batch.gathering import gather
+
+    started = time.monotonic()
+    outcomes = Outcomes(telling)
+    for result in gather(folders, output, outputs):
+        outcomes.add(result)
+    raise typer.Exit(outcomes.end(output or folders[0], time.monotonic() - started))
 
 
 @app.command(epilog="Example:  batchfer plan recordings/ --every 2")

@@ -1,5 +1,6 @@
 """What a command tells: progress, the closing table, JSON, the log."""
 
+import json
 import logging
 import os
 import sys
@@ -14,10 +15,11 @@ import typer
 
 from batchfer.errors import ExitCode, OutputError
 from batchfer.faces.small_faces import join_small, tell_small
-from batchfer.options import Telling
+from batchfer.options import BatchTelling, Telling
 
 if TYPE_CHECKING:
     from batchfer.batch.estimate import Plan
+    from batchfer.batch.events import AtWork
     from batchfer.schema import JobResult
 
 
@@ -39,6 +41,7 @@ class ProgressBars:
         self._total: float | None = None
         self._started = 0.0
         self._last_line = 0.0
+        self._work = ""
 
     def __enter__(self) -> "ProgressBars":
         """Return itself."""
@@ -91,7 +94,8 @@ class ProgressBars:
             if self._total and rate:
                 left = f", {max(self._total - self._n_units, 0) / rate:.0f} s left"
             total = f"/{self._total:.0f}" if self._total else ""
-            typer.echo(f"  {self._n_units}{total}, {rate:.1f}/s{left}", err=True)
+            work = f", {self._work}" if self._work else ""
+            typer.echo(f"  {self._n_units}{total}, {rate:.1f}/s{left}{work}", err=True)
 
     def end_file(self) -> None:
         """Close the inner bar and count the file."""
@@ -102,6 +106,9 @@ class ProgressBars:
         if self._files is not None:
             self._files.update(1)
 
+    def show_work(self, work: "AtWork") -> None:
+        """Do nothing: one file is at work at a time."""
+
     def message(self, line: str) -> None:
         """Show a line without tearing the bars."""
         if self._bars:
@@ -110,6 +117,27 @@ class ProgressBars:
             tqdm.write(line, file=sys.stderr)
         else:
             typer.echo(line, err=True)
+
+
+class ClusterBars(ProgressBars):
+    """The same where many files are at work at a time: frames of all, and the files begun first."""
+
+    def end_file(self) -> None:
+        """Count a file; the others go on."""
+        self._n_done += 1
+        if self._files is not None:
+            self._files.update(1)
+
+    def show_work(self, work: "AtWork") -> None:
+        """Show how many slots work, and how far the files are that were begun first."""
+        shares = (
+            name if share is None else f"{name} {100 * share:.0f} %" for name, share in work.oldest
+        )
+        self._work = f"{work.n_slots} slots: {', '.join(shares)}"
+        if self._units is not None:
+            self._units.set_description_str(self._work)
+        else:
+            self.advance(0)
 
 
 class BatchSummary:
@@ -231,6 +259,39 @@ class Stdout:
         """Complain if lines are missing, but not of a reader who left (as in ``| head``)."""
         if self._error is not None and not isinstance(self._error, BrokenPipeError):
             raise OutputError(f"standard output: cannot write, {self._error.strerror}")
+
+
+class Outcomes:
+    """What is told of each input of a batch, and at its end."""
+
+    def __init__(self, telling: BatchTelling) -> None:
+        """Start with none."""
+        self._telling = telling
+        self._summary = BatchSummary()
+        self._stdout = Stdout()
+
+    def add(self, result: "JobResult") -> None:
+        """Count an outcome, and print it if that is asked for."""
+        self._summary.add(result)
+        if self._telling.as_json:
+            from batchfer.results.journal import Entry
+
+            self._stdout.write(json.dumps(Entry.of(result).tell()))
+
+    def end(self, output: Path, seconds: float) -> ExitCode:
+        """Print the closing table, and return what the process tells the shell.
+
+        Raises:
+            OutputError: Not everything could be printed.
+        """
+        if not self._telling.quiet:
+            for line in self._summary.format(output, seconds):
+                if self._telling.as_json:
+                    typer.echo(line, err=True)
+                else:
+                    self._stdout.write(line)
+        self._stdout.check()
+        return self._summary.choose_exit_code(self._telling.allow_partial)
 
 
 class _RepeatFilter(logging.Filter):

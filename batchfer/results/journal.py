@@ -11,11 +11,12 @@ from typing import NamedTuple, Self
 
 from batchfer import __version__
 from batchfer.errors import OutputError, Reason
-from batchfer.files import mark_input
+from batchfer.files import PARTS_FOLDER, mark_input
 from batchfer.machine import uses_onednn
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.facts import parse_told
 from batchfer.schema import JobResult, Status
+from batchfer.spread import Shard
 
 JOURNAL_NAME = "run.jsonl"
 DONE = ("ok", "partial")
@@ -142,10 +143,11 @@ class Journal:
     """The journal of one output folder. Lines are appended after the result has its final name.
 
     ``claims`` are the files beside the results that the present run writes, by their paths below
-    the output folder; they are written down with every entry.
+    the output folder; they are written down with every entry. A shard, which others run beside,
+    writes one of its own, until a run of all takes it in (`absorb`).
     """
 
-    def __init__(self, output: Path) -> None:
+    def __init__(self, output: Path, shard: Shard | None = None) -> None:
         """Read what earlier runs finished; a torn last line (a kill mid-write) is ignored.
 
         Raises:
@@ -157,9 +159,25 @@ class Journal:
         self._done: dict[str, Entry] = {}
         self._claimed: set[str] = set()
         self._is_old = False
-        content = self._read()
+        content = self._read(self.path)
         text = content or ""
+        self._take(text)
+        is_own = bool(self._entries) or not text.strip() or text.startswith('{"input": ')
+        self.is_foreign = content is None or not is_own
+        """Whether something else stands in its place, which is not read and goes with a first
+        line."""
+        # The youngest last, which counts.
+        self._shards = sorted((output / PARTS_FOLDER).glob("run-*.jsonl"), key=_tell_age)
+        texts = [self._read(path) or "" for path in self._shards]
+        for part in texts:
+            self._take(part)
+        self._own = self.path
+        if shard is not None:
+            self._own = output / PARTS_FOLDER / f"run-{shard}.jsonl"
+            text = dict(zip(self._shards, texts, strict=True)).get(self._own, "")
         self._torn = bool(text) and not text.endswith("\n")
+
+    def _take(self, text: str) -> None:
         for line in text.splitlines():
             if (entry := _parse_entry(line)) is None:
                 continue
@@ -168,17 +186,29 @@ class Journal:
                 self._done[entry.input] = entry
             self._claimed.update(entry.claims or ())
             self._is_old |= entry.claims is None
-        is_own = bool(self._entries) or not text.strip() or text.startswith('{"input": ')
-        self.is_foreign = content is None or not is_own
-        """Whether something else stands in its place, which is not read and goes with a first
-        line."""
 
-    def _read(self) -> str | None:
-        """Return what it holds, None for a link or something else than a file."""
+    def absorb(self) -> None:
+        """Take the journals of shards, none of which may be at work, into this one.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        entries: list[Entry] = []
+        for path in self._shards:
+            lines = (self._read(path) or "").splitlines()
+            entries += [entry for line in lines if (entry := _parse_entry(line)) is not None]
+        if entries:
+            self._write(entries)
+        for path in self._shards:
+            path.unlink(missing_ok=True)
+        self._shards = []
+
+    def _read(self, path: Path) -> str | None:
+        """Return what a file holds, None for a link or something else than a file."""
         try:
-            if self.path.is_symlink():
+            if path.is_symlink():
                 return None
-            handle = os.open(self.path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
+            handle = os.open(path, os.O_RDONLY | _NO_LINK | _NO_WAIT)
             with open(handle, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
                 return file.read() if stat.S_ISREG(os.fstat(handle).st_mode) else None
         except (FileNotFoundError, NotADirectoryError):
@@ -186,7 +216,11 @@ class Journal:
         except IsADirectoryError:
             return None
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be read ({error.strerror})") from error
+            raise OutputError(f"{path}: cannot be read ({error.strerror})") from error
+
+    def list_entries(self) -> Sequence[Entry]:
+        """Return the last entry of each input, done or not."""
+        return list(self._entries.values())
 
     def owns(self, name: str) -> bool:
         """Return whether a run has written the file of this path below the output folder.
@@ -254,17 +288,21 @@ class Journal:
     def _write(self, entries: Iterable[Entry]) -> None:
         lines = [json.dumps(entry.tell(), ensure_ascii=True) + "\n" for entry in entries]
         try:
-            if self.is_foreign:
+            if self.is_foreign and self._own == self.path:
                 self.path.unlink()
                 self.is_foreign = self._torn = False
             flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINK
-            with open(os.open(self.path, flags, 0o666), "a", encoding="utf-8") as file:  # noqa: PTH123
+            with open(os.open(self._own, flags, 0o666), "a", encoding="utf-8") as file:  # noqa: PTH123
                 file.write(("\n" if self._torn else "") + "".join(lines))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written ({error.strerror})") from error
+            raise OutputError(f"{self._own}: cannot be written ({error.strerror})") from error
         self._torn = False
+
+
+def _tell_age(path: Path) -> int:
+    return mark_input(path).get("mtime_ns", 0)
 
 
 def _parse_entry(line: str) -> Entry | None:

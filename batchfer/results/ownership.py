@@ -61,27 +61,36 @@ def refuse_foreign(
             raise OutputError(f"{display_name(path)} {what} and would be replaced; {ADVICE}")
 
 
-def note_copies(output: Path, names: Sequence[str]) -> None:
-    """Keep the names of files that are about to be written, until the journal knows of them."""
+def note_copies(output: Path, names: Sequence[str], shard: str = "") -> None:
+    """Keep the names of files that are about to be written, until the journal knows of them.
+
+    Args:
+        output: The folder for all results.
+        names: Paths below it.
+        shard: What of the batch is done, if not all; others write beside.
+    """
+    place = output / PARTS_FOLDER / (f"copies-{shard}.json" if shard else "copies.json")
     kept = sorted({*_read_copies(output), *names})
-    with atomic_write(_locate_copies(output)) as path:
+    with atomic_write(place) as path:
         path.write_text(json.dumps({"copies": kept}), encoding="utf-8")
 
 
 def forget_copies(output: Path) -> None:
     """Drop what `note_copies` kept."""
-    _locate_copies(output).unlink(missing_ok=True)
+    for path in _list_copies(output):
+        path.unlink(missing_ok=True)
 
 
-def _locate_copies(output: Path) -> Path:
-    return output / PARTS_FOLDER / "copies.json"
+def _list_copies(output: Path) -> Iterable[Path]:
+    return (output / PARTS_FOLDER).glob("copies*.json")
 
 
 def _read_copies(output: Path) -> set[str]:
-    try:
-        return set(read_object(_locate_copies(output))["copies"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
+    names: set[str] = set()
+    for path in _list_copies(output):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            names.update(read_object(path)["copies"])
+    return names
 
 
 def find_obstacle(job: Job, output: Path, journal: Journal | None) -> str:

@@ -106,6 +106,8 @@ def renew_video(
     outputs: OutputOptions,
     events: Sequence[EventWindow],
     advance: Callable[[int], None],
+    leave: Callable[[], None] = lambda: None,
+    attempt: str = "",
 ) -> None:
     """Write the results of an analyzed video anew, as they are asked for now.
 
@@ -119,6 +121,8 @@ def renew_video(
         outputs: What is asked for.
         events: The stimulus windows of this recording.
         advance: Told of the frames that are drawn.
+        leave: Waits for leave to give the result its place.
+        attempt: See `work_folder`.
 
     Raises:
         InputError: The timeline is not the one that was written, or the video cannot be decoded.
@@ -145,11 +149,12 @@ def renew_video(
         kept.add(DRAWING_NAME)
     timeline = Timeline(replace(timeline.clip, path=job.source), timeline.table)
     facts = replace(facts, source=describe_source(job))
-    with work_folder(output, f"{job.name}\0anew") as parts:
+    with work_folder(output, f"{job.name}\0anew", attempt) as parts:
         work = _empty(parts / "result")
         make_result(
-            work, final, timeline, facts, outputs, events, kept=kept, advance=advance, is_known=True
-        )
+            work, final, timeline, facts, outputs, events,
+            kept=kept, announce=lambda _: leave(), advance=advance, is_known=True,
+        )  # fmt: skip
 
 
 def _empty(folder: Path) -> Path:

@@ -22,7 +22,8 @@ from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.faces.whole_pictures import add_whole_pictures
-from batchfer.files import display_name, lock_output, prepare_output
+from batchfer.files import display_name, prepare_output
+from batchfer.locks import lock_output
 from batchfer.machine import choose_device, hide_stderr
 from batchfer.media.images import read_image
 from batchfer.schema import EMOTIONS, Floats, Images

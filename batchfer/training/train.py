@@ -14,7 +14,8 @@ from batchfer.emotions.card import ModelCard
 from batchfer.emotions.classifier import load_network
 from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError, UsageError
-from batchfer.files import PARTS_FOLDER, display_name, lock_output, prepare_output
+from batchfer.files import PARTS_FOLDER, display_name, prepare_output
+from batchfer.locks import lock_output
 from batchfer.schema import EMOTIONS, Floats
 from batchfer.training.batches import spread_over_gpus
 from batchfer.training.checkpoints import hash_faces, read_state

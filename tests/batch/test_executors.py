@@ -29,7 +29,7 @@ from batchfer.batch.events import (
 from batchfer.batch.executors import Hands, InProcess, OneWorker, share_out
 from batchfer.batch.tools import Tools
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.files import lock_output
+from batchfer.locks import lock_output
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.schema import JobResult
 
@@ -317,7 +317,8 @@ COMMAND = """
 import sys
 from pathlib import Path
 from batchfer.batch import executors
-from batchfer.files import lock_output, prepare_output
+from batchfer.files import prepare_output
+from batchfer.locks import lock_output
 from batchfer.options import Machine
 from test_executors import make_tasks
 executors.WORKER = "toy_worker"

@@ -25,10 +25,10 @@ from batchfer.files import (
     fold_name,
     hash_file,
     locate_parts,
-    lock_output,
     prepare_output,
     publish_folder,
 )
+from batchfer.locks import lock_output
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_nobody_can_guess_where_a_file_is_written(home: Path) -> None:
 def test_two_runs_do_not_share_an_output(home: Path) -> None:
     prepare_output(Path("out"))
     code = (
-        "import sys; from pathlib import Path; from batchfer.files import lock_output\n"
+        "import sys; from pathlib import Path; from batchfer.locks import lock_output\n"
         "with lock_output(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -10,9 +10,10 @@ from batchfer.cli.commands import app
 from batchfer.cli.flags import Only, Without, takes
 from batchfer.errors import UsageError
 from batchfer.options import OF_VIDEOS, AnalyzeOptions, Flag, Machine, OutputOptions
+from batchfer.spread import Spread
 from batchfer.training.options import EvaluateOptions, TrainOptions
 
-CLASSES = [AnalyzeOptions, OutputOptions, Machine, TrainOptions, EvaluateOptions]
+CLASSES = [AnalyzeOptions, OutputOptions, Machine, Spread, TrainOptions, EvaluateOptions]
 
 
 def run(command: object, *arguments: str) -> object:

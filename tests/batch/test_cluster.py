@@ -1,0 +1,642 @@
+"""Batches on a real cluster of Ray: a head without work and two nodes of one core, on loopback."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clips import make_clip
+from PIL import Image
+from running import run_jobs
+from typer.testing import CliRunner
+
+from batchfer.batch import ray_slots
+from batchfer.batch.cluster import OnCluster
+from batchfer.batch.events import AtWork
+from batchfer.batch.ray_slots import RaySlots, split_address
+from batchfer.batch.records import Batch
+from batchfer.batch.slot import Place
+from batchfer.cli.commands import app
+from batchfer.errors import MachineError, OutputError, UsageError
+from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.pipeline import run_batch
+from batchfer.schema import JobResult
+from batchfer.spread import SlotSize, parse_slot
+
+# Ray reads it while it is imported: 127.0.0.1 is to stay what it is.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+ROOT = Path(__file__).parent.parent.parent
+STILLS = ROOT / "samples" / "stills"
+
+
+# --- the options' errors, which need no Ray -----------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "gpu", "gpu:", "gpu:0", "gpu:x", "4:gpu"])
+def test_what_is_no_size_of_a_slot_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--slot takes cores"):
+        parse_slot(text)
+
+
+def test_a_slot_takes_cores_or_a_part_of_a_gpu() -> None:
+    assert parse_slot("4") == SlotSize(4)
+    assert parse_slot("gpu:0.25") == SlotSize(None, 0.25)
+    assert parse_slot("gpu:2") == SlotSize(None, 2.0)
+
+
+@pytest.mark.parametrize("address", ["here", "host:", ":1", "host:0", "host:99999", "ray://host"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match="--cluster takes local, auto"):
+        split_address(address)
+    assert split_address("ray://10.0.0.1:10001") == ("10.0.0.1", 10001)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--slots", "2"], "--slot, --slots and --allow-mixed go with --cluster"),
+        (["--allow-mixed"], "--slot, --slots and --allow-mixed go with --cluster"),
+        (["--cluster", "auto", "--shard", "1/2"], "--shard and --cluster exclude each other"),
+    ],
+)
+def test_options_that_need_or_exclude_each_other(
+    given: list[str], told: str, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(app, ["video", "x.mp4", "-o", str(tmp_path), *given])
+    assert isinstance(done.exception, UsageError)
+    assert str(done.exception) == told
+
+
+def command(*arguments: object, **settings: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "batchfer", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ, **settings},
+    )  # fmt: skip
+
+
+def test_without_the_extra_the_option_says_how_to_get_it(tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden" / "ray"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'ray'\")")
+    clip = make_clip(tmp_path / "a.mp4", 3)
+    path = os.pathsep.join([str(hidden.parent), str(ROOT)])
+    done = command("video", clip, "-o", tmp_path / "out", "--cluster", "auto", PYTHONPATH=path)
+    assert done.returncode == 7
+    assert done.stderr.splitlines()[-1] == (
+        "batchfer: --cluster needs Ray: pip install 'batchfer[cluster]' (No module named 'ray')"
+    )
+
+
+def test_without_the_option_ray_is_not_imported() -> None:
+    modules = "batchfer.batch.ray_slots, batchfer.batch.cluster, batchfer.cli.commands"
+    code = f"import sys, {modules}; assert 'ray' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, cwd=ROOT)
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_slots, "import_ray", FakeRay)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with pytest.raises(MachineError, match=f"--cluster {address}: cannot be reached, "):
+            ray_slots.connect(FakeRay(), address)
+
+
+class FakeRay:
+    """What `connect` uses of Ray."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.options: dict[str, Any] = {}
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: Any) -> None:
+        self.options = options
+        if self.error is not None:
+            raise self.error
+
+
+def test_what_ray_says_is_told_in_one_line() -> None:
+    with pytest.raises(MachineError, match="--cluster auto: no cluster here"):
+        ray_slots.connect(FakeRay(ConnectionError("not found")), "auto")
+    with pytest.raises(MachineError, match=r"^--cluster local: Version mismatch: a b$"):
+        ray_slots.connect(FakeRay(RuntimeError("Version mismatch:\n a\n b")), "local")
+
+
+def test_a_cluster_without_a_token_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ray_slots, "_see_listens", lambda *_: None)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    ray_slots.connect(FakeRay(), "10.1.2.3:6379")
+    assert "without a token" in caplog.text
+    caplog.clear()
+    ray_slots.connect(FakeRay(), "local")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    ray_slots.connect(FakeRay(), "10.1.2.3:6379")
+    assert "token" not in caplog.text
+
+
+# --- a cluster ----------------------------------------------------------------------------------
+
+
+class TwoNodes:
+    """A cluster of this machine, of which a node can be removed and added."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", **QUIET},
+        )
+        self.nodes: list[Any] = []
+        try:
+            self.fill()
+        except BaseException:
+            self.cluster.shutdown()
+            raise
+
+    def fill(self) -> None:
+        """Have two nodes, whatever has happened to them."""
+        for node in [node for node in self.nodes if not node.any_processes_alive()]:
+            self.nodes.remove(node)
+        while len(self.nodes) < 2:
+            self.nodes.append(
+                self.cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", **QUIET)
+            )
+
+    def remove(self) -> None:
+        self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
+
+
+QUIET = {"include_dashboard": False, "dashboard_host": "127.0.0.1"}
+
+
+SPOILS = """
+import sys
+if any("batchfer.batch.feeding" in word for word in sys.orig_argv):
+    import os, signal, time
+    from pathlib import Path
+    from batchfer.batch import parts
+    from batchfer.media.reader import VideoReader
+    parts.FRAMES_A_PART = 32
+    begin = VideoReader.__init__
+    def spoil(self, path, *arguments, **settings):
+        if Path(path).stem == "segv":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        held = []
+        while Path(path).stem == "grow":
+            held.append(b"x" * 100_000_000)
+            time.sleep(0.1)
+        begin(self, path, *arguments, **settings)
+    VideoReader.__init__ = spoil
+"""
+"""What a worker on the cluster does with files of some names, as a decoder might."""
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        spoilt = tmp_path_factory.mktemp("spoilt")
+        (spoilt / "sitecustomize.py").write_text(SPOILS, encoding="utf-8")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(spoilt), *filter(None, sys.path)]))
+        # Agents start in a second then, not in up to fifteen on a machine that is busy.
+        patch.setattr(
+            "ray._private.utils.get_dashboard_dependency_error", lambda: ImportError("left out")
+        )
+        for left in (2, 1, 0):
+            try:
+                own = TwoNodes()
+                break
+            except Exception:
+                if not left:
+                    raise
+        try:
+            yield own
+        finally:
+            ray.shutdown()
+            own.cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(two_nodes: TwoNodes) -> TwoNodes:
+    two_nodes.fill()
+    return two_nodes
+
+
+def make_face_clip(path: Path, n_frames: int, first_px: int = 0) -> Path:
+    """A clip of a face that moves to the side, and back again."""
+    with Image.open(STILLS / "admiral.png") as image:
+        picture = np.asarray(image.convert("RGB").resize((256, 300)))
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24)
+        stream.width, stream.height, stream.pix_fmt = 256, 300, "yuv420p"
+        for index in range(n_frames):
+            shift = abs((first_px + index) % 40 - 20)
+            frame = av.VideoFrame.from_ndarray(np.roll(picture, shift, axis=1), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def make_clips(folder: Path, n_clips: int = 8) -> Path:
+    """Clips of a second, each of its own length."""
+    folder.mkdir()
+    for index in range(n_clips):
+        make_face_clip(folder / f"{index}.mp4", 24 + index, index)
+    return folder
+
+
+class Driver:
+    """Runs a batch on a cluster, and does something once when something has been told."""
+
+    def __init__(self, cluster: TwoNodes, model: Path, **settings: Any) -> None:
+        self.cluster, self.model, self.settings = cluster, model, settings
+        self.engine = RaySlots(cluster.cluster.address, SlotSize(1))
+        self.work: list[AtWork] = []
+        self.when_advanced: Callable[[], object] | None = None
+
+    def __call__(
+        self,
+        inputs: Path,
+        output: Path,
+        kind: str = "video",
+        after: int | None = None,
+        then: Callable[[], object] = lambda: None,
+        outputs: OutputOptions | None = None,
+        **asked: Any,
+    ) -> list[JobResult]:
+        options = AnalyzeOptions(model=str(self.model), **asked)
+        batch = Batch(kind, [inputs], output, options, outputs or OutputOptions())  # type: ignore[arg-type]
+        results = []
+        with OnCluster(self.engine, Machine("cpu"), **self.settings) as executor:
+            for result in run_batch(batch, executor, self):
+                results.append(result)
+                if len(results) == after:
+                    then()
+        return results
+
+    def begin_batch(self, n_jobs: int) -> None: ...
+    def begin_file(self, name: str, total: float | None) -> None: ...
+    def advance(self, n_units: int) -> None:
+        if n_units and self.when_advanced is not None:
+            self.when_advanced()
+            self.when_advanced = None
+
+    def end_file(self) -> None: ...
+    def show_work(self, work: AtWork) -> None:
+        self.work.append(work)
+
+
+def list_files(output: Path) -> dict[str, bytes]:
+    """All that a batch has written, but what tells when and how long it took."""
+    files = {
+        str(path.relative_to(output)): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and ".batchfer" not in path.parts
+    }
+    del files["run.jsonl"]
+    files.pop("index.html", None)
+    return files
+
+
+def list_entries(output: Path) -> list[str]:
+    """The journal, sorted and without times."""
+    entries = []
+    for line in (output / "run.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for mark in entry.get("files", {}).values():
+            del mark["mtime_ns"]
+        entries.append(json.dumps({**entry, "seconds": 0, "spans": []}, sort_keys=True))
+    return sorted(entries)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clips(tmp_path_factory.mktemp("clips") / "in")
+
+
+@pytest.fixture(scope="module")
+def one_machine(clips: Path, toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one machine makes of the clips."""
+    output = tmp_path_factory.mktemp("one") / "out"
+    options = AnalyzeOptions(model=str(toy_model))
+    results = list(run_jobs("video", [clips], output, options, OutputOptions()))
+    assert {result.status for result in results} == {"ok"}
+    assert all(result.n_faces >= result.n_frames for result in results)
+    return output
+
+
+def assert_same(output: Path, one_machine: Path) -> None:
+    files, own = list_files(output), list_files(one_machine)
+    assert files.keys() == own.keys()
+    different = [name for name in own if files[name] != own[name]]
+    assert different == []
+    assert list_entries(output) == list_entries(one_machine)
+    left = [path.name for path in (output / ".batchfer").iterdir()]
+    assert left in ([], ["lock"])
+
+
+def find_processes(text: str) -> list[int]:
+    """Processes below this one whose command line holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in words:
+            found.append(int(path.name))
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+"""127.0.0.1, ::1 and ::ffff:127.0.0.1 as the system writes them."""
+
+
+def list_listening() -> set[str]:
+    """The addresses at which processes of Ray listen, by `ss`-like reading of /proc."""
+    inodes = set()
+    pids = {*find_processes("raylet"), *find_processes("gcs_server"), *find_processes("ray::")}
+    pids |= {*find_processes("ray/dashboard"), *find_processes("ray/_private")}
+    for pid in pids - {os.getpid()}:
+        try:
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                target = str(handle.readlink())
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+        except OSError:
+            continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in inodes:
+                found.add(words[1].rpartition(":")[0])
+    return found
+
+
+@pytest.mark.slow
+def test_a_cluster_makes_the_same_bytes_and_either_knows_the_others_results(
+    cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    listening: set[str] = set()
+    drive = Driver(cluster, toy_model)
+    drive(clips, tmp_path, after=3, then=lambda: listening.update(list_listening()))
+    assert_same(tmp_path, one_machine)
+    assert listening and listening <= LOOPBACK, "it listens to others"
+    assert max(work.n_slots for work in drive.work) == 2
+    assert any(name.endswith(".mp4") for work in drive.work for name, _ in work.oldest)
+    options = AnalyzeOptions(model=str(toy_model))
+    plain = run_jobs("video", [clips], tmp_path, options, OutputOptions())
+    assert [str(result.reason) for result in plain] == 8 * ["up_to_date"]
+    copy = tmp_path / "copy"
+    shutil.copytree(one_machine, copy)
+    again = Driver(cluster, toy_model)(clips, copy)
+    assert [str(result.reason) for result in again] == 8 * ["up_to_date"]
+    # Other results of the same numbers are made without the networks.
+    other = Driver(cluster, toy_model)(clips, copy, outputs=OutputOptions(bin_s=0.5))
+    assert {result.status for result in other} == {"ok"}
+    assert all((copy / f"{number}.mp4" / "bins.csv").is_file() for number in range(8))
+    assert (copy / "0.mp4" / "timeline.csv").read_bytes() == (
+        one_machine / "0.mp4" / "timeline.csv"
+    ).read_bytes()
+
+
+@pytest.mark.slow
+def test_pictures_are_the_same_bytes(
+    cluster: TwoNodes, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchfer.batch.dispatch.PICTURES_A_CHUNK", 5)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in sorted(STILLS.iterdir())[:2]:
+        with Image.open(path) as image:
+            for width in (320, 300, 280, 260):
+                small = image.convert("RGB").resize((width, 240))
+                small.save(folder / f"{path.stem}-{width}.png")
+    (folder / "broken.png").write_bytes(b"no picture")
+    one, many = tmp_path / "one", tmp_path / "many"
+    options = AnalyzeOptions(model=str(toy_model))
+    list(run_jobs("image", [folder], one, options, OutputOptions()))
+    results = Driver(cluster, toy_model)(folder, many, "image")
+    assert sorted(result.status for result in results) == [*8 * ["ok"], "skipped"]
+    files, own = list_files(many), list_files(one)
+    for name in ("run.json", "report.html"):
+        assert files.pop(name) and own.pop(name)
+    assert files == own
+    assert list_entries(many) == list_entries(one)
+
+
+def list_children(pid: int) -> list[int]:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for path in threads for child in (path / "children").read_text().split()]
+
+
+def kill_one(text: str) -> None:
+    pids = find_processes(text)
+    assert pids
+    os.kill(pids[0], signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["processes", "node"])
+def test_whatever_is_killed_all_are_ok_and_the_same(
+    what: str, cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    def kill_processes() -> None:
+        one, other = find_processes("ray::Slot")
+        os.kill(one, signal.SIGKILL)
+        os.kill(list_children(other)[0], signal.SIGKILL)
+
+    kill = {"processes": kill_processes, "node": cluster.remove}
+    results = Driver(cluster, toy_model)(clips, tmp_path, after=2, then=kill[what])
+    assert sorted(result.status for result in results) == 8 * ["ok"]
+    assert len({result.job.name for result in results}) == 8
+    assert_same(tmp_path, one_machine)
+
+
+@pytest.mark.slow
+def test_a_file_whose_slot_is_killed_goes_on_from_its_part(
+    cluster: TwoNodes, toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, one, many = tmp_path / "in", tmp_path / "one", tmp_path / "many"
+    folder.mkdir()
+    make_face_clip(folder / "long.mp4", 900)
+    options = AnalyzeOptions(model=str(toy_model))
+    list(run_jobs("video", [folder], one, options, OutputOptions()))
+    drive = Driver(cluster, toy_model)
+    drive.when_advanced = lambda: kill_one("ray::Slot")
+    with caplog.at_level("INFO", "batchfer"):
+        (result,) = drive(folder, many)
+    assert result.status == "ok"
+    assert drive.when_advanced is None
+    assert "going on from frame" in caplog.text
+    for name in ("timeline.csv", "timeline.parquet", "segments.csv"):
+        assert (many / "long.mp4" / name).read_bytes() == (one / "long.mp4" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_what_is_done(
+    cluster: TwoNodes, clips: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    given = ["video", clips, "-o", tmp_path, "--model", toy_model, "--slot", "1"]
+    driver = start_driver(cluster, *given)
+    wait_for_entries(driver, tmp_path, 2)
+    driver.send_signal(signal.SIGINT)
+    _, told = driver.communicate(timeout=20)
+    assert driver.returncode == 130
+    assert "the same command goes on from there" in told
+    entries = list_entries(tmp_path)
+    assert len(entries) >= 2
+    for entry in map(json.loads, entries):
+        assert (tmp_path / entry["input"] / "run.json").is_file()
+
+
+def start_driver(cluster: TwoNodes, *given: object) -> "subprocess.Popen[str]":
+    words = [sys.executable, "-m", "batchfer", *map(str, given)]
+    words += ["--cluster", cluster.cluster.address, "--device", "cpu"]
+    return subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_entries(driver: "subprocess.Popen[str]", output: Path, n_entries: int) -> int:
+    """Wait until so many inputs are in the journal, and return how many are."""
+    journal, end_s = output / "run.jsonl", time.monotonic() + 120
+    while not journal.is_file() or journal.read_text().count("\n") < n_entries:
+        assert time.monotonic() < end_s and driver.poll() is None
+        time.sleep(0.05)
+    return journal.read_text().count("\n")
+
+
+@pytest.mark.slow
+def test_a_file_that_crashes_its_worker_fails_alone(
+    cluster: TwoNodes, clips: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    shutil.copytree(clips, folder)
+    (folder / "3.mp4").rename(folder / "segv.mp4")
+    results = Driver(cluster, toy_model)(folder, tmp_path / "out")
+    told = {result.job.name: result for result in results}
+    assert len(results) == 8
+    failed = told.pop("segv.mp4")
+    assert (failed.status, failed.reason) == ("failed", "internal")
+    assert failed.detail == "a library crashed on this file (SIGSEGV)"
+    assert {result.status for result in told.values()} == {"ok"}
+
+
+@pytest.mark.slow
+def test_a_file_that_takes_too_much_memory_fails_alone(
+    cluster: TwoNodes, clips: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(clips / "0.mp4", folder)
+    shutil.copy(clips / "3.mp4", folder / "grow.mp4")
+    drive = Driver(cluster, toy_model, memory_bytes=2_500_000_000)
+    told = {result.job.name: result for result in drive(folder, tmp_path / "out")}
+    failed = told.pop("grow.mp4")
+    assert (failed.status, failed.reason) == ("failed", "out_of_memory")
+    assert [result.status for result in told.values()] == ["ok"]
+
+
+@pytest.mark.slow
+def test_when_the_driver_dies_the_same_command_goes_on(
+    cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    given = ["video", clips, "-o", tmp_path, "--model", toy_model, "--slot", "1"]
+    driver = start_driver(cluster, *given)
+    wait_for_entries(driver, tmp_path, 3)
+    driver.kill()
+    driver.wait()
+    n_done = (tmp_path / "run.jsonl").read_text().count("\n")
+    address = cluster.cluster.address
+    done = command(*given, "--cluster", address, "--device", "cpu", "--json")
+    assert done.returncode == 0, done.stderr
+    reasons = [json.loads(line)["reason"] for line in done.stdout.splitlines()]
+    assert reasons.count("up_to_date") == n_done
+    assert reasons.count(None) == 8 - n_done
+    for path in (tmp_path / ".batchfer").glob("cluster-*"):  # that of the driver that was killed
+        path.unlink()
+    assert_same(tmp_path, one_machine)
+
+
+@pytest.mark.slow
+def test_a_slot_that_was_declared_lost_and_goes_on_publishes_nothing(
+    cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    stopped: list[int] = []
+
+    def stop() -> None:
+        pid = find_processes("ray::Slot")[0]
+        for one in [pid, *list_children(pid)]:
+            os.kill(one, signal.SIGSTOP)
+            stopped.append(one)
+
+    drive = Driver(cluster, toy_model, silence_s=10.0)
+    try:
+        results = drive(clips, tmp_path, after=2, then=stop)
+        assert sorted(result.status for result in results) == 8 * ["ok"]
+        before = list_files(tmp_path)
+        marks = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("timeline.*")}
+    finally:
+        for one in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGCONT)
+    time.sleep(3)
+    assert list_files(tmp_path) == before
+    assert marks == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("timeline.*")}
+    assert_same(tmp_path, one_machine)
+
+
+@pytest.mark.slow
+def test_an_output_that_the_nodes_do_not_share_ends_the_batch(
+    cluster: TwoNodes, clips: Path, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = Driver(cluster, toy_model)
+    elsewhere = drive.engine.open
+
+    def open_elsewhere(place: Place) -> int:
+        return elsewhere(replace(place, mark=tmp_path / "another" / place.mark.name))
+
+    monkeypatch.setattr(drive.engine, "open", open_elsewhere)
+    with pytest.raises(OutputError, match=r"does not see .*: give an -o that all nodes share"):
+        drive(clips, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_local_starts_a_cluster_for_itself_and_ends_it(clips: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(clips / "0.mp4", folder)
+    given = ["--cluster", "local", "--slot", "1", "--slots", "1", "--no-report", "--device", "cpu"]
+    words = [sys.executable, "-m", "batchfer", "video", folder, "-o", tmp_path / "out", *given]
+    driver = subprocess.Popen([*map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    listening: set[str] = set()
+    while driver.poll() is None:
+        listening |= list_listening()
+        time.sleep(0.2)
+    assert driver.stderr is not None
+    assert driver.returncode == 0, driver.stderr.read()
+    assert listening and listening <= LOOPBACK, "it listens to others"
+    assert (tmp_path / "out" / "0.mp4" / "run.json").is_file()
