@@ -4,6 +4,7 @@ What is written are Arrow tables, what is read are those of pandas; both librari
 there is a table, and not before.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 
 DEFUSED = r"'*[=+\-@\t\r]"
 """How text begins that a spreadsheet may take for a formula; as a cell it gets a ``'`` in front."""
+
+
+def defuse_text(text: str) -> str:
+    """Return a text as a cell of a CSV holds it: no formula to a spreadsheet."""
+    return re.sub(f"^({DEFUSED})", r"'\1", text)
 
 
 class Sink(Protocol):

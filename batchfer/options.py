@@ -55,6 +55,14 @@ def parse_time(text: str) -> float:
     return sum(value * 60.0**power for power, value in enumerate(reversed(values)))
 
 
+def parse_baseline(text: str) -> float:
+    """Return how many seconds before an event make its baseline."""
+    seconds = parse_time(text)
+    if seconds <= 0:
+        raise UsageError(f"a baseline lasts some time, such as 2s, not {text!r}")
+    return seconds
+
+
 def parse_bin(text: str) -> float:
     """Return the length of a time bin in seconds."""
     seconds = parse_time(text)
@@ -263,7 +271,10 @@ class OutputOptions:
     """What is written for each input, and how a batch goes on; none of it changes the numbers.
 
     ``smooth_s`` smooths segments and charts, in seconds; ``bin_s`` asks for means per time bin.
-    ``participants`` and ``events`` are tables of the user's.
+    ``participants`` and ``events`` are tables of the user's; ``baseline_before_s`` is the baseline
+    of events that tell none themselves, ``baseline`` where each person is taken to be neutral: a
+    window of time or the name of an event. ``main_face`` names the only person of whom tables tell:
+    `MAIN_FACES`, or a name.
     """
 
     formats: Annotated[
@@ -298,12 +309,36 @@ class OutputOptions:
     ] = None
     participants: Annotated[
         Path | None,
-        Flag("--participants", "CSV of file,... whose columns summary.csv gets.", WRITE, "FILE"),
+        Flag("--participants", "CSV of file,... whose columns joined tables get.", WRITE, "FILE"),
     ] = None
     events: Annotated[
         Path | None,
-        Flag("--events", "CSV of file,name,start,end: a summary per window.", WRITE, "FILE"),
-    ] = None
+        Flag(
+            "--events", "CSV of name,start,end or onset,duration, and file: a summary each.",
+            WRITE, "FILE",
+        ),
+    ] = None  # fmt: skip
+    baseline_before_s: Annotated[
+        float | None,
+        Flag(
+            "--baseline-before", "Compare each event with the time before it, as in 2s.", WRITE,
+            "TIME", parse_baseline,
+        ),
+    ] = None  # fmt: skip
+    baseline: Annotated[
+        str | None,
+        Flag(
+            "--baseline", "A person's own neutral, taken off the means: 0-10s, or an event's name.",
+            WRITE, "WHEN",
+        ),
+    ] = None  # fmt: skip
+    main_face: Annotated[
+        str | None,
+        Flag(
+            "--main-face", "Tables of one face: longest or largest on screen, or a person's name.",
+            WRITE, "WHICH",
+        ),
+    ] = None  # fmt: skip
     overwrite: Annotated[
         bool, Flag("--overwrite", "Do again what is there; replace files that others wrote.", HOW)
     ] = False
@@ -317,7 +352,13 @@ class OutputOptions:
     ] = None  # fmt: skip
 
 
-OF_TIME = ("smooth_s", "bin_s", "participants", "events")
+MAIN_FACES = ("longest", "largest")
+"""Ways to choose a recording's main face: who is on screen for the longest time, or whose face is
+the largest on average."""
+
+OF_TIME = (
+    "smooth_s", "bin_s", "participants", "events", "baseline_before_s", "baseline", "main_face",
+)  # fmt: skip
 """What `OutputOptions` has for videos alone."""
 
 

@@ -33,6 +33,10 @@ EMOTION_COLORS: Mapping[str, str] = {
 """One colour per emotion in every output: the colour-blind-safe palette of Okabe and Ito (2008),
 with grey in place of black for neutral."""
 
+MEASURES = (*EMOTIONS, "valence")
+"""What statistics are told of: the emotions' probabilities, and the valence that follows from
+them."""
+
 TIMELINE_COLUMNS: Mapping[str, str] = {
     "frame": "int64",
     "timestamp": "float64",
@@ -51,6 +55,9 @@ TIMELINE_COLUMNS: Mapping[str, str] = {
 QUALITY_COLUMNS: Mapping[str, str] = {
     "blur": "float32",
     "yaw": "float32",
+    "pitch": "float32",
+    "roll": "float32",
+    "valence": "float32",
     "entropy": "float32",
     "uncertain": "boolean",
     "flags": "string",
@@ -256,11 +263,15 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class EventWindow:
-    """A stretch of a recording that a user has given a name, from ``start`` to ``end`` in s."""
+    """A stretch of a recording that a user has given a name, from ``start`` to ``end`` in s.
+
+    ``baseline_s`` are the seconds before it with which it is compared, if it is to be.
+    """
 
     name: str
     start: float
     end: float
+    baseline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

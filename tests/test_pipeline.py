@@ -388,8 +388,13 @@ def test_hidden_faces_are_in_no_report(run: Run, tmp_path: Path) -> None:
         run("image", [STILLS / "admiral.png"], tmp_path / f"{name}_still", blur_faces=blur)
     pages = [tmp_path / name / "rotated.mp4" / "report.html" for name in ("clear", "hidden")]
     pages += [tmp_path / f"{name}_still" / "report.html" for name in ("clear", "hidden")]
-    shown = ["data:image/jpeg" in page.read_text(encoding="utf-8") for page in pages]
+    shown = ["data:image/jpeg" in page.read_text(encoding="utf-8") for page in pages[:2]]
+    shown += [".jpg" in page.read_text(encoding="utf-8") for page in pages[2:]]
     assert shown == [True, False, True, False]
+    beside = [page.parent / "report_files" for page in pages[2:]]
+    assert [folder.is_dir() for folder in beside] == [True, False]
+    run("image", [STILLS / "admiral.png"], pages[2].parent, blur_faces=True)
+    assert not beside[0].exists(), "nor is what an earlier run has shown"
     list(redo_reports([pages[1].parent], OutputOptions(), None))
     assert "data:image/jpeg" not in pages[1].read_text(encoding="utf-8")
 

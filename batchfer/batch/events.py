@@ -117,15 +117,15 @@ class Tell(Protocol):
 class JointVideos:
     """What is to be written of all videos of a batch.
 
-    ``results`` are in the order of the inputs; ``owns_index`` says whether the ``index.html`` that
-    is there is ours.
+    ``results`` are in the order of the inputs; ``own`` are the names of those files of the kind
+    that are ours, if they are there.
     """
 
     output: Path
     outputs: OutputOptions
     results: tuple[JobResult, ...]
     participants: "pd.DataFrame | None"
-    owns_index: bool
+    own: frozenset[str]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from batchfer.errors import NothingToDoError, OutputError, Reason, UsageError
 from batchfer.files import display_name, prepare_output
 from batchfer.locks import lock_output
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME
+from batchfer.results.folder import BINS_NAME, EVENTS_NAME, JOINED_NAMES, list_joined
 from batchfer.results.joining import write_index_pages
 from batchfer.results.journal import DONE, Entry, Journal
 from batchfer.results.redo import find_results
@@ -109,8 +109,11 @@ def _join_videos(
     results: Sequence[JobResult], journal: Journal | None, output: Path, outputs: OutputOptions
 ) -> None:
     """Write what is about all videos; ``journal`` is that of the folder, if it has one."""
-    names = (SUMMARY_NAME, *[INDEX_NAME] * outputs.report)
-    own = {name for name in names if journal is not None and journal.owns(name)}
+    places = [result.job.destination for result in results]
+    told = {name for name in JOINED_NAMES if any((place / name).is_file() for place in places)}
+    names = [name for name in list_joined(outputs) if name not in (BINS_NAME, EVENTS_NAME)]
+    names += sorted(told & {BINS_NAME, EVENTS_NAME})  # as the shards were asked to
+    own = {name for name in JOINED_NAMES if journal is not None and journal.owns(name)}
     for name in names:
         if os.path.lexists(output / name) and not (outputs.overwrite or name in own):
             where = display_name(output / name)
@@ -120,7 +123,7 @@ def _join_videos(
         recordings = [result.job.name for result in results]
         participants = read_participants(outputs.participants, recordings)
     prepare_output(output)
-    write_index_pages(output, results, outputs, participants, INDEX_NAME in own)
+    write_index_pages(output, results, outputs, participants, own, names)
 
 
 def _join_pictures(

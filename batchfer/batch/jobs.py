@@ -18,7 +18,7 @@ from batchfer.files import (
     is_hidden,
 )
 from batchfer.results.facts import FACTS_NAME
-from batchfer.results.folder import FACES_NAMES, INDEX_NAME, REPORT_NAME, SUMMARY_NAME
+from batchfer.results.folder import FACES_NAMES, JOINED_NAMES, REPORT_NAME
 from batchfer.results.journal import JOURNAL_NAME
 from batchfer.schema import Job, JobResult
 
@@ -42,11 +42,10 @@ RESERVED = frozenset(
     {
         PARTS_FOLDER,
         "annotated",
-        INDEX_NAME,
         REPORT_NAME,
         FACTS_NAME,
         JOURNAL_NAME,
-        SUMMARY_NAME,
+        *JOINED_NAMES,
         *FACES_NAMES.values(),
     }
 )
@@ -142,7 +141,7 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
     """Yield the media below a folder, sorted by name, depth first."""
     suffixes = VIDEO_SUFFIXES if kind == "video" else IMAGE_SUFFIXES
     real_root, real_output = os.path.realpath(root), os.path.realpath(output)
-    own = {real_output} if real_output != real_root else {f"{real_root}/annotated"}
+    own = {real_output} if real_output != real_root else _list_own_folders(real_root)
     visited: set[tuple[int, int]] = set()
     pending = [(root, real_root)]
     while pending:
@@ -161,7 +160,7 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
         if _is_own_output(folder, {entry.name for entry in entries}):
             if folder is not root:
                 continue
-            own.add(f"{real_root}/annotated")
+            own |= _list_own_folders(real_root)
         below: list[tuple[Path, str]] = []
         for entry in entries:
             path = folder / entry.name
@@ -178,6 +177,11 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
             else:
                 skipped.append(_skip(path, root, Reason.NOT_MEDIA, f"not named like a {kind}"))
         pending.extend(reversed(below))
+
+
+def _list_own_folders(output: str) -> set[str]:
+    """Return the folders in an output folder that hold pictures of ours."""
+    return {f"{output}/annotated", f"{output}/report_files"}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

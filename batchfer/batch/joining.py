@@ -25,7 +25,7 @@ def join(joint: Joint, load: "Callable[[AnalyzeOptions], Analyzer]") -> None:
         from batchfer.results.joining import write_index_pages
 
         results, outputs = joint.results, joint.outputs
-        write_index_pages(joint.output, results, outputs, joint.participants, joint.owns_index)
+        write_index_pages(joint.output, results, outputs, joint.participants, joint.own)
     else:
         from batchfer.batch.pictures import join_pictures
 

@@ -12,7 +12,7 @@ from batchfer.batch.records import Batch, Records
 from batchfer.errors import InputError, PlaceError
 from batchfer.files import describe_source, display_name, read_object
 from batchfer.results.facts import FACTS_NAME
-from batchfer.results.folder import INDEX_NAME, SUMMARY_NAME, ResultFolder, list_wanted
+from batchfer.results.folder import JOINED_NAMES, ResultFolder, list_joined, list_wanted
 from batchfer.results.journal import Entry, Journal
 from batchfer.results.ownership import find_obstacle, try_name
 from batchfer.schema import EventWindow, Job, JobResult
@@ -31,7 +31,7 @@ class VideoRecords(Records):
 
     def __init__(self, batch: Batch) -> None:
         """Find the videos, and see that they can be begun, see `Records`."""
-        self.joint_files = [SUMMARY_NAME, *[INDEX_NAME] * batch.outputs.report]
+        self.joint_files = list_joined(batch.outputs)
         self._events: Mapping[str, tuple[EventWindow, ...]] = {}
         self._participants: pd.DataFrame | None = None
         super().__init__(batch)
@@ -54,19 +54,25 @@ class VideoRecords(Records):
             return None
         places = {job.name: place for place, job in enumerate(self.jobs)}
         ordered = sorted(results, key=lambda result: places.get(result.job.name, -1))
-        owns_index = self._journal.owns(INDEX_NAME)
-        batch, own = self.batch, tuple(ordered)
-        return JointVideos(batch.output, batch.outputs, own, self._participants, owns_index)
+        own = frozenset(name for name in JOINED_NAMES if self._journal.owns(name))
+        batch, told = self.batch, tuple(ordered)
+        return JointVideos(batch.output, batch.outputs, told, self._participants, own)
 
     def _check(self) -> None:
         """Read the user's tables, so that a slip in them costs no work."""
         outputs, recordings = self.batch.outputs, [job.name for job in self.jobs]
         if outputs.participants is not None:
             self._participants = read_participants(outputs.participants, recordings)
-        if outputs.events is not None:
-            from batchfer.timeline.user_tables import read_events, split_events
+        if outputs.events is not None or outputs.baseline_before_s is not None:
+            from batchfer.timeline.stimuli import read_windows
 
-            self._events = split_events(read_events(outputs.events), recordings)
+            before_s = outputs.baseline_before_s
+            self._events = read_windows(outputs.events, before_s, recordings)
+        if outputs.baseline is not None:
+            from batchfer.timeline.neutral import check_baseline
+
+            told = [event for events in self._events.values() for event in events]
+            check_baseline(outputs.baseline, told)
         if outputs.bin_s is not None:
             self._see_bins_fit(outputs.bin_s)
 
@@ -132,15 +138,12 @@ class VideoRecords(Records):
 
 def read_participants(path: Path, recordings: Sequence[str]) -> "pd.DataFrame":
     """Return the user's table of who took part, which joins the recordings."""
-    import pandas as pd
-
-    from batchfer.timeline.summaries import SUMMARY_COLUMNS, join_recordings
+    from batchfer.timeline.recordings import match_participants
     from batchfer.timeline.user_tables import match_files, read_participants
 
     participants = read_participants(path)
     match_files(participants["file"], recordings)
-    nobody = pd.DataFrame(columns=list(SUMMARY_COLUMNS))
-    join_recordings([(name, nobody) for name in recordings], participants)
+    match_participants(participants, recordings)
     return participants
 
 

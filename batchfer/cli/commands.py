@@ -171,7 +171,19 @@ def plan(
 def report(
     results: Results,
     outputs: Annotated[
-        OutputOptions, Only(("smooth_s", "bin_s", "events", "thumbnails", "overwrite"))
+        OutputOptions,
+        Only(
+            (
+                "smooth_s",
+                "bin_s",
+                "events",
+                "baseline_before_s",
+                "baseline",
+                "main_face",
+                "thumbnails",
+                "overwrite",
+            )
+        ),
     ],
     telling: Telling,
     people: People = None,
@@ -241,6 +253,15 @@ def export(
     for path in export_results(timelines, to, output, names, smooth_s, overwrite):
         if not telling.quiet:
             typer.echo(path)
+
+
+@app.command(epilog="Example:  batchfer methods batchfer-results > methods.md")
+def methods(results: Results) -> None:
+    """Print what a paper tells of finished videos: methods, exclusions, references; Markdown."""
+    from batchfer.results.methods import describe_methods
+    from batchfer.results.redo import find_results
+
+    typer.echo(describe_methods(find_results(results)), nl=False)
 
 
 @app.command(epilog="Example:  batchfer train pictures/ --model mobilenetv2 -o runs/mine")

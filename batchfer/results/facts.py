@@ -1,7 +1,7 @@
 """What ``run.json`` tells of the result of a video: what was read, with what, what came out."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from enum import Enum
 from fractions import Fraction
@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 from batchfer.errors import UsageError
 from batchfer.files import atomic_write, display_name, read_object
+from batchfer.options import OutputOptions
 from batchfer.schema import EventWindow, MediaInfo
 
 FACTS_NAME = "run.json"
@@ -73,7 +74,8 @@ class OutputFacts:
     """How the files of a result were made from its timeline; lengths of time are in s.
 
     ``thumbnails`` says whether the report was to show faces, ``people`` are the names that a user
-    has given to a ``face_id``.
+    has given to a ``face_id``, ``main_face`` is the choice of the only one of whom tables
+    tell, ``baseline`` where persons are taken to be neutral.
     """
 
     smooth_s: float = 0.5
@@ -81,6 +83,23 @@ class OutputFacts:
     events: tuple[EventWindow, ...] = ()
     thumbnails: bool = True
     people: Mapping[str, str] = field(default_factory=dict)
+    main_face: str | None = None
+    baseline: str | None = None
+
+    @classmethod
+    def describe(
+        cls, outputs: OutputOptions, events: Sequence[EventWindow], people: Mapping[str, str]
+    ) -> Self:
+        """Return what was asked for, with the events of the recording and the names in it."""
+        return cls(
+            smooth_s=outputs.smooth_s,
+            bin_s=outputs.bin_s,
+            events=tuple(events),
+            thumbnails=outputs.thumbnails,
+            people=people,
+            main_face=outputs.main_face,
+            baseline=outputs.baseline,
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ SEGMENTS_NAME = "segments.csv"
 BINS_NAME = "bins.csv"
 EVENTS_NAME = "events.csv"
 INDEX_NAME = "index.html"
+JOINED_NAMES = (SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME, INDEX_NAME)
+"""What is written of all videos of a batch, beside their folders."""
+
 TIMELINE_NAMES = name_tables("timeline")
 FACES_NAMES = name_tables("faces")
 """The tables of a video, and of a batch of pictures, by their formats."""
@@ -71,6 +74,16 @@ def list_wanted(outputs: OutputOptions, events: Sequence[EventWindow]) -> list[s
     names = [TIMELINE_NAMES[suffix] for suffix in outputs.formats]
     names += [FACTS_NAME, SUMMARY_NAME, SEGMENTS_NAME]
     return names + [name for name, is_asked in asked.items() if is_asked]
+
+
+def list_joined(outputs: OutputOptions) -> list[str]:
+    """Return those of the `JOINED_NAMES` that are asked for."""
+    asked = {
+        BINS_NAME: outputs.bin_s is not None,
+        EVENTS_NAME: outputs.events is not None,
+        INDEX_NAME: outputs.report,
+    }
+    return [name for name in JOINED_NAMES if asked.get(name, True)]
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,8 @@ class ResultFolder:
             thumbnails=told.thumbnails,
             smooth_s=told.smooth_s,
             bin_s=told.bin_s if BINS_NAME in own else None,
+            main_face=told.main_face,
+            baseline=told.baseline,
         )
         return outputs, told.events if EVENTS_NAME in own else ()
 
@@ -205,6 +220,7 @@ class ResultFolder:
             return not outputs.blur_faces
         return (
             told.smooth_s == outputs.smooth_s
+            and (told.main_face, told.baseline) == (outputs.main_face, outputs.baseline)
             and outputs.bin_s in (None, told.bin_s)
             and (not events or told.events == tuple(events))
             and facts.blur_faces >= outputs.blur_faces

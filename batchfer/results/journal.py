@@ -229,6 +229,10 @@ class Journal:
         """
         return self._is_old or name in self._claimed
 
+    def list_inputs(self) -> Sequence[str]:
+        """Return the names of all inputs that were worked on, those that failed too."""
+        return list(self._entries)
+
     def find(self, name: str) -> Entry | None:
         """Return the last entry of an input that was done."""
         return self._done.get(name)

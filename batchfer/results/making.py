@@ -70,7 +70,7 @@ def make_result(
     """
     made = ResultFolder(work)
     people = facts.outputs.people if facts.outputs else {}
-    told = OutputFacts(outputs.smooth_s, outputs.bin_s, tuple(events), outputs.thumbnails, people)
+    told = OutputFacts.describe(outputs, events, people)
     facts = replace(facts, blur_faces=outputs.blur_faces, outputs=told)
     for name in kept:
         link_or_copy(final / name, made / name)

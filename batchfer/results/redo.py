@@ -30,14 +30,15 @@ from batchfer.results.folder import (
     list_wanted,
     name_export,
 )
-from batchfer.results.joining import Recording
+from batchfer.results.joining import Recording, Rejoiner
 from batchfer.results.journal import Entry
 from batchfer.results.making import make_result
 from batchfer.schema import EventWindow, Job, Timeline
 from batchfer.timeline.files import check_faces, read_timeline
+from batchfer.timeline.neutral import check_baseline
+from batchfer.timeline.stimuli import read_windows
 from batchfer.timeline.summaries import check_bins
 from batchfer.timeline.table import assign_people
-from batchfer.timeline.user_tables import read_events, split_events
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,7 @@ def _remake(
     outputs: OutputOptions,
     events: Sequence[EventWindow],
     people: Mapping[int, str] | None,
+    rejoiner: Rejoiner,
     keeps_drawing: bool,
 ) -> None:
     """Make a finished result again; its batch gets to know.
@@ -181,6 +183,7 @@ def _remake(
         outputs: What it is to hold.
         events: The stimulus windows of this recording.
         people: The user's name of each ``face_id``, None if they stay as they are.
+        rejoiner: Joins its batch later.
         keeps_drawing: Whether its annotated video is right as it is.
     """
     folder = Path(os.path.realpath(folder))
@@ -216,7 +219,7 @@ def _remake(
             with suppress(OSError):  # parts of another result are in it
                 (around / PARTS_FOLDER).rmdir()
     if recording is not None:
-        recording.join(n_people)
+        rejoiner.add(recording, n_people)
 
 
 def redo_reports(
@@ -237,10 +240,8 @@ def redo_reports(
         OutputError: Another's file stands where a table shall go.
     """
     all_facts = [RunFacts.read(folder) for folder in folders]
-    windows: Mapping[str, Sequence[EventWindow]] = {}
-    if outputs.events is not None:
-        names = [facts.input for facts in all_facts]
-        windows = split_events(read_events(outputs.events), names)
+    names = [facts.input for facts in all_facts]
+    windows = read_windows(outputs.events, outputs.baseline_before_s, names)
     plans = []
     for folder, facts in zip(folders, all_facts, strict=True):
         there, events = ResultFolder(folder).recall_outputs(facts)
@@ -250,16 +251,21 @@ def redo_reports(
             smooth_s=outputs.smooth_s,
             thumbnails=outputs.thumbnails,
             bin_s=outputs.bin_s or there.bin_s,
+            main_face=outputs.main_face or there.main_face,
+            baseline=outputs.baseline or there.baseline,
         )
         events = events if outputs.events is None else tuple(windows.get(facts.input, ()))
         refuse_foreign_results(folder, list_wanted(wanted, events), outputs.overwrite)
         plans.append((folder, wanted, events))
-    for folder, wanted, events in plans:
-        timeline, facts = ResultFolder(folder).read()
-        if outputs.bin_s is not None:
-            check_bins(outputs.bin_s, timeline.table["timestamp"].max())
-        _remake(folder, timeline, facts, wanted, events, people, keeps_drawing=True)
-        yield folder / REPORT_NAME
+    if outputs.baseline is not None:
+        check_baseline(outputs.baseline, [event for _, _, events in plans for event in events])
+    with Rejoiner() as rejoiner:
+        for folder, wanted, events in plans:
+            timeline, facts = ResultFolder(folder).read()
+            if outputs.bin_s is not None:
+                check_bins(outputs.bin_s, timeline.table["timestamp"].max())
+            _remake(folder, timeline, facts, wanted, events, people, rejoiner, keeps_drawing=True)
+            yield folder / REPORT_NAME
 
 
 def redo_videos(
@@ -290,14 +296,15 @@ def redo_videos(
         wanted = replace(there, annotate=True, blur_faces=blur_faces)
         refuse_foreign_results(folder, list_wanted(wanted, events), overwrite)
         plans.append((folder, wanted, events))
-    for folder, wanted, events in plans:
-        timeline, facts = ResultFolder(folder).read()
-        clip = source or timeline.clip.path
-        if not clip.is_file():
-            raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
-        timeline = Timeline(replace(timeline.clip, path=clip), timeline.table)
-        _remake(folder, timeline, facts, wanted, events, people, keeps_drawing=False)
-        yield folder / DRAWING_NAME
+    with Rejoiner() as rejoiner:
+        for folder, wanted, events in plans:
+            timeline, facts = ResultFolder(folder).read()
+            clip = source or timeline.clip.path
+            if not clip.is_file():
+                raise UsageError(f"{display_name(clip)} is gone; name the video with --source")
+            timeline = Timeline(replace(timeline.clip, path=clip), timeline.table)
+            _remake(folder, timeline, facts, wanted, events, people, rejoiner, keeps_drawing=False)
+            yield folder / DRAWING_NAME
 
 
 def export_results(

@@ -6,9 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+import pandas as pd
+
 from batchfer.errors import BatchferError, UsageError
 from batchfer.files import atomic_write
-from batchfer.options import OutputOptions
+from batchfer.options import MAIN_FACES, OutputOptions
 from batchfer.processes import Helper, HelperDiedError, Owner
 from batchfer.results.facts import RunFacts
 from batchfer.results.folder import (
@@ -22,8 +24,11 @@ from batchfer.results.folder import (
 from batchfer.results.report.video import write_report
 from batchfer.schema import EventWindow, Timeline
 from batchfer.timeline.files import write_statistics
+from batchfer.timeline.main_face import find_main_face, keep_person
+from batchfer.timeline.neutral import Neutral
 from batchfer.timeline.segments import PersonLines, find_segments
-from batchfer.timeline.summaries import bin_timeline, summarize_events, summarize_people
+from batchfer.timeline.summaries import bin_timeline, summarize_people
+from batchfer.timeline.trials import summarize_events
 
 logger = logging.getLogger(__name__)
 
@@ -48,15 +53,18 @@ def write_results(
     """
     lines = PersonLines.draw(timeline.table, outputs.smooth_s)
     summary = summarize_people(lines)
-    tables = {SUMMARY_NAME: summary, SEGMENTS_NAME: find_segments(lines)}
-    if outputs.bin_s is not None:
-        try:
-            tables[BINS_NAME] = bin_timeline(lines, outputs.bin_s)
-        except UsageError as error:  # too many bins: its length was not known when the run began
-            logger.warning("%s: no %s: %s", facts.input, BINS_NAME, error)
-    if events:
-        _check_events(events, facts)
-        tables[EVENTS_NAME] = summarize_events(lines, events)
+    told = summary if outputs.main_face is None else None
+    tables = tabulate(choose_lines(lines, outputs, facts), facts, outputs, events, told)
+    neutral = None
+    if outputs.baseline is not None:
+        neutral = Neutral.measure(lines, outputs.baseline, events)
+        if not neutral.is_usable:
+            logger.warning("%s: no baseline in %s", facts.input, neutral.text)
+        tables |= {
+            name: neutral.take_off(tables[name])
+            for name in (SUMMARY_NAME, BINS_NAME, EVENTS_NAME)
+            if name in tables
+        }
     for name, content in tables.items():
         with atomic_write(folder / name) as path:
             write_statistics(content, path)
@@ -69,7 +77,48 @@ def write_results(
             video_href=DRAWING_NAME if outputs.annotate else None,
             lines=lines,
             summary=summary,
+            events=events,
+            neutral=neutral,
         )
+
+
+def choose_lines(lines: PersonLines, outputs: OutputOptions, facts: RunFacts) -> PersonLines:
+    """Return the lines of which tables tell: those of the main face, if one is asked for."""
+    if outputs.main_face is None:
+        return lines
+    person = find_main_face(lines.table, outputs.main_face)
+    if person is None and outputs.main_face not in MAIN_FACES:
+        logger.warning("%s: nobody is called %s", facts.input, outputs.main_face)
+    return PersonLines.draw(keep_person(lines.table, person), lines.seconds)
+
+
+def tabulate(
+    lines: PersonLines,
+    facts: RunFacts,
+    outputs: OutputOptions,
+    events: Sequence[EventWindow],
+    summary: pd.DataFrame | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Return the tables that follow from a timeline, by the names of their files.
+
+    Args:
+        lines: Those of the persons that are told of.
+        facts: The content of ``run.json``.
+        outputs: What is asked for.
+        events: The stimulus windows of this recording.
+        summary: What `summarize_people` says of these lines, if it has been asked already.
+    """
+    summary = summarize_people(lines) if summary is None else summary
+    tables = {SUMMARY_NAME: summary, SEGMENTS_NAME: find_segments(lines)}
+    if outputs.bin_s is not None:
+        try:
+            tables[BINS_NAME] = bin_timeline(lines, outputs.bin_s)
+        except UsageError as error:  # too many bins: its length was not known when the run began
+            logger.warning("%s: no %s: %s", facts.input, BINS_NAME, error)
+    if events:
+        _check_events(events, facts)
+        tables[EVENTS_NAME] = summarize_events(lines, events)
+    return tables
 
 
 def _check_events(events: Sequence[EventWindow], facts: RunFacts) -> None:

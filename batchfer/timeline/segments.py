@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.faces.quality import measure_valence
 from batchfer.schema import EMOTIONS, Integers, Times
 from batchfer.timeline.table import has_person, name_persons, names_of
 
@@ -129,6 +130,7 @@ class PersonLines:
     ``table`` is the timeline, ``seconds`` the smoothing, ``names`` are the persons in order of
     appearance. ``rows`` has a row per person and frame, ordered by both: ``person`` is an index,
     ``time`` and ``duration`` are in seconds, the emotions' columns hold the raw probabilities,
+    ``valence`` is that of these,
     ``uncertain`` is 1 or 0 or NaN where nobody judged, ``shown`` is the index of the emotion of
     that frame as it is, ``label`` that of the smoothed line, and ``stretch`` numbers the times
     without an absence of more than `LONGEST_BRIDGE_S`. ``smoothed (R,7)`` are the smoothed
@@ -166,6 +168,7 @@ class PersonLines:
         rows = groups.mean().reset_index()
         time, duration = rows["time"].to_numpy(), rows["duration"].to_numpy()
         person, raw = rows["person"].to_numpy(), rows[list(EMOTIONS)].to_numpy()
+        rows["valence"] = measure_valence(raw)
         smoothed = np.empty_like(raw)
         for start, stop in _runs(person):
             here = slice(start, stop)

@@ -1,15 +1,14 @@
-"""Statistics of persons, of time bins, of events, of all recordings."""
+"""Statistics of persons and of time bins."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
 from batchfer.errors import UsageError
-from batchfer.schema import EMOTIONS, EventWindow, Floats, Integers, Times
+from batchfer.schema import EMOTIONS, MEASURES, Floats, Integers, Times
 from batchfer.timeline.segments import PersonLines, cut_segments, measure_doubt, row_durations
 from batchfer.timeline.table import has_face, has_person, names_of
-from batchfer.timeline.user_tables import match_files
 
 UNCLEAR = "unclear"
 """The dominant emotion of a time of which too little is certain."""
@@ -20,16 +19,23 @@ LEAST_CERTAIN = 0.25
 STATISTICS: Mapping[str, str] = {
     "seconds_on_screen": "float64",
     "dominant_emotion": "string",
-    **{f"mean_{emotion}": "float64" for emotion in EMOTIONS},
+    **{f"mean_{measure}": "float64" for measure in MEASURES},
     **{f"share_{emotion}": "float64" for emotion in EMOTIONS},
     **{f"share_certain_{emotion}": "float64" for emotion in EMOTIONS},
     "share_uncertain": "float64",
 }
 """What is told of a person in any window of time, from its frames as they are, without smoothing:
 the seconds on screen, the emotion that was the most probable one for longest, the mean probability
-of every emotion, its share of the time as the most probable one, its share of the certain time, and
-the share of the time whose faces are flagged as uncertain, NaN if none was judged. The dominant
-emotion is that of the certain time, `UNCLEAR` if that is less than `LEAST_CERTAIN` of the time."""
+of every emotion and the mean valence, each emotion's share of the time as the most probable one,
+its share of the certain time, and the share of the time whose faces are flagged as uncertain, NaN
+if none was judged. The dominant emotion is that of the certain time, `UNCLEAR` if that is less than
+`LEAST_CERTAIN` of the time."""
+
+SPREAD: Mapping[str, str] = {
+    f"{what}_{measure}": "float64" for what in ("sd", "p95") for measure in MEASURES
+}
+"""Standard deviation and 95th percentile over the person's time on screen, of the frames as they
+are."""
 
 SUMMARY_COLUMNS: Mapping[str, str] = {
     "person": "string",
@@ -37,12 +43,21 @@ SUMMARY_COLUMNS: Mapping[str, str] = {
     "first_seen": "float64",
     "last_seen": "float64",
     **STATISTICS,
+    **SPREAD,
     "episodes": "int64",
     "longest_episode": "float64",
     "longest_episode_emotion": "string",
     "transitions": "int64",
 }
 """Columns of the summary of a clip in their order, each with its pandas dtype."""
+
+BIN_COLUMNS: Mapping[str, str] = {
+    "bin_start": "float64",
+    "bin_end": "float64",
+    "person": "string",
+    **STATISTICS,
+}
+"""Columns of the bins of a clip, see `bin_timeline`."""
 
 
 def find_emotion(table: pd.DataFrame) -> str:
@@ -78,8 +93,11 @@ def summarize_people(lines: PersonLines) -> pd.DataFrame:
     by_person = rows.groupby("person")
     people["first_seen"] = by_person["time"].min().to_numpy()
     people["last_seen"] = (rows["time"] + rows["duration"]).groupby(rows["person"]).max().array
-    statistics = _tell(rows["person"].to_numpy(), rows, rows["duration"].to_numpy(), len(names))
+    statistics = tell_statistics(
+        rows["person"].to_numpy(), rows, rows["duration"].to_numpy(), len(names)
+    )
     people[list(STATISTICS)] = statistics.to_numpy()
+    people[list(SPREAD)] = _measure_spread(rows, len(names)).to_numpy()
     ordered = segments.sort_values("seconds_on_screen", ascending=False, kind="stable")
     longest = ordered.drop_duplicates("person").set_index("person")
     people["episodes"] = segments.groupby("person").size()
@@ -87,6 +105,27 @@ def summarize_people(lines: PersonLines) -> pd.DataFrame:
     people["longest_episode_emotion"] = longest["emotion"]
     people["transitions"] = people["episodes"] - segments.groupby("person")["stretch"].nunique()
     return people[list(SUMMARY_COLUMNS)].reset_index(drop=True).astype(dict(SUMMARY_COLUMNS))
+
+
+def _measure_spread(rows: pd.DataFrame, n_persons: int) -> pd.DataFrame:
+    """Return `SPREAD` of the rows of every person, each weighted by how long it is shown.
+
+    The percentile is the least value that is not exceeded in 95 % of the time.
+    """
+    told = pd.DataFrame(index=range(n_persons), columns=list(SPREAD), dtype=np.float64)
+    for person in range(n_persons):
+        mine = rows[rows["person"] == person]
+        values = mine[list(MEASURES)].to_numpy(np.float64)
+        weights = np.maximum(mine["duration"].to_numpy(np.float64), 1e-9)
+        weights = weights / weights.sum()
+        squares = weights @ (values - weights @ values) ** 2
+        order = values.argsort(axis=0, kind="stable")
+        reached = np.cumsum(weights[order], axis=0) >= 0.95 - 1e-9
+        top = np.take_along_axis(values, order, axis=0)[
+            reached.argmax(axis=0), range(len(MEASURES))
+        ]
+        told.loc[person] = np.concatenate([np.sqrt(squares), top])
+    return told
 
 
 def _confidence_of(table: pd.DataFrame, names: Sequence[str]) -> Floats:
@@ -99,7 +138,9 @@ def _confidence_of(table: pd.DataFrame, names: Sequence[str]) -> Floats:
     return np.asarray(least.reindex(range(len(found))), np.float32)
 
 
-def _tell(group: Integers, rows: pd.DataFrame, weights: Times, n_groups: int) -> pd.DataFrame:
+def tell_statistics(
+    group: Integers, rows: pd.DataFrame, weights: Times, n_groups: int
+) -> pd.DataFrame:
     """Return `STATISTICS` of the rows of every group; ``weights`` are in seconds."""
 
     def add(values: Times) -> Times:
@@ -114,8 +155,8 @@ def _tell(group: Integers, rows: pd.DataFrame, weights: Times, n_groups: int) ->
     told: dict[str, object] = {"seconds_on_screen": add(weights), "dominant_emotion": None}
     certain_shares = np.empty((n_groups, len(EMOTIONS)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        for emotion in EMOTIONS:
-            told[f"mean_{emotion}"] = add(safe * rows[emotion].to_numpy()) / total
+        for measure in MEASURES:
+            told[f"mean_{measure}"] = add(safe * rows[measure].to_numpy()) / total
         for index, emotion in enumerate(EMOTIONS):
             told[f"share_{emotion}"] = add(safe * (shown == index)) / total
         for index, emotion in enumerate(EMOTIONS):
@@ -163,14 +204,14 @@ def bin_timeline(lines: PersonLines, seconds: float, start_s: float = 0.0) -> pd
     )
     person = rows["person"].to_numpy()[row]
     keys, group = np.unique(bins * max(len(names), 1) + person, return_inverse=True)
-    told = _tell(group, rows.iloc[row], np.maximum(inside, 0.0), len(keys))
+    told = tell_statistics(group, rows.iloc[row], np.maximum(inside, 0.0), len(keys))
     told.insert(0, "bin", keys // max(len(names), 1))
     told.insert(1, "person", np.array([*names, None], object)[keys % max(len(names), 1)])
     binned = pd.DataFrame({"bin": np.arange(n_bins)}).merge(told, on="bin", how="left")
     binned["seconds_on_screen"] = binned["seconds_on_screen"].fillna(0.0)
     binned.insert(0, "bin_start", binned["bin"] * seconds)
     binned.insert(1, "bin_end", (binned["bin"] + 1) * seconds)
-    return binned.drop(columns="bin").astype({"person": "string"})
+    return binned[list(BIN_COLUMNS)].astype(dict(BIN_COLUMNS))
 
 
 MAX_BIN_ROWS = 1_000_000
@@ -193,64 +234,3 @@ def refuse_rows(seconds: float, n_rows: float) -> None:
             f"bins of {seconds:g} s make {n_rows:.3g} rows, more than {MAX_BIN_ROWS:,}; choose a "
             "longer --bin"
         )
-
-
-def summarize_events(lines: PersonLines, events: Sequence[EventWindow]) -> pd.DataFrame:
-    """Return `STATISTICS` per event and person of one clip, after ``name, start, end, person``.
-
-    A frame counts for the part of it that lies
-    inside. An event without a face keeps one row whose person is null.
-    """
-    start = lines.rows["time"].to_numpy()
-    end = start + lines.rows["duration"].to_numpy()
-    parts = []
-    for event in events:
-        inside = np.minimum(end, event.end) - np.maximum(start, event.start)
-        is_inside = (inside > 0) | ((start >= event.start) & (end < event.end))
-        rows = lines.rows[is_inside]
-        persons, group = np.unique(rows["person"].to_numpy(), return_inverse=True)
-        told = _tell(group, rows, np.maximum(inside[is_inside], 0.0), len(persons))
-        names = np.array(lines.names, object)[persons] if len(persons) else None
-        told.insert(0, "person", names)
-        if told.empty:
-            told = told.reindex([0])
-            told["seconds_on_screen"] = 0.0
-        parts.append(told.assign(name=event.name, start=event.start, end=event.end))
-    columns = ["name", "start", "end", "person", *STATISTICS]
-    told = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-    dtypes = {"name": "string", "start": "float64", "end": "float64", "person": "string"}
-    return told[columns].astype({**dtypes, **STATISTICS})
-
-
-def join_recordings(
-    summaries: Iterable[tuple[str, pd.DataFrame]], participants: pd.DataFrame | None = None
-) -> pd.DataFrame:
-    """Return the summaries of all recordings as one table.
-
-    Its columns are ``file``, those of ``participants`` (`read_participants`), and those of the
-    summaries. A recording that nobody listed has nulls there; one without a person keeps a row;
-    what is listed and is no recording is left out.
-    """
-    named = list(summaries)
-    parts = []
-    for name, summary in named:
-        part = summary if len(summary) else pd.DataFrame({"seconds_on_screen": [0.0]})
-        parts.append(part.assign(file=name))
-    columns = list(named[0][1].columns) if named else list(SUMMARY_COLUMNS)
-    empty = pd.DataFrame(columns=["file", *columns])
-    joined = pd.concat(parts, ignore_index=True) if parts else empty
-    joined = joined.reindex(columns=["file", *columns])
-    joined = joined.astype({"file": "string"})
-    if participants is None:
-        return joined
-    own = [name for name in participants.columns if name != "file"]
-    if taken := [name for name in own if name in columns]:
-        raise UsageError(
-            f"participants: the column {taken[0]} is a column of the summary; rename it"
-        )
-    names = [name for name, _ in named]
-    meant = pd.array(match_files(participants["file"], names, warn=False), "string")
-    listed = participants.assign(file=meant).dropna(subset=["file"])
-    if twice := listed["file"][listed["file"].duplicated()].tolist():
-        raise UsageError(f"participants: {twice[0]} stands in more than one row")
-    return joined.merge(listed, on="file", how="left")[["file", *own, *columns]]

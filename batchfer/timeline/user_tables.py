@@ -1,4 +1,4 @@
-"""Tables that users bring: people, participants, events."""
+"""Tables that users bring: people, participants; how they name recordings."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -8,8 +8,6 @@ import pandas as pd
 
 from batchfer.errors import UsageError
 from batchfer.files import display_name, fold_name, is_printable
-from batchfer.options import parse_time
-from batchfer.schema import EventWindow
 from batchfer.texts import read_rows
 
 _log = logging.getLogger(__name__)
@@ -53,19 +51,6 @@ def _collect_endings(names: Sequence[str], fold: Callable[[str], str]) -> dict[s
     return endings | wholes
 
 
-def split_events(
-    events: Sequence[tuple[str, EventWindow]], names: Sequence[str]
-) -> dict[str, tuple[EventWindow, ...]]:
-    """Return the events of every recording that has any, by its name, see `match_files`."""
-    found: dict[str, tuple[EventWindow, ...]] = {}
-    for name, (_, event) in zip(
-        match_files([file for file, _ in events], names), events, strict=True
-    ):
-        if name is not None:
-            found[name] = (*found.get(name, ()), event)
-    return found
-
-
 def read_people(path: Path) -> dict[int, str]:
     """Return the name of every ``face_id`` that a user's ``people.csv`` lists.
 
@@ -97,22 +82,3 @@ def read_participants(path: Path) -> pd.DataFrame:
     rows = [row for _, row in read_rows(path, ("file",))]
     columns = list(rows[0]) if rows else ["file"]
     return pd.DataFrame(rows, columns=columns, dtype="string")
-
-
-def read_events(path: Path) -> list[tuple[str, EventWindow]]:
-    """Return the files and events of a user's ``events.csv``: ``file, name, start, end``.
-
-    A time is a number of seconds (``90``, ``90.5``) or a clock (``01:30.5``, ``00:01:30.5``).
-    """
-    events = []
-    for line, row in read_rows(path, ("file", "name", "start", "end")):
-        try:
-            start, end = parse_time(row["start"]), parse_time(row["end"])
-        except UsageError as error:
-            raise UsageError(f"{display_name(path)}, line {line}: {error}") from None
-        if not end > start:
-            raise UsageError(
-                f"{display_name(path)}, line {line}: {row['name']} ends before it starts"
-            )
-        events.append((row["file"], EventWindow(row["name"], start, end)))
-    return events

@@ -1,4 +1,4 @@
-"""Blur, yaw, entropy and the flags, on generated pictures and projected heads."""
+"""Blur, pose, valence, entropy and the flags, on generated pictures and projected heads."""
 
 import cv2
 import numpy as np
@@ -8,10 +8,11 @@ import pytest
 
 from batchfer.faces.crops import FACE_POINTS
 from batchfer.faces.quality import (
+    _HEAD_CM,
     BLURRED_BELOW,
     LOW_SCORE_BELOW,
     TURNED_ABOVE_DEGREES,
-    estimate_yaw,
+    estimate_pose,
     find_flags,
     find_issues,
     flag_uncertain,
@@ -19,6 +20,7 @@ from batchfer.faces.quality import (
     measure_entropy,
     measure_outside,
     measure_quality,
+    measure_valence,
 )
 from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS, FaceDetections, Readings
 
@@ -26,13 +28,15 @@ from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS, FaceDetect
 HEAD = np.array([[-3.2, 3, 0], [3.2, 3, 0], [0, 0, 3.6], [-2.5, -3.5, 0.4], [2.5, -3.5, 0.4]])
 
 
-def project_head(yaw: float, pitch: float = 0, roll: float = 0) -> npt.NDArray[np.float64]:
+def project_head(
+    yaw: float, pitch: float = 0, roll: float = 0, head: npt.NDArray[np.float64] = HEAD
+) -> npt.NDArray[np.float64]:
     """Landmarks (1,5,2) of a head seen from 70 cm by a pinhole camera."""
     y, p, r = np.radians([yaw, pitch, roll])
     turn = [[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]]
     nod = [[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]]
     tilt = [[np.cos(r), -np.sin(r), 0], [np.sin(r), np.cos(r), 0], [0, 0, 1]]
-    points = HEAD @ (np.array(tilt) @ turn @ nod).T
+    points = head @ (np.array(tilt) @ turn @ nod).T
     flat = points[:, :2] * 70 / (70 - points[:, 2:]) * (10, -10) + (320, 180)
     return flat[None]
 
@@ -66,7 +70,7 @@ def test_readings_are_joined_and_picked_face_by_face() -> None:
     "measures",
     [
         {"blur": np.zeros(2)},
-        dict.fromkeys((*QUALITY_COLUMNS, "pitch"), np.zeros(2)),
+        dict.fromkeys((*QUALITY_COLUMNS, "gaze"), np.zeros(2)),
         dict.fromkeys(reversed(QUALITY_COLUMNS), np.zeros(2)),
         dict.fromkeys(QUALITY_COLUMNS, np.zeros(3)),
     ],
@@ -75,6 +79,10 @@ def test_readings_are_joined_and_picked_face_by_face() -> None:
 def test_readings_refuse_what_the_table_has_no_column_for(measures: dict[str, np.ndarray]) -> None:
     with pytest.raises(ValueError, match=r"measures are|has shape"):
         Readings(np.zeros((2, 7), np.float32), measures)
+
+
+def estimate_yaw(landmarks: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+    return estimate_pose(landmarks)[0]
 
 
 @pytest.mark.parametrize("yaw", [-80, -45, -20, 0, 20, 45, 80])
@@ -91,6 +99,43 @@ def test_yaw_mirrors_scales_and_stays_in_range() -> None:
     wild = np.random.default_rng(0).normal(0, 100, (1000, 5, 2))
     assert (np.abs(estimate_yaw(wild)) <= 90).all()
     assert np.isnan(estimate_yaw(np.zeros((1, 5, 2)))).all()
+
+
+@pytest.mark.parametrize("yaw", [-45, 0, 30])
+@pytest.mark.parametrize("roll", [-40, 0, 20])
+def test_pitch_and_roll_of_projected_heads(yaw: float, roll: float) -> None:
+    """Roll as it is; of pitch the change, since a head of another build is read with an offset."""
+    level = estimate_pose(project_head(yaw, 0, roll))
+    assert level[2][0] == pytest.approx(-roll, abs=2), "clockwise as seen"
+    assert abs(level[1][0]) < 10
+    for nod in (-25, -10, 10, 25):  # of the projected head: a positive one looks down
+        _, pitch, tilt = estimate_pose(project_head(yaw, nod, roll))
+        assert pitch[0] - level[1][0] == pytest.approx(-nod, abs=6)
+        assert tilt[0] == pytest.approx(-roll, abs=4)
+
+
+def test_noise_in_the_points_costs_a_few_degrees() -> None:
+    """What the docstring of `estimate_pose` states, for heads like the one it fits."""
+    rng = np.random.default_rng(0)
+    poses = rng.uniform([-40, -25, -30], [40, 25, 30], (1000, 3))
+    heads = (_HEAD_CM - _HEAD_CM.mean(0)) * rng.normal(1, 0.05, (1000, 1, 3))
+    heads[:, 2, 2] += rng.normal(0, 0.15, 1000) * 3.5
+    points = [project_head(*pose, head) for pose, head in zip(poses, heads, strict=True)]
+    landmarks = np.concatenate(points) + rng.normal(0, 0.04 * 63, (1000, 5, 2))
+    errors = np.abs(np.stack(estimate_pose(landmarks), 1) - poses * (1, -1, -1))
+    assert (errors.mean(0) < (5, 5, 3)).all() and (np.percentile(errors, 95, 0) < (12, 12, 7)).all()
+
+
+def test_a_pose_of_points_without_an_area_is_unknown() -> None:
+    assert np.isnan(np.stack(estimate_pose(np.zeros((1, 5, 2))))).all()
+    assert [angles.shape for angles in estimate_pose(np.zeros((0, 5, 2)))] == [(0,)] * 3
+
+
+def test_valence_is_happy_less_the_strongest_negative_one() -> None:
+    rows = [np.eye(7)[i] for i in range(7)] + [[0.1, 0.2, 0.0, 0.5, 0.15, 0.05, 0.0]]
+    expected = [-1, -1, -1, 1, -1, 0, 0, 0.3]
+    assert measure_valence(np.array(rows)) == pytest.approx(expected)
+    assert measure_valence(np.zeros((0, 7))).shape == (0,)
 
 
 def test_blur_falls_with_every_gaussian_and_ignores_size() -> None:

@@ -11,7 +11,8 @@ with atheris.instrument_imports(include=["batchfer"]):
     from batchfer.errors import BatchferError
     from batchfer.results.journal import Journal
     from batchfer.timeline.files import read_timeline
-    from batchfer.timeline.user_tables import read_events, read_participants, read_people
+    from batchfer.timeline.stimuli import read_events
+    from batchfer.timeline.user_tables import read_participants, read_people
     from batchfer.training.layouts import list_faces, read_votes
 
 HOME = Path(tempfile.mkdtemp())

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,13 +13,14 @@ import pytest
 from batchfer import processes
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
-from batchfer.errors import OutputError
+from batchfer.errors import OutputError, Reason
 from batchfer.options import OutputOptions
 from batchfer.results.folder import ResultFolder
 from batchfer.results.joining import write_index_pages
 from batchfer.results.writing import ResultsProcess, write_results
 from batchfer.schema import EventWindow, Job, JobResult
 from batchfer.timeline.files import read_table, read_timeline
+from batchfer.timeline.summaries import SUMMARY_COLUMNS
 
 NAMED = ["person", "person_confidence"]
 ROOT = Path(__file__).parents[2]
@@ -108,6 +110,83 @@ def test_events_and_bins_are_told(batch: Path) -> None:
     assert bins["bin_start"].tolist() == [0, 1, 2]
 
 
+def test_tables_join_all_recordings_those_that_failed_too(batch: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    results = []
+    for name in ("portrait.mp4", "rotated.mp4"):
+        folder = Path(shutil.copytree(batch / name, output / name))
+        skipped = JobResult(Job(CLIPS / name, name, folder), "skipped", Reason.UP_TO_DATE)
+        results.append(replace(skipped, n_frames=1))
+    gone = Job(Path("gone.mp4"), "gone.mp4", output / "gone.mp4")
+    results.insert(1, JobResult(gone, "failed", Reason.VANISHED, "the file is gone"))
+    text = Job(Path("notes.txt"), "notes.txt", output / "notes.txt")
+    results.append(JobResult(text, "skipped", Reason.NOT_MEDIA))
+    participants = pd.DataFrame({"file": ["gone", "rotated"], "age": ["7", "=8"]}, dtype="string")
+    outputs = OutputOptions(bin_s=1.0, events=Path("events.csv"))
+    write_index_pages(output, results, outputs, participants)
+    summary = pd.read_csv(output / "summary.csv").set_index("file")
+    assert list(summary) == ["age", "status", "reason", *SUMMARY_COLUMNS]
+    assert summary["status"].to_dict() == {
+        "portrait.mp4": "ok", "gone.mp4": "failed", "rotated.mp4": "ok",
+    }  # fmt: skip
+    assert summary.loc["gone.mp4", ["age", "reason"]].tolist() == ["7", "vanished"]
+    assert pd.isna(summary.loc["gone.mp4", "seconds_on_screen"])
+    for name in ("segments.csv", "bins.csv", "events.csv"):
+        told = pd.read_csv(output / name)
+        for file in ("portrait.mp4", "rotated.mp4"):
+            own = output / file / name
+            mine = told[told["file"] == file].drop(columns=["file", "age"])
+            assert len(mine) == (len(pd.read_csv(own)) if own.is_file() else 0), (name, file)
+            if len(mine):
+                pd.testing.assert_frame_equal(mine.reset_index(drop=True), pd.read_csv(own))
+    assert set(pd.read_csv(output / "events.csv")["age"]) == {"'=8"}
+    # What is not asked for goes, but for what is not ours.
+    write_index_pages(output, results, OutputOptions(report=False), None, {"bins.csv"})
+    assert not (output / "bins.csv").exists() and (output / "events.csv").exists()
+
+
+def test_a_main_face_and_a_baseline_are_kept(result: Path, tmp_path: Path) -> None:
+    events = tmp_path / "events.csv"
+    events.write_text("onset,duration,trial_type\n1,1,film\n2,1,film\n")
+    words = ["report", result, "--events", events, "--main-face", "longest", "-q"]
+    assert run(*words, "--baseline-before", "500ms") == 2
+    assert run(*words, "--baseline-before", "0.5s") == 0
+    told = pd.read_csv(result / "events.csv")
+    assert len(told) == 2, "one row a trial"
+    assert told["baseline_seconds"].tolist() == pytest.approx([0.5, 0.5], abs=0.15)
+    changes = told["mean_happy"] - told["baseline_happy"]
+    assert told["mean_happy_change"].tolist() == pytest.approx(changes.tolist(), abs=1e-5)
+    outputs = json.loads((result / "run.json").read_text())["outputs"]
+    assert outputs["main_face"] == "longest" and outputs["events"][0]["baseline_s"] == 0.5
+    # Another report of it goes on with both; a baseline stands beside them.
+    assert run("report", result, "--baseline", "0-1.5s", "-q") == 0
+    deltas = pd.read_csv(result / "events.csv")
+    assert deltas["neutral_seconds"].tolist() == pytest.approx([1.5, 1.5], abs=0.2)
+    assert deltas["delta_happy"].notna().all()
+    assert "0-1.5s: P1 1.5 s" in (result / "report.html").read_text(encoding="utf-8")
+    assert run("report", result, "--baseline", "nothing", "-q") == 2
+    told = deltas
+    outputs |= {"baseline": "0-1.5s"}
+    assert run("report", result, "-q") == 0
+    assert pd.read_csv(result / "events.csv").equals(told)
+    assert json.loads((result / "run.json").read_text())["outputs"] == outputs
+
+
+def test_a_result_that_is_made_again_is_joined_again(batch: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(batch, tmp_path / "out"))
+    (tmp_path / "people.csv").write_text("face_id,name\n0,Eileen\n")
+    folder = output / "rotated.mp4"
+    assert run("report", folder, "--people", tmp_path / "people.csv", "-q") == 0
+    for name in ("summary.csv", "segments.csv", "bins.csv", "events.csv"):
+        before, after = (pd.read_csv(where / name) for where in (batch, output))
+        mine = after["file"] == "rotated.mp4"
+        assert "Eileen" in set(after["person"][mine]), name
+        others = after[~mine].reset_index(drop=True)
+        expected = before[before["file"] != "rotated.mp4"].reset_index(drop=True)
+        pd.testing.assert_frame_equal(others, expected)
+        assert after["condition"].tolist() == before["condition"].tolist()
+
+
 def test_a_slip_in_the_users_tables_costs_no_work(tmp_path: Path, toy_model: Path) -> None:
     events = tmp_path / "events.csv"
     events.write_text("file,name,start,end\nrotated,first,5,1\n")
@@ -181,11 +260,14 @@ def test_summaries_of_older_versions_are_joined_by_their_timelines(
     write_index_pages(tmp_path / "out", results, outputs, None)
     assert (tmp_path / "out" / "summary.csv").read_bytes() == joined
     assert caplog.text.count("computed from the timeline beside it") == 2
-    # Without a timeline it is left out, which is told.
+    # Without a timeline its numbers are left out, which is told; the recording keeps a row.
     for path in (tmp_path / "out" / "rotated.mp4").glob("timeline.*"):
         path.unlink()
     write_index_pages(tmp_path / "out", results, outputs, None)
-    assert set(pd.read_csv(tmp_path / "out" / "summary.csv")["file"]) == {"portrait.mp4"}
+    told = pd.read_csv(tmp_path / "out" / "summary.csv").set_index("file")
+    assert told.loc["rotated.mp4", "status"] == "ok"
+    assert told.loc["rotated.mp4", ["person", "seconds_on_screen", "mean_happy"]].isna().all()
+    assert told["person"].notna()["portrait.mp4"]
     assert "rotated.mp4/summary.csv is left out of the summary" in caplog.text
 
 

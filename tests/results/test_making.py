@@ -123,7 +123,9 @@ def test_events_of_another_command_are_not_those_that_are_asked_for(
     others = tmp_path / "others.csv"
     others.write_text("file,name,start,end\nrotated,second,1,2\n")
     assert call("report", result, "--events", others, "-q") == 0
-    assert read_outputs(result)["events"] == [{"name": "second", "start": 1.0, "end": 2.0}]
+    assert read_outputs(result)["events"] == [
+        {"name": "second", "start": 1.0, "end": 2.0, "baseline_s": None}
+    ]
     assert run(output, events=events)["rotated.mp4"].status == "ok"
     assert pd.read_csv(result / "events.csv")["name"].tolist() == ["first"]
 

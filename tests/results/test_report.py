@@ -28,6 +28,7 @@ from batchfer.media.reader import VideoReader, read_frames_at
 from batchfer.results.facts import FrameFacts, MediaFacts, ModelFacts, RunFacts
 from batchfer.results.journal import Entry
 from batchfer.results.painter import DrawnFaces
+from batchfer.results.report.bands import stack_events
 from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
 from batchfer.results.report.index import write_index
 from batchfer.results.report.page import format_clock
@@ -44,6 +45,7 @@ from batchfer.schema import (
     EMOTION_COLORS,
     EMOTIONS,
     TIMELINE_COLUMNS,
+    EventWindow,
     Job,
     JobResult,
     MediaInfo,
@@ -362,6 +364,27 @@ def test_beside_a_person_stand_the_tracks_that_the_video_shows() -> None:
     assert drawn == {"#0", "#1", "#7", "#8"}
 
 
+FILMS = (
+    EventWindow("calm", 0.5, 2.0),
+    EventWindow(EVIL, 1.5, 1.8),
+    EventWindow("funny", 2.5, 6.5),
+    EventWindow("after the end", 700, 800),
+)
+
+
+def test_events_are_bands_on_the_axis_of_time() -> None:
+    page = check_page(render_report(make_timeline(175, 1), FACTS, events=FILMS))
+    assert page.values("data-seek")[:3] == ["0.5", "1.5", "2.5"]
+    assert "after the end" not in page.text and EVIL in page.text
+    (charts,) = page.json
+    assert "chart-events" in charts and "after the end" not in charts
+    assert stack_events(FILMS).tolist() == [0, 1, 0, 0], "what overlaps stands in rows"
+    many = [EventWindow("x", 0, 10)] * 50
+    assert max(stack_events(many)) == 5
+    without = check_page(render_report(make_timeline(175, 1), FACTS))
+    assert "chart-events" not in without.json[0] and "Events" not in without.text
+
+
 def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:
     timeline = make_timeline(2 * 3600 * 10, 2)
     timeline = Timeline(timeline.media, timeline.table.assign(timestamp=lambda t: t.frame / 10))
@@ -462,10 +485,14 @@ def test_pictures_make_a_gallery(tmp_path: Path) -> None:
     assert "in part; see" not in text
     assert EVIL in page.text
     assert "annotated/two/two_people.webp" in page.values("href")
-    assert len([link for link in page.values("src") if link.startswith("data:image/jpeg")]) == 4
+    # The picture and each of its faces, which lie side by side in one file.
+    sources = page.values("src")
+    assert len(sources) == 6 and len(set(sources)) == 4
+    assert all((tmp_path / link).is_file() for link in sources)
     write_images_report(tmp_path / "report.html", table, FACTS, results, thumbnails=False)
     page = check_page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.values("src") == []
+    assert not (tmp_path / "report_files").exists(), "nobody is shown beside the page either"
 
 
 def test_what_is_known_of_a_picture_with_doubt_is_told_with_doubt(tmp_path: Path) -> None:
@@ -750,6 +777,33 @@ def test_a_click_jumps_the_video(browser: Any, report: Path) -> None:
     wait_for(
         browser, f"return Math.abs(document.querySelector('video').currentTime - {wanted}) < .01"
     )
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_an_event_is_named_and_jumped_to(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.by import By
+
+    page = tmp_path / "report.html"
+    write_report(page, make_timeline(175, 2), FACTS, events=FILMS)
+    open_page(browser, page)
+    chart = browser.find_element(By.ID, "chart-events")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    ActionChains(browser).move_to_element_with_offset(chart, 0, -20).perform()
+    told = wait_for(
+        browser,
+        "const tip = document.querySelector('.bk-Tooltip');"
+        "return tip && tip.shadowRoot.querySelector('.bk-tooltip-content').innerText",
+    )
+    assert told.split() == ["funny", "2.5", "to", "6.5", "s"]
+    button = browser.find_element(By.CSS_SELECTOR, "[data-seek='2.5']")
+    browser.execute_script("arguments[0].click()", button)
+    cursors = (
+        "return Bokeh.documents[0].roots().map((figure) =>"
+        " figure.center.find((model) => model.type === 'Span').location / 1000)"
+    )
+    assert browser.execute_script(cursors) == [2.5] * 5
     assert complaints(browser) == []
 
 

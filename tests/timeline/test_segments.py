@@ -29,23 +29,19 @@ from batchfer.timeline.segments import (
     row_durations,
     smooth_probabilities,
 )
+from batchfer.timeline.stimuli import read_events, split_events
 from batchfer.timeline.summaries import (
-    STATISTICS,
     SUMMARY_COLUMNS,
     UNCLEAR,
     bin_timeline,
     find_emotion,
-    join_recordings,
-    summarize_events,
     summarize_people,
 )
 from batchfer.timeline.table import assign_people, name_persons, name_tracks
+from batchfer.timeline.trials import EVENT_COLUMNS, summarize_events
 from batchfer.timeline.user_tables import (
     match_files,
-    read_events,
-    read_participants,
     read_people,
-    split_events,
 )
 
 HAPPY, SAD, FEAR = (EMOTIONS.index(name) for name in ("happy", "sad", "fear"))
@@ -371,7 +367,7 @@ def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:
     table = make_table(steady([HAPPY] * 50 + [SAD] * 50))
     events = [EventWindow("a", 0, 2), EventWindow("b", 1.99, 3), EventWindow("c", 8, 9)]
     told = summarize_events(draw(table), events)
-    assert list(told) == ["name", "start", "end", "person", *STATISTICS]
+    assert list(told) == list(EVENT_COLUMNS)
     assert told["seconds_on_screen"].tolist() == pytest.approx([2, 1.01, 0])
     assert told["dominant_emotion"].fillna("").tolist() == ["happy", "sad", ""]
     assert told["share_happy"].tolist()[:2] == pytest.approx([1, 0.01 / 1.01])
@@ -381,24 +377,6 @@ def test_events_count_the_part_of_a_frame_that_lies_inside() -> None:
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def test_recordings_join_with_their_participants(tmp_path: Path) -> None:
-    participants = read_participants(
-        write(tmp_path / "participants.csv", "file,condition\nb.mp4,control\ns1/a.mp4,=1+1\nz,x\n")
-    )
-    summary = summarize_people(draw(make_table(steady([HAPPY] * 50))))
-    nobody = summarize_people(draw(NO_FACE))
-    named = [("s1/a.mp4", summary), ("s2/b.mp4", nobody), ("c.mp4", summary)]
-    joined = join_recordings(named, participants)
-    assert list(joined) == ["file", "condition", *SUMMARY_COLUMNS]
-    assert joined["file"].tolist() == ["s1/a.mp4", "s2/b.mp4", "c.mp4"]
-    assert joined["condition"].fillna("").tolist() == ["=1+1", "control", ""]
-    assert joined["seconds_on_screen"].tolist() == pytest.approx([2, 0, 2])
-    assert list(join_recordings(named)) == ["file", *SUMMARY_COLUMNS]
-    assert join_recordings([]).empty
-    with pytest.raises(UsageError, match="rename"):
-        join_recordings(named, participants.rename(columns={"condition": "episodes"}))
 
 
 def test_files_are_matched_by_the_end_of_their_path() -> None:

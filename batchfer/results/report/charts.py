@@ -1,7 +1,6 @@
 """The charts of a video's report."""
 
 import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from batchfer.faces.quality import find_issues
+from batchfer.results.report.axes import INK, label_rows, make_figure, pack_figures
+from batchfer.results.report.bands import draw_events
 from batchfer.results.report.page import UNCERTAIN, UNCERTAIN_COLOR
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, Integers, Times
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, EventWindow, Integers, Times
 from batchfer.timeline.segments import PersonLines, frame_durations, measure_doubt
 from batchfer.timeline.summaries import bin_timeline
 from batchfer.timeline.table import has_person
@@ -42,24 +43,29 @@ class DrawnClip:
         return self.end_s - self.start_s
 
 
-def draw_charts(lines: PersonLines, persons: Sequence[str], clip: DrawnClip) -> str:
-    """Return, as JSON, all charts of a clip: empty if nothing was analyzed.
+def draw_charts(
+    lines: PersonLines,
+    persons: Sequence[str],
+    clip: DrawnClip,
+    events: Sequence[EventWindow] = (),
+) -> str:
+    """Return, as JSON, all charts of a clip: empty if nothing was analyzed; see `pack_figures`.
 
-    ``document`` is Bokeh's, ``roots`` tells which element each chart goes into, and ``lanes`` holds
-    the rows of every person, of which the page draws as many as there is room for. The horizontal
-    axis is in ms, for Bokeh's time ticks.
+    The ``lanes`` are the rows of every person, of which the page draws as many as there is room
+    for. The horizontal axis is in ms, for Bokeh's time ticks.
     """
     table = lines.table
     if table.empty:
         return ""
     # Bokeh takes half a second to import, which only a report shall pay for.
-    from bokeh.document import Document
     from bokeh.models import Range1d
 
     start, end = 1000 * clip.start_s, 1000 * max(clip.end_s, clip.start_s + 0.04)
     shared = Range1d(start, end, bounds=(start, end), min_interval=min(400.0, end - start))
     figures: dict[str, Any] = {}
     lanes: dict[str, Any] = {}
+    if events:
+        figures["events"] = draw_events(events, shared)
     if persons:
         figures["overview"] = _draw_overview(lines, persons, shared)
         faces = lines.faces.assign(flags=_pack_issues(table)[has_person(table)])
@@ -69,31 +75,7 @@ def draw_charts(lines: PersonLines, persons: Sequence[str], clip: DrawnClip) -> 
             rows = _thin_lane(mine, lines.seconds, DRAWN_ROWS // len(persons))
             lanes[f"lane-{index}"] = {name: _encode_array(column) for name, column in rows.items()}
     figures["quality"] = _draw_quality(table, shared)
-    document = Document()
-    with document.models.freeze():  # else Bokeh counts all models anew for each chart
-        for name, figure in figures.items():
-            figure.name = name
-            document.add_root(figure)
-    roots = [{"id": figure.id, "element": f"chart-{name}"} for name, figure in figures.items()]
-    content = {"document": document.to_json(deferred=False), "roots": roots}
-    return json.dumps(_renumber(content, {}) | {"lanes": lanes}, separators=(",", ":"))
-
-
-def _renumber(node: Any, names: dict[str, str]) -> Any:
-    """Return a Bokeh document with its models numbered from 0: the same page for the same input.
-
-    Bokeh counts the models of a process, however many documents they belong to.
-    """
-    if isinstance(node, dict):
-        return {
-            key: names.setdefault(value, f"m{len(names)}")
-            if key == "id"
-            else _renumber(value, names)
-            for key, value in node.items()
-        }
-    if isinstance(node, list | tuple):
-        return [_renumber(value, names) for value in node]
-    return node
+    return pack_figures(figures, lanes)
 
 
 def _encode_array(array: npt.NDArray[Any]) -> str:
@@ -161,62 +143,6 @@ def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, n
     }
 
 
-_INK = "#767b84"
-"""Of axes and their labels: legible on the light page, on the dark one, and on paper."""
-
-
-def _make_figure(height: int, x_range: Any, y_range: tuple[float, float]) -> Any:
-    """Return an empty chart over time, with the line that follows the video."""
-    from bokeh.models import DatetimeTickFormatter, Span
-    from bokeh.plotting import figure
-
-    chart = figure(
-        height=height,
-        sizing_mode="stretch_width",
-        x_axis_type="datetime",
-        x_range=x_range,
-        y_range=y_range,
-        tools="",
-        toolbar_location=None,
-        min_border_left=70,
-        min_border_right=24,
-        background_fill_alpha=0,
-        border_fill_alpha=0,
-        outline_line_color=None,
-        lod_threshold=None,
-    )
-    cursor = Span(dimension="height", location=x_range.start, line_width=2, visible=False)
-    cursor.level = "overlay"
-    chart.add_layout(cursor)
-    hours = x_range.end >= 3_600_000
-    clock = "%H:%M:%S" if hours else "%M:%S"
-    chart.xaxis.formatter = DatetimeTickFormatter(
-        milliseconds=f"{clock}.%3N",
-        **{unit: clock for unit in ("seconds", "minsec", "minutes", "hourmin", "hours", "days")},
-    )
-    for axis in chart.axis:
-        axis.major_label_text_color = _INK
-        axis.major_label_text_font_size = "11px"
-        axis.axis_line_color = axis.major_tick_line_color = _INK
-        axis.minor_tick_line_color = None
-        axis.axis_line_alpha = axis.major_tick_line_alpha = 0.5
-    chart.grid.grid_line_color = "#808080"
-    chart.grid.grid_line_alpha = 0.25
-    return chart
-
-
-def _label_rows(chart: Any, labels: Sequence[str]) -> None:
-    """Name the rows of a chart, of which the first is at the top."""
-    positions = [len(labels) - 1 - index for index in range(len(labels))]
-    chart.yaxis.ticker = positions
-    chart.yaxis.major_label_overrides = {
-        position: label if len(label) <= 11 else f"{label[:10]}…"
-        for position, label in zip(positions, labels, strict=True)
-    }
-    chart.yaxis.major_tick_line_color = chart.yaxis.axis_line_color = None
-    chart.ygrid.grid_line_color = None
-
-
 def _style(emotion: str) -> dict[str, Any]:
     """Return how a bar of an emotion, or of uncertain time, is drawn."""
     if emotion == UNCERTAIN:
@@ -243,8 +169,8 @@ def _draw_overview(lines: PersonLines, persons: Sequence[str], x_range: Any) -> 
 
     n_persons = len(persons)
     whole = Range1d(x_range.start, x_range.end)
-    chart = _make_figure(46 + 24 * n_persons, whole, (-0.5, n_persons - 0.5))
-    _label_rows(chart, persons)
+    chart = make_figure(46 + 24 * n_persons, whole, (-0.5, n_persons - 0.5))
+    label_rows(chart, persons)
     seconds = (x_range.end - x_range.start) / 1000 / OVERVIEW_BINS
     # Bins are counted from 0 s, and a clip may be a short piece of a long one.
     start = lines.table["timestamp"].min()
@@ -274,7 +200,7 @@ def _draw_overview(lines: PersonLines, persons: Sequence[str], x_range: Any) -> 
         bottom = top
     window = RangeTool(x_range=x_range)
     window.overlay.update(
-        inverted=True, fill_color=_INK, fill_alpha=0.5, line_color=_INK, line_alpha=1.0,
+        inverted=True, fill_color=INK, fill_alpha=0.5, line_color=INK, line_alpha=1.0,
         line_dash="solid", line_width=2,
     )  # fmt: skip
     chart.add_tools(window)
@@ -288,7 +214,7 @@ def _draw_lane(faces: pd.DataFrame, x_range: Any) -> Any:
     """
     from bokeh.models import BoxZoomTool, ColumnDataSource, HoverTool, WheelZoomTool
 
-    chart = _make_figure(170, x_range, (0.0, 1.0))
+    chart = make_figure(170, x_range, (0.0, 1.0))
     source = ColumnDataSource({name: [] for name in ("x", "label", "doubt", *EMOTIONS)})
     colors = [EMOTION_COLORS[name] for name in EMOTIONS]
     chart.varea_stack(list(EMOTIONS), x="x", color=colors, source=source, name=list(EMOTIONS))
@@ -333,8 +259,8 @@ def _draw_quality(table: pd.DataFrame, x_range: Any) -> Any:
     issues = find_issues(table).groupby(table["frame"]).any()
     times = table.groupby("frame")["timestamp"].first().to_numpy(np.float64)
     durations = frame_durations(times)
-    chart = _make_figure(136, x_range, (-0.6, len(ISSUES) - 0.4))
-    _label_rows(chart, [name.replace("_", " ") for name in ISSUES])
+    chart = make_figure(136, x_range, (-0.6, len(ISSUES) - 0.4))
+    label_rows(chart, [name.replace("_", " ") for name in ISSUES])
     stretches = [merge_intervals(times, durations, issues[name].to_numpy(bool)) for name in ISSUES]
     rows = np.repeat(np.arange(len(ISSUES)), [len(starts) for starts, _ in stretches])
     chart.hbar(
@@ -342,7 +268,7 @@ def _draw_quality(table: pd.DataFrame, x_range: Any) -> Any:
         left=1000 * np.concatenate([starts for starts, _ in stretches]),
         right=1000 * np.concatenate([ends for _, ends in stretches]),
         height=0.7,
-        fill_color=_INK,
+        fill_color=INK,
         fill_alpha=np.where(rows == ISSUES.index("no_face"), 0.45, 0.9),
         line_color=None,
     )

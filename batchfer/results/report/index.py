@@ -15,9 +15,11 @@ import pandas as pd
 from batchfer.errors import Reason, UsageError
 from batchfer.files import display_name
 from batchfer.results.facts import FACTS_NAME, RunFacts
-from batchfer.results.folder import REPORT_NAME, SUMMARY_NAME
+from batchfer.results.folder import BINS_NAME, EVENTS_NAME, REPORT_NAME, SUMMARY_NAME
 from batchfer.results.report.page import link_to, render_page, weigh_shares, write_page
+from batchfer.results.report.study import describe_comparisons, draw_study, find_top, list_groups
 from batchfer.schema import JobResult
+from batchfer.timeline.study import Study, read_study
 
 logger = logging.getLogger(__name__)
 
@@ -88,17 +90,21 @@ def write_index(path: Path, results: Sequence[JobResult]) -> None:
     Raises:
         OutputError: The page cannot be written.
     """
-    write_page(path, render_index([IndexRow.describe(result, path) for result in results]))
+    write_rows(path, [IndexRow.describe(result, path) for result in results])
 
 
-def update_index(path: Path, name: str, folder: Path, n_people: int) -> None:
-    """Write the page of a batch again, in which one result tells something else.
+def write_rows(path: Path, rows: Sequence[IndexRow]) -> None:
+    """Write the page that has these rows, as `write_index`."""
+    study = read_study(path.parent, (SUMMARY_NAME, BINS_NAME, EVENTS_NAME))
+    write_page(path, render_index(rows, study))
+
+
+def update_index(path: Path, changed: Mapping[str, tuple[Path, int]]) -> None:
+    """Write the page of a batch again, in which some results tell something else.
 
     Args:
         path: The page.
-        name: The recording.
-        folder: Where its result is.
-        n_people: The persons in it.
+        changed: Where the result of each such recording is, and the persons in it.
 
     Raises:
         OSError: The page cannot be read.
@@ -112,11 +118,15 @@ def update_index(path: Path, name: str, folder: Path, n_people: int) -> None:
         rows = [IndexRow(**row) for row in json.loads(found[1])]
     except TypeError as error:
         raise ValueError(str(error)) from error
-    told: dict[str, Any] = {
-        "n_people": n_people, "shares": _read_shares(folder), "href": _find_report(folder, path),
-    }  # fmt: skip
-    new = [replace(row, **told) if row.name == display_name(name) else row for row in rows]
-    write_page(path, render_index(new))
+    told: dict[str, dict[str, Any]] = {
+        display_name(name): {
+            "n_people": n_people,
+            "shares": _read_shares(folder),
+            "href": _find_report(folder, path),
+        }
+        for name, (folder, n_people) in changed.items()
+    }
+    write_rows(path, [replace(row, **told.get(row.name, {})) for row in rows])
 
 
 _ROWS = '<script type="application/json" id="rows">(.*)</script>'
@@ -159,7 +169,7 @@ def measure_union(spans: Sequence[Sequence[float]]) -> float:
     return seconds
 
 
-def render_index(rows: Sequence[IndexRow]) -> str:
+def render_index(rows: Sequence[IndexRow], study: Study | None = None) -> str:
     """Return the page of a batch; it holds its rows also as data, for `update_index`."""
     failed = [row for row in rows if row.status in ("failed", "partial")]
     listed = [row for row in rows if row.status != "skipped" or row.href or row.n_frames]
@@ -169,8 +179,14 @@ def render_index(rows: Sequence[IndexRow]) -> str:
     is_timed = all(row.spans for row in listed if row.n_frames)
     return render_page(
         "index.html.j2",
-        "",
+        draw_study(study) if study else "",
         title="Results",
+        comparisons=describe_comparisons(study),
+        courses=[
+            {"title": told.title, "groups": list_groups(told), "top": find_top(told)}
+            for told in (study.courses if study else ())
+        ],
+        bin_s=study.bin_s if study else None,
         rows=listed,
         skipped=skipped,
         failed=failed,

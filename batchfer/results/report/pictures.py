@@ -1,17 +1,14 @@
 """The report of a batch of pictures."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from batchfer.errors import InputError
-from batchfer.faces.crops import crop_faces
 from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
-from batchfer.media.images import read_image
 from batchfer.results.facts import RunFacts
 from batchfer.results.report.page import (
     UNCERTAIN,
@@ -20,14 +17,21 @@ from batchfer.results.report.page import (
     render_page,
     write_page,
 )
-from batchfer.results.report.thumbnails import encode_jpeg, to_uri
+from batchfer.results.report.picture_files import (
+    FACE_PX,
+    FOLDER_NAME,
+    MOST_FACES,
+    SmallFiles,
+    remove_small_files,
+    write_small_files,
+)
+from batchfer.results.report.study import describe_comparisons, draw_study
 from batchfer.schema import EMOTIONS, JobResult
 from batchfer.timeline.segments import measure_doubt
+from batchfer.timeline.study import MEANS, MOST_GROUPS, Study, compare
 
-logger = logging.getLogger(__name__)
-
-PICTURES_SHOWN = 400
-"""Pictures of a folder that are shown with their faces; the next ones stand in a table."""
+PICTURES_SHOWN = 5_000
+"""Pictures of a folder that are shown; the next ones stand in a table."""
 
 PICTURES_LISTED = 5_000
 """Pictures in that table; of more, the page tells the number."""
@@ -60,72 +64,41 @@ def write_images_report(
         for result in results
         if result.job.destination.is_file()
     }
-    faces = {}
+    folder = path.parent / FOLDER_NAME
+    files = {}
     if thumbnails:
         sources = {result.job.name: result.job.source for result in results}
-        faces = cut_faces(table, sources, facts.max_pixels, facts.rotate)
+        shown = table["input"].drop_duplicates().head(PICTURES_SHOWN)
+        rows = table[table["input"].isin(shown)]
+        files = write_small_files(folder, rows, sources, facts.max_pixels, facts.rotate)
+    else:
+        remove_small_files(folder)
     # What is up to date and has something to tell was partial.
     failures = [
         result
         for result in results
         if result.status in ("failed", "partial") or (result.status == "skipped" and result.detail)
     ]
-    page = render_images_report(table, facts, faces, links=links, failures=failures)
+    page = render_images_report(table, facts, files, links=links, failures=failures)
     write_page(path, page)
-
-
-def cut_faces(
-    table: pd.DataFrame,
-    sources: Mapping[str, Path],
-    max_pixels: int | None = None,
-    rotate: int = 0,
-) -> dict[tuple[str, int], bytes]:
-    """Return the faces of the first `PICTURES_SHOWN` pictures as JPEG, by input and face_id."""
-    shown = table["input"].drop_duplicates().head(PICTURES_SHOWN)
-    found = table[table["emotion"].notna() & table["input"].isin(shown)]
-    pictures = {}
-    for name in found["input"].drop_duplicates():
-        try:
-            _, image = read_image(sources[name], max_pixels, rotate)
-        except (InputError, KeyError) as error:
-            logger.warning("no thumbnails of %s: %s", display_name(name), error)
-            continue
-        faces = found[found["input"] == name]
-        corners = faces[["x", "y", "width", "height"]].to_numpy(np.float64)
-        corners[:, 2:] += corners[:, :2]
-        for face_id, crop in zip(faces["face_id"], crop_faces(image, corners, 80), strict=True):
-            pictures[name, int(face_id)] = encode_jpeg(crop)
-    return pictures
 
 
 def render_images_report(
     table: pd.DataFrame,
     facts: RunFacts,
-    thumbnails: Mapping[tuple[str, int], bytes] | None = None,
+    files: Mapping[str, SmallFiles] | None = None,
     *,
     links: Mapping[str, str] | None = None,
     failures: Sequence[JobResult] = (),
 ) -> str:
     """Return the page of a folder of pictures; see `write_images_report`.
 
-    ``thumbnails`` are JPEG pictures by input and face_id, ``links`` relative ones by input.
+    ``files`` are the small pictures that lie beside it by input, ``links`` relative links by input.
     """
-    thumbnails, links = thumbnails or {}, links or {}
-    faces: dict[str, list[dict[str, object]]] = {name: [] for name in table["input"].unique()}
-    for face in table[table["emotion"].notna()].to_dict("records"):
-        name = face["input"]
-        told = {
-            "emotion": face["emotion"],
-            "confidence": float(face["emotion_confidence"]),
-            "probabilities": [(emotion, float(face[emotion])) for emotion in EMOTIONS],
-            "uncertain": face.get("uncertain") is True,
-            "image": to_uri(thumbnails.get((name, int(face["face_id"])))),
-        }
-        faces[name].append(told)
-    pictures = [
-        {"name": display_name(name), "href": links.get(name), "faces": found}
-        for name, found in faces.items()
-    ]
+    files, links = files or {}, links or {}
+    pictures = _list_pictures(table, files, links)
+    folders = sorted({str(picture["folder"]) for picture in pictures})
+    study = _compare_folders(table, len(folders))
     found = table[table["emotion"].notna()]
     is_certain = measure_doubt(found) != 1
     counts = found["emotion"][is_certain].value_counts()
@@ -135,8 +108,12 @@ def render_images_report(
     n_pictures = len(pictures)
     return render_page(
         "images.html.j2",
-        "",
+        draw_study(study) if study else "",
         title="Pictures",
+        folders=folders,
+        comparisons=describe_comparisons(study),
+        face_px=FACE_PX,
+        most_faces=MOST_FACES,
         shown=pictures[:PICTURES_SHOWN],
         listed=pictures[PICTURES_SHOWN : PICTURES_SHOWN + PICTURES_LISTED],
         n_unlisted=max(0, n_pictures - PICTURES_SHOWN - PICTURES_LISTED),
@@ -157,3 +134,42 @@ def render_images_report(
         small_faces=tell_small(facts.smaller_faces),
         run_facts=list_run_facts(facts),
     )
+
+
+def _compare_folders(table: pd.DataFrame, n_folders: int) -> Study | None:
+    """Return the comparison of a picture's folders, a dot a picture; None of one or of many."""
+    faces = table[table["emotion"].notna()]
+    if not 2 <= n_folders <= MOST_GROUPS or faces.empty:
+        return None
+    values = faces.groupby("input", sort=False)[list(EMOTIONS)].mean().astype(np.float64)
+    values = values.set_axis(MEANS, axis=1).rename_axis("file").reset_index()
+    names = values["file"].astype(str)
+    folders = names.map(lambda name: display_name(name).rpartition("/")[0] or ".")
+    if folders.nunique() < 2:
+        return None
+    return Study([compare("By folder", values.assign(file=names), folders)], [], None)
+
+
+def _list_pictures(
+    table: pd.DataFrame, files: Mapping[str, SmallFiles], links: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Return what the page tells of each picture."""
+    faces: dict[str, list[dict[str, Any]]] = {name: [] for name in table["input"].unique()}
+    for face in table[table["emotion"].notna()].to_dict("records"):
+        told = {
+            "emotion": face["emotion"],
+            "confidence": float(face["emotion_confidence"]),
+            "probabilities": [(emotion, float(face[emotion])) for emotion in EMOTIONS],
+            "uncertain": face.get("uncertain") is True,
+        }
+        faces[face["input"]].append(told)
+    return [
+        {
+            "name": display_name(name),
+            "folder": display_name(name).rpartition("/")[0],
+            "href": links.get(name),
+            "faces": found,
+            "files": files.get(name),
+        }
+        for name, found in faces.items()
+    ]

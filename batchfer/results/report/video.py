@@ -29,7 +29,8 @@ from batchfer.results.report.thumbnails import (
     cut_thumbnails,
     to_uri,
 )
-from batchfer.schema import EMOTIONS, MediaInfo, Timeline
+from batchfer.schema import EMOTIONS, EventWindow, MediaInfo, Timeline
+from batchfer.timeline.neutral import LEAST_NEUTRAL_S, Neutral
 from batchfer.timeline.segments import PersonLines, frame_durations, row_durations
 from batchfer.timeline.summaries import LEAST_CERTAIN, summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
@@ -47,6 +48,8 @@ def write_report(
     video_href: str | None = None,
     lines: PersonLines | None = None,
     summary: pd.DataFrame | None = None,
+    events: Sequence[EventWindow] = (),
+    neutral: Neutral | None = None,
 ) -> None:
     """Write the page of one video.
 
@@ -58,6 +61,8 @@ def write_report(
         video_href: The relative link of the video that the page plays; None for no player.
         lines: Those of the timeline with the smoothing of all that is drawn; None for the default.
         summary: What `summarize_people` says of these lines, if it has been asked already.
+        events: The stimulus windows of this recording.
+        neutral: The baseline that was taken off in the tables.
 
     Raises:
         OutputError: The page cannot be written.
@@ -66,7 +71,10 @@ def write_report(
     if source is not None:
         limit, rotate = facts.max_pixels, facts.rotate
         cut = partial(cut_thumbnails, source, max_pixels=limit, rotate=rotate)
-    page = render_report(timeline, facts, cut, video_href=video_href, lines=lines, summary=summary)
+    page = render_report(
+        timeline, facts, cut, video_href=video_href, lines=lines, summary=summary,
+        events=events, neutral=neutral,
+    )  # fmt: skip
     write_page(path, page)
 
 
@@ -78,6 +86,8 @@ def render_report(
     video_href: str | None = None,
     lines: PersonLines | None = None,
     summary: pd.DataFrame | None = None,
+    events: Sequence[EventWindow] = (),
+    neutral: Neutral | None = None,
 ) -> str:
     """Return the page of one video; see `write_report`.
 
@@ -100,7 +110,8 @@ def render_report(
         | {"id": f"lane-{index}", "tracks": tracks.get(row["person"], "")}
         for index, row in enumerate(shown.to_dict("records"))
     ]
-    charts = draw_charts(lines, [lane["person"] for lane in lanes], clip)
+    seen = [event for event in events if event.start < clip.end_s and event.end > clip.start_s]
+    charts = draw_charts(lines, [lane["person"] for lane in lanes], clip, seen)
     return render_page(
         "video.html.j2",
         charts,
@@ -108,8 +119,11 @@ def render_report(
         title=display_name(facts.input or timeline.clip.path.name),
         story=_tell_story(summary, clip),
         frames=_count_frames(table, facts),
-        clip_facts=_list_clip_facts(timeline.clip, facts.media.variable_rate, clip),
-        warnings=_list_warnings(facts),
+        clip_facts=[
+            *_list_clip_facts(timeline.clip, facts.media.variable_rate, clip),
+            *([("Baseline", neutral.tell())] if neutral else []),
+        ],
+        warnings=_list_warnings(facts, neutral),
         lanes=lanes,
         rest=[
             _tell_person(row, clip.seconds, None) | {"tracks": tracks.get(row["person"], "")}
@@ -117,6 +131,7 @@ def render_report(
         ],
         n_unlisted=max(0, len(rest) - LISTED_PEOPLE),
         n_people=len(summary),
+        events=seen,
         moments=_list_moments(chosen, thumbnails),
         run_facts=list_run_facts(facts),
         smooth_s=lines.seconds,
@@ -238,8 +253,12 @@ def _list_clip_facts(
     return listed
 
 
-def _list_warnings(facts: RunFacts) -> list[str]:
+def _list_warnings(facts: RunFacts, neutral: Neutral | None) -> list[str]:
     warnings = []
+    if neutral is not None and not neutral.is_usable:
+        warnings.append(
+            f"No baseline: nobody is on screen for {LEAST_NEUTRAL_S:g} s of {neutral.text}"
+        )
     if facts.status not in ("", "ok", "skipped"):
         reason = (facts.reason or facts.status).replace("_", " ")
         warnings.append(f"Incomplete ({reason})" + (f": {facts.detail}" if facts.detail else ""))

@@ -37,7 +37,7 @@
     for (const figure of figures) figure.on_event("tap", (event) => jump(event.x / 1000));
     connectTime(figures, rows);
     connectZoom(figures, window_);
-    connectLegend(figures.filter((figure) => figure.name !== "quality"));
+    connectLegend(figures.filter((figure) => figure.name !== "quality" && figure.name !== "events"));
     document.documentElement.dataset.charts = String(figures.length);
   }
 
@@ -181,6 +181,43 @@
       });
   }
 
+  // --- pictures ---------------------------------------------------------------------------------
+
+  const filters = document.getElementById("filters");
+  if (filters) {
+    const gallery = document.querySelector(".gallery");
+    const pictures = [...gallery.children].map((element, place) => {
+      const { folder, faces, emotions: told, p } = element.dataset;
+      const values = p.trim().split(" ").map(Number);
+      return { element, place, folder, n_faces: Number(faces), faces: told.trim().split(" ").filter(Boolean), values, top: Math.max(...values) };
+    });
+    const choices = Object.fromEntries([...filters.querySelectorAll("[data-filter]")].map((select) => [select.dataset.filter, select]));
+    const order = document.getElementById("order");
+    const names = [...choices.emotion.options].map((option) => option.value).slice(1, -1);
+    const keys = { "": (picture) => -picture.place, confidence: (picture) => picture.top, doubt: (picture) => (picture.n_faces ? -picture.top : -2), faces: (picture) => picture.n_faces };
+    names.forEach((name, i) => (keys[`p-${name}`] = (picture) => picture.values[i]));
+    const show = (sorts) => {
+      const emotion = choices.emotion.value, certainty = choices.certainty.value, folder = choices.folder?.value ?? "";
+      let n = 0;
+      for (const picture of pictures) {
+        const faces = picture.faces.filter((face) => !certainty || face.endsWith("!") === (certainty === "certain"));
+        const fits = emotion === "none" ? !picture.n_faces : emotion ? faces.some((face) => face.replace("!", "") === emotion) : !certainty || faces.length > 0;
+        const isShown = fits && (!folder || picture.folder === folder);
+        picture.element.hidden = !isShown;
+        n += isShown;
+      }
+      document.getElementById("count").textContent = `${n.toLocaleString("en")} of ${pictures.length.toLocaleString("en")}`;
+      if (sorts) {
+        const key = keys[order.value];
+        gallery.append(...[...pictures].sort((a, b) => key(b) - key(a) || a.place - b.place).map((picture) => picture.element));
+      }
+    };
+    for (const select of Object.values(choices)) select.addEventListener("change", () => show(false));
+    order.addEventListener("change", () => show(true));
+    filters.hidden = false;
+    show(false);
+  }
+
   // --- tables -----------------------------------------------------------------------------------
 
   for (const table of document.querySelectorAll("table.sortable")) {
@@ -190,8 +227,30 @@
       button.type = "button";
       button.textContent = head.textContent;
       head.replaceChildren(button);
-      button.addEventListener("click", () => sortTable(table.tBodies[0], heads, column));
+      button.addEventListener("click", () => {
+        sortTable(table.tBodies[0], heads, column);
+        showFirst(table);
+      });
     });
+    showFirst(table);
+  }
+
+  /* Of a long table the first rows are shown until the reader asks for all. */
+  function showFirst(table) {
+    const first = Number(table.dataset.first ?? Infinity);
+    const rows = [...table.tBodies[0].rows];
+    rows.forEach((row, index) => (row.hidden = index >= first));
+    if (rows.length <= first || table.nextElementSibling?.classList.contains("more")) return;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "more";
+    button.textContent = `Show all ${rows.length.toLocaleString("en")}`;
+    button.addEventListener("click", () => {
+      delete table.dataset.first;
+      button.remove();
+      showFirst(table);
+    });
+    table.after(button);
   }
 
   function sortTable(body, heads, column) {

@@ -1,0 +1,211 @@
+"""What a paper tells of an analysis: a paragraph, a table of exclusions, references.
+
+Every number is one of the ``run.json`` of the results, or of the journal beside them.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from batchfer.emotions.card import find_model, read_card
+from batchfer.errors import BatchferError
+from batchfer.results.facts import RunFacts
+from batchfer.results.journal import JOURNAL_NAME, Journal
+
+_REFERENCES = {
+    "batchfer": """@software{batchfer,
+  author = {{The batchfer authors}},
+  title = {batchfer: batch processing of facial emotions in video and images},
+  version = {%s},
+  year = {2026}
+}""",
+    "mtcnn": """@article{zhang2016mtcnn,
+  author = {Zhang, Kaipeng and Zhang, Zhanpeng and Li, Zhifeng and Qiao, Yu},
+  title = {Joint Face Detection and Alignment Using Multitask Cascaded Convolutional Networks},
+  journal = {IEEE Signal Processing Letters},
+  volume = {23}, number = {10}, pages = {1499--1503}, year = {2016}
+}""",
+    "mobilenetv2": """@inproceedings{sandler2018mobilenetv2,
+  author = {Sandler, Mark and Howard, Andrew and Zhu, Menglong and Zhmoginov, Andrey and Chen,
+    Liang-Chieh},
+  title = {{MobileNetV2}: Inverted Residuals and Linear Bottlenecks},
+  booktitle = {CVPR}, year = {2018}
+}""",
+    "vgg19": """@inproceedings{simonyan2015vgg,
+  author = {Simonyan, Karen and Zisserman, Andrew},
+  title = {Very Deep Convolutional Networks for Large-Scale Image Recognition},
+  booktitle = {ICLR}, year = {2015}
+}""",
+    "fer2013": """@inproceedings{goodfellow2013fer,
+  author = {Goodfellow, Ian J. and others},
+  title = {Challenges in Representation Learning: A Report on Three Machine Learning Contests},
+  booktitle = {ICONIP}, year = {2013}
+}""",
+    "ferplus": """@inproceedings{barsoum2016ferplus,
+  author = {Barsoum, Emad and Zhang, Cha and Canton Ferrer, Cristian and Zhang, Zhengyou},
+  title = {Training Deep Networks for Facial Expression Recognition with Crowd-Sourced Label
+    Distribution},
+  booktitle = {ICMI}, year = {2016}
+}""",
+    "rafdb": """@inproceedings{li2017rafdb,
+  author = {Li, Shan and Deng, Weihong and Du, JunPing},
+  title = {Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression Recognition
+    in the Wild},
+  booktitle = {CVPR}, year = {2017}
+}""",
+}
+_SHIPPED_DATA = ("fer2013", "ferplus", "rafdb")
+"""What the shipped models were trained on, as models/README.md tells."""
+
+
+def describe_methods(folders: Sequence[Path]) -> str:
+    """Return, as Markdown, what a paper tells of the analysis of these result folders.
+
+    Where the recordings were not analyzed alike, all that differs is named.
+
+    Raises:
+        UsageError: A ``run.json`` cannot be read.
+    """
+    all_facts = [RunFacts.read(folder) for folder in folders]
+    parts = [
+        "## Methods",
+        " ".join([_tell_faces(all_facts), _tell_model(all_facts), _tell_doubt(all_facts)]),
+        _tell_outputs(all_facts),
+        "## Exclusions",
+        _list_exclusions(all_facts, _count_given(folders)),
+        "## References",
+        f"```bibtex\n{_list_references(all_facts)}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _join(values: Iterable[object]) -> str:
+    """Return the different values, in the order in which they come, joined by "or"."""
+    return " or ".join(dict.fromkeys(str(value) for value in values)) or "an unknown"
+
+
+def _option(all_facts: Sequence[RunFacts], name: str) -> str:
+    return _join(facts.options.get(name, "an unknown") for facts in all_facts)
+
+
+def _tell_faces(all_facts: Sequence[RunFacts]) -> str:
+    n_frames = sum(facts.frames.analyzed or 0 for facts in all_facts)
+    versions = [facts.versions for facts in all_facts]
+    sampling = _join(_tell_sampling(facts) for facts in all_facts)
+    return (
+        f"{len(all_facts)} recordings ({n_frames:,} analyzed frames) were processed with batchfer "
+        f"{_join(facts.batchfer for facts in all_facts)} (TensorFlow "
+        f"{_join(told.get('tensorflow', 'unknown') for told in versions)}, mtcnn "
+        f"{_join(told.get('mtcnn', 'unknown') for told in versions)}), analyzing {sampling}. Faces "
+        "were found with MTCNN (Zhang et al., 2016) where its score was at least "
+        f"{_option(all_facts, 'face_threshold')} and the longer side of the face at least "
+        f"{_option(all_facts, 'min_face_px')} px, and followed from frame to frame; tracks were "
+        "joined into persons by appearance."
+    )
+
+
+def _tell_sampling(facts: RunFacts) -> str:
+    every, fps = facts.options.get("every", 1), facts.options.get("fps")
+    told = f"about {fps} frames a second" if fps else "every frame"
+    if not fps and every != 1:
+        told = f"every {every}th frame"
+    start, end = facts.part
+    if start is not None or end is not None:
+        told += f" from {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
+    return told
+
+
+def _tell_model(all_facts: Sequence[RunFacts]) -> str:
+    models = {facts.model.sha256: facts.model for facts in all_facts}
+    told = []
+    for model in models.values():
+        read_out = f", read-out {model.read_out}" if model.read_out else ""
+        told.append(
+            f"{model.name or 'unknown'} (SHA-256 {model.sha256[:16] or 'unknown'}{read_out})"
+        )
+    text = (
+        "Each face was classified as angry, disgusted, fearful, happy, sad, surprised or neutral "
+        f"by the network {_join(told)}."
+    )
+    licences = dict.fromkeys(
+        licence for model in models.values() if (licence := _find_licence(model.name, model.sha256))
+    )
+    return " ".join([text, *(f"Its licence: {licence}." for licence in licences)])
+
+
+def _find_licence(name: str, sha256: str) -> str:
+    """Return what the card of a model says of its licence, if the model is still at hand."""
+    try:
+        card = read_card(find_model(name))
+    except BatchferError:
+        return ""
+    return card.licence if card.sha256 == sha256 else ""
+
+
+def _tell_doubt(all_facts: Sequence[RunFacts]) -> str:
+    limits = (
+        facts.options.get("min_confidence") or facts.model.uncertain_below for facts in all_facts
+    )
+    below = _join("an unknown limit" if limit is None else f"{limit:.3g}" for limit in limits)
+    return (
+        f"A face counts as uncertain if its greatest probability is below {below}, or if it was "
+        "found with a low score, lies partly outside the frame, is blurred, turned away or "
+        "covered; no face was left out for that."
+    )
+
+
+def _tell_outputs(all_facts: Sequence[RunFacts]) -> str:
+    told = [facts.outputs for facts in all_facts if facts.outputs is not None]
+    if not told:
+        return ""
+    lines = [
+        "Statistics weight each frame by the time for which it is shown. Episodes, changes and "
+        "peaks come from probabilities smoothed over "
+        f"{_join(f'{one.smooth_s:g} s' for one in told)}, all others from the frames as they are."
+    ]
+    if any(one.main_face for one in told):
+        lines.append(
+            f"Tables tell of one face a recording: {_join(one.main_face for one in told)}."
+        )
+    if any(one.baseline for one in told):
+        baselines = _join(one.baseline for one in told)
+        lines.append(f"Each person's means in {baselines} were taken off as the person's neutral.")
+    before = {event.baseline_s for one in told for event in one.events} - {None}
+    if before:
+        lines.append(f"Events were compared with the {_join(sorted(map(str, before)))} s before.")
+    return " ".join(lines)
+
+
+def _count_given(folders: Sequence[Path]) -> int:
+    """Return how many recordings the journals around these folders know, failed ones too."""
+    outputs = {
+        output
+        for folder in folders
+        for output in folder.parents
+        if (output / JOURNAL_NAME).is_file()
+    }
+    return sum(len(Journal(output).list_inputs()) for output in outputs)
+
+
+def _list_exclusions(all_facts: Sequence[RunFacts], n_given: int) -> str:
+    def count(name: str) -> int:
+        return sum(getattr(facts.frames, name) or 0 for facts in all_facts)
+
+    with_face = sum(bool(facts.frames.with_face) for facts in all_facts)
+    rows = [
+        ("given", "", str(max(n_given, len(all_facts)))),
+        ("could be decoded", f"{count('decoded'):,}", str(len(all_facts))),
+        ("analyzed", f"{count('analyzed'):,}", str(len(all_facts))),
+        ("with a face", f"{count('with_face'):,}", str(with_face)),
+    ]
+    lines = ["| rule | frames kept | recordings kept |", "|---|---:|---:|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _list_references(all_facts: Sequence[RunFacts]) -> str:
+    names = ["batchfer", "mtcnn"]
+    for facts in all_facts:
+        if facts.model.name in ("mobilenetv2", "vgg19"):
+            names += [facts.model.name, *_SHIPPED_DATA]
+    versions = _join(facts.batchfer for facts in all_facts)
+    texts = [_REFERENCES[name] for name in dict.fromkeys(names)]
+    return "\n\n".join([texts[0] % versions, *texts[1:]])
