@@ -41,7 +41,11 @@ def test_every_file_that_it_links_is_there() -> None:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_the_demo_ends_with_how_to_call_the_command() -> None:
     told = subprocess.run(
-        ["make", "-n", "demo", "VENV=.venv"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["make", "--no-print-directory", "-n", "demo", "VENV=.venv"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     last = told.stdout.splitlines()[-2:]
     assert ".venv/bin/batchfer video FILE.mp4" in last[0]

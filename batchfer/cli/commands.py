@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from batchfer import __version__
 from batchfer.cli.flags import Inputs, Only, Output, People, Results, Without, takes
 from batchfer.cli.output import ClusterBars, Outcomes, ProgressBars, format_plan, set_up_logging
-from batchfer.errors import BatchferError, ExitCode, UsageError, one_line
+from batchfer.errors import ExitCode, UsageError
 from batchfer.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, display_name
 from batchfer.options import (
     OF_PICTURES,
@@ -354,40 +354,9 @@ def evaluate(
 @app.command(epilog="Example:  batchfer models")
 def models() -> None:
     """List the models at hand with their figures, and check their files."""
-    from batchfer.emotions.card import list_model_folders, read_card
-    from batchfer.files import hash_file
+    from batchfer.cli.model_list import tell_models
 
-    damaged = False
-    seen: set[str] = set()
-    for folder in list_model_folders():
-        for path in sorted(folder.glob("*.keras")) if folder.is_dir() else ():
-            if path.stem in seen:
-                continue
-            seen.add(path.stem)
-            try:
-                card = read_card(path)
-            except BatchferError as error:
-                damaged = True
-                typer.echo(f"{display_name(path.stem)}  {error}")
-                continue
-            try:
-                whole = card.sha256 == hash_file(path)
-            except OSError as error:
-                damaged = True
-                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
-                continue
-            damaged = damaged or not whole
-            figures = ", ".join(
-                f"{one_line(name)} {100 * values['accuracy']:.1f} %"
-                for name, values in card.figures.items()
-                if isinstance(values, dict) and isinstance(values.get("accuracy"), float)
-            )
-            state = "whole" if whole else "DAMAGED: its SHA-256 is not the one in its card"
-            name = display_name(path.stem)
-            typer.echo(f"{name}  {card.input_size} px  {state}  {figures}  [{display_name(path)}]")
-    if not seen:
-        typer.echo("no models; searched: " + ", ".join(map(str, list_model_folders())), err=True)
-    if damaged or not seen:
+    if not tell_models():
         raise typer.Exit(ExitCode.MODEL)
 
 

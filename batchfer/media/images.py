@@ -58,9 +58,10 @@ def read_image(
         InputError: The file is not a picture, too large, or damaged.
     """
     check_file(path)
-    # Pillow's own check stays for pictures within pictures (ICO), at the caller's limit. What it
-    # warns of and logs is either an error below or of no consequence.
-    Image.MAX_IMAGE_PIXELS = max_pixels = max_pixels or MAX_IMAGE_PIXELS
+    max_pixels = max_pixels or MAX_IMAGE_PIXELS
+    # Pillow's own check holds for the whole process, and for text that it draws, too: it is never
+    # below the usual limit. What it warns of and logs is an error below or of no consequence.
+    Image.MAX_IMAGE_PIXELS = max(max_pixels, MAX_IMAGE_PIXELS)
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if (pillow := logging.getLogger("PIL")).level != logging.CRITICAL:
         pillow.setLevel(logging.CRITICAL)  # set once: this goes through all loggers there are
@@ -71,6 +72,7 @@ def read_image(
             refuse_raw(picture, path)
             codec = (picture.format or "").lower()
             loaded, flaw = load_picture(picture, path, is_padded)
+            check_size(loaded.width, loaded.height, max_pixels)  # as of a picture within (ICO)
             orientation = _read_orientation(loaded)
             upright = loaded.transpose(_TURNS[orientation]) if orientation > 1 else loaded
             image = _to_rgb(upright)

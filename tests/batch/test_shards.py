@@ -308,7 +308,8 @@ def test_shards_that_hide_faces_are_joined_without_them(toy_model: Path, tmp_pat
     run("image", stills, output, toy_model, Shard(1, 2), blur_faces=True)
     run("image", stills, output, toy_model, Shard(2, 2))
     gather([output], None, OutputOptions())
-    assert "data:image" not in (output / "report.html").read_text(encoding="utf-8")
+    assert "data:image/jpeg" not in (output / "report.html").read_text(encoding="utf-8")
+    assert not (output / "report_files").exists()
 
 
 def test_pictures_in_shards_are_up_to_date_for_the_command_without(

@@ -83,7 +83,7 @@ def test_a_picture_without_its_end_is_partial_with_its_faces(
     assert again.detail.startswith("partial")
 
 
-@pytest.mark.parametrize("radius", [0, 9])
+@pytest.mark.parametrize("radius", [0, 5])
 def test_a_picture_of_uncertain_faces_alone_is_unclear(
     radius: int, toy_model: Path, tmp_path: Path
 ) -> None:

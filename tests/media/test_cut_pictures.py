@@ -14,7 +14,7 @@ from PIL import Image
 from tiffs import write_tiff
 
 from batchfer.errors import InputError, Reason
-from batchfer.media.images import read_image
+from batchfer.media.images import MAX_IMAGE_PIXELS, read_image
 from batchfer.schema import Images
 
 STILLS = Path(__file__).parents[2] / "samples" / "stills"
@@ -173,3 +173,4 @@ def test_a_webp_that_is_cut_keeps_the_limit_of_pixels(photo: Images, tmp_path: P
     path.write_bytes(bytes(content))
     with pytest.raises(InputError):
         read_image(path, max_pixels=1000)
+    assert Image.MAX_IMAGE_PIXELS == MAX_IMAGE_PIXELS, "text is drawn whatever the limit was"

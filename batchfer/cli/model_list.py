@@ -1,0 +1,42 @@
+"""What is told of the models at hand."""
+
+import typer
+
+from batchfer.emotions.card import list_model_folders, read_card
+from batchfer.errors import BatchferError, one_line
+from batchfer.files import display_name, hash_file
+
+
+def tell_models() -> bool:
+    """Print a line a model; return whether there are any, and all are whole."""
+    damaged = False
+    seen: set[str] = set()
+    for folder in list_model_folders():
+        for path in sorted(folder.glob("*.keras")) if folder.is_dir() else ():
+            if path.stem in seen:
+                continue
+            seen.add(path.stem)
+            try:
+                card = read_card(path)
+            except BatchferError as error:
+                damaged = True
+                typer.echo(f"{display_name(path.stem)}  {error}")
+                continue
+            try:
+                whole = card.sha256 == hash_file(path)
+            except OSError as error:
+                damaged = True
+                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
+                continue
+            damaged = damaged or not whole
+            figures = ", ".join(
+                f"{one_line(name)} {100 * values['accuracy']:.1f} %"
+                for name, values in card.figures.items()
+                if isinstance(values, dict) and isinstance(values.get("accuracy"), float)
+            )
+            state = "whole" if whole else "DAMAGED: its SHA-256 is not the one in its card"
+            name = display_name(path.stem)
+            typer.echo(f"{name}  {card.input_size} px  {state}  {figures}  [{display_name(path)}]")
+    if not seen:
+        typer.echo("no models; searched: " + ", ".join(map(str, list_model_folders())), err=True)
+    return bool(seen) and not damaged
