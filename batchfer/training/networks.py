@@ -10,6 +10,7 @@ import numpy as np
 
 from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
 from batchfer.emotions.classifier import load_network
+from batchfer.emotions.folding import absorb_normalizations
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import (
     LABELS,
@@ -70,6 +71,8 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     lasts: Mapping[str, LastLayer | None] = {}
     if goes_on(options):
         lasts = _take_weights(model, options, recipe)
+        if recipe.freeze_normalization:
+            absorb_normalizations(model)
     elif options.base_weights not in ("imagenet", "none"):
         load_base_weights(model, Path(options.base_weights))
     if not trains_people(options, recipe):

@@ -37,7 +37,7 @@ class Recipe:
     With a ``label_loss`` above 0 and votes two read-outs are trained at once: `people` at what
     raters say, and `labels`, whose loss counts so much, at smoothed labels. Then ``vote_share``
     counts nothing, and `people` decides by its log loss. ``freeze_normalization`` keeps the batch
-    normalizations as they come.
+    normalizations as they come, and moves what they multiply by into the kernels before them.
 
     ``epsilon`` is Adam's: slopes far below it move a weight little. A ``momentum`` above 0 means
     SGD with Nesterov's momentum in place of Adam. Its weight decay is apart from the gradient, so
@@ -224,7 +224,7 @@ GOING_ON: Mapping[str, Recipe] = {
     )
     for (model, name), recipe in _TRAINED.items()
     if name == "finetune"
-    for rate in (1.5e-4 if model == "mobilenetv2" else 3e-5,)
+    for rate in (3e-4 if model == "mobilenetv2" else 1e-4,)
 }
 """What `finetune` is for a model that is trained already: shorter steps, the normalization kept."""
 

@@ -105,10 +105,12 @@ def test_a_run_goes_on_from_both_with_normalizations_as_they_are(
     for mine, theirs in zip(begun.predict(crops, verbose=0), said, strict=True):
         assert np.abs(mine - theirs).max() < 1e-5 < np.ptp(theirs)
     after = load_network(train(more, None, recipe).model)[1]
-    norm, same = (one.get_layer("base").get_layer("conv1_bn") for one in (begun, after))
+    norm = begun.get_layer("base").get_layer("conv1_bn")
+    same = after.get_layer("base").get_layer("conv1_bn")
     for mine, theirs in zip(norm.get_weights(), same.get_weights(), strict=True):
         # Kept in half precision; some rounding apart.
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
+    assert (norm.get_weights()[0] == 1).all(), "what it multiplied by is in the kernel"
     kernel, other = (one.get_layer("base").get_layer("conv1") for one in (begun, after))
     assert np.abs(kernel.get_weights()[0] - other.get_weights()[0]).max() > 2e-4
 
