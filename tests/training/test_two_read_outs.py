@@ -173,7 +173,7 @@ def test_finetune_trains_both_where_there_are_votes(options: TrainOptions) -> No
     assert not trains_people(replace(options, hard_votes=True), recipe)
     assert not trains_people(replace(options, recipe="head"), BOTH_HEAD)
     more = find_recipe(replace(options, base_weights="m.keras", model="vgg19"))
-    assert more == GOING_ON["vgg19"] and more.freeze_normalization and not more.head_epochs
+    assert more == GOING_ON["vgg19"] and not more.fit_normalization and not more.head_epochs
 
 
 BOTH_HEAD = replace(BOTH, label_loss=0.0, fit_people=True)
