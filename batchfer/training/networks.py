@@ -10,6 +10,7 @@ import numpy as np
 
 from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
 from batchfer.emotions.classifier import load_network
+from batchfer.emotions.folding import absorb_normalizations
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import (
     LABELS,
@@ -30,6 +31,14 @@ from batchfer.training.kernels import has_bfloat16_gpu, has_gpu
 from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.recipes import Recipe, trains_people
 
+MOST_TIMES = 4.0
+"""How much larger than the labels' weights those of people may be at the start.
+
+A last layer that was fitted alone, to its optimum, weighs features that hardly vary by hundreds of
+times as much (26.7 where the labels have 0.25): the first steps of all layers move these features,
+and with them everything.
+"""
+
 
 def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:
     """Return up to so many seeded pictures ``(N,S,S,3)`` of a set."""
@@ -40,7 +49,8 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     """Return the recipe's network on its base weights.
 
     It has the read-outs `PEOPLE` and `LABELS` where both are trained. `PEOPLE` begins as that of
-    the model which the run goes on from, or as the labels' where that has none.
+    the model which the run goes on from, or as the labels' where that has none, or one whose
+    weights are `MOST_TIMES` as large.
 
     Raises:
         ModelError: The base weights are missing or do not fit.
@@ -61,6 +71,8 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     lasts: Mapping[str, LastLayer | None] = {}
     if goes_on(options):
         lasts = _take_weights(model, options, recipe)
+        if recipe.freeze_normalization:
+            absorb_normalizations(model)
     elif options.base_weights not in ("imagenet", "none"):
         load_base_weights(model, Path(options.base_weights))
     if not trains_people(options, recipe):
@@ -68,7 +80,10 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     (labels,) = split_read_outs(model)[1].values()
     if labels is None:
         raise ModelError(f"{recipe.architecture} does not end in a dense layer and a softmax")
-    return join_read_outs(model, {PEOPLE: lasts.get(PEOPLE) or labels, LABELS: labels})
+    people = lasts.get(PEOPLE)
+    if people is None or np.abs(people.weights).max() > MOST_TIMES * np.abs(labels.weights).max():
+        people = labels
+    return join_read_outs(model, {PEOPLE: people, LABELS: labels})
 
 
 def _take_weights(
