@@ -40,8 +40,8 @@ PYTEST  = $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --dura
 test: lint ## lint, type check and every quick test
 	$(PYTEST) -m "not slow"
 
-test-all: lint ## the same and the tests that take long
-	$(PYTEST)
+test-all: test ## the same, then the tests that take long
+	$(PYTEST) -m slow
 
 test-newest: ## `make test` with the newest releases of everything, in an environment of its own
 	$(MAKE) test VENV=.venv-newest LOCKED=no
