@@ -298,7 +298,9 @@ def test_killed_at_any_moment_it_ends_in_the_same_bytes(
 
 
 @pytest.mark.parametrize("to_group", [True, False])
-@pytest.mark.parametrize("delay_s", [0.4, 0.7, 1.2, 2.0])
+@pytest.mark.parametrize(
+    "delay_s", [0.7, *(pytest.param(d, marks=pytest.mark.slow) for d in (0.4, 1.2, 2.0))]
+)
 def test_ctrl_c_while_libraries_load(
     delay_s: float, to_group: bool, toy_model: Path, tmp_path: Path
 ) -> None:

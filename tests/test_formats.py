@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 REGISTER = """
 import sys
 sys.path[:0] = ["tests"]
@@ -84,6 +86,7 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_further_table_format_is_written_read_back_and_up_to_date(tmp_path: Path) -> None:
     run(RUN, str(tmp_path))
 

@@ -291,6 +291,7 @@ def test_a_table_of_pictures_is_of_the_command_that_was_given(run: Run, tmp_path
     assert json.loads((output / "run.json").read_text())["pictures"]["analyzed"] == 1
 
 
+@pytest.mark.slow
 def test_what_joins_all_recordings_follows_the_command(run: Run, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()

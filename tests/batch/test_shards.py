@@ -205,6 +205,7 @@ def test_joined_shards_of_videos_are_as_one_run(toy_model: Path, tmp_path: Path)
     assert (parts / "summary.csv").read_bytes() == (one / "summary.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_without_a_shard_joins_as_well(toy_model: Path, tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "in")
     (clips / "broken.mp4").unlink()
@@ -226,6 +227,7 @@ def test_more_shards_than_videos_have_nothing_to_do(toy_model: Path, tmp_path: P
     assert run("video", clips, tmp_path / "out", toy_model, Shard(9, 9)) == []
 
 
+@pytest.mark.slow
 def test_shards_in_folders_of_their_own_are_joined_in_another(
     toy_model: Path, tmp_path: Path
 ) -> None:

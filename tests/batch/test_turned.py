@@ -33,6 +33,7 @@ def run(kind: str, path: Path, output: Path, model: Path, rotate: int) -> JobRes
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
 def test_a_turned_clip_is_told_and_turned_when_asked(
     toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

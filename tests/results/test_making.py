@@ -89,6 +89,7 @@ def measure_detail(folder: Path) -> float:
     return float(np.abs(np.diff(image[200:300, 95:170].astype(int), axis=0)).mean())
 
 
+@pytest.mark.slow
 def test_bins_of_another_command_are_not_those_that_are_asked_for(run: Run, output: Path) -> None:
     result = output / "rotated.mp4"
     run(output, bin_s=1.0)

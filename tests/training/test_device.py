@@ -159,6 +159,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_run_on_the_device_learns_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("jax")
     done = subprocess.run(

@@ -384,6 +384,7 @@ def test_a_teacher_shares_in_the_targets(
     assert card.training_data[-1]["sha256"] == hash_file(toy_model)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_trained_model(options: TrainOptions, toy_model: Path) -> None:
     still = replace(WHOLE, epochs=1, learning_rate=1e-9, head_learning_rate=1e-9, average=0.0)
     trained = train(replace(options, base_weights=str(toy_model)), None, still)
@@ -484,6 +485,7 @@ def test_a_model_is_made_again_by_all_its_runs(
     assert [run.recipe for run in repeated] == [run.recipe for run in runs]
 
 
+@pytest.mark.slow
 def test_what_a_repeat_lacks_is_said_before_it_begins(
     chain: tuple[Path, Path],
     options: TrainOptions,
@@ -514,6 +516,7 @@ def test_what_a_repeat_lacks_is_said_before_it_begins(
     assert not again.output.exists()
 
 
+@pytest.mark.slow
 def test_broken_runs_in_a_card_are_refused(chain: tuple[Path, Path], tmp_path: Path) -> None:
     runs = json.loads(locate_card(chain[1]).read_text())["runs"]
     with pytest.raises(ModelError, match="lacks the run that made"):
@@ -563,6 +566,7 @@ def test_broken_runs_in_a_card_are_refused(chain: tuple[Path, Path], tmp_path: P
             read_runs(read_card(broken))
 
 
+@pytest.mark.slow
 def test_runs_are_traced_as_they_went(chain: tuple[Path, Path], options: TrainOptions) -> None:
     # Keras' own name has as many characters as a SHA-256.
     name = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_96_no_top.h5"
@@ -689,6 +693,7 @@ def test_nothing_to_resume_is_a_usage_error(options: TrainOptions) -> None:
         train(replace(options, resume=True), None, FROZEN)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_stops_with_advice(options: TrainOptions) -> None:
     recipe = replace(FROZEN, learning_rate=1e30)
     with pytest.raises(ModelError, match="lower --learning-rate"):
@@ -725,6 +730,7 @@ def test_half_precision_is_read_back_whole(options: TrainOptions, toy_model: Pat
     assert not list(path.parent.glob("*.h5")) and not list(path.parent.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_export_h5(options: TrainOptions) -> None:
     trained = train(replace(options, export_h5=True), None, replace(FROZEN, epochs=1))
     with h5py.File(options.output / "mobilenetv2.h5") as file:

@@ -94,6 +94,7 @@ def test_the_best_epoch_is_that_of_people(trained: Trained) -> None:
         assert np.abs(last.weights.T - weights).max() < 1e-3 < np.ptp(weights)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_both_with_normalizations_as_they_are(
     trained: Trained, options: TrainOptions
 ) -> None:
@@ -139,6 +140,7 @@ def test_people_begin_at_the_labels_where_their_weights_are_far_larger(
     np.testing.assert_array_equal(people.get_weights()[0], labels.get_weights()[0])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_of_both_resumes_to_the_same_result(options: TrainOptions) -> None:
     class Killer:
         n_batches = 0
@@ -192,6 +194,7 @@ def test_the_card_of_both_is_read(trained: Trained) -> None:
 # --- teachers, and the recipe from random weights ---------------------------------------------
 
 
+@pytest.mark.slow
 def test_teachers_see_the_pictures_that_are_trained_on(
     trained: Trained, options: TrainOptions
 ) -> None:
@@ -225,6 +228,7 @@ def test_a_teacher_of_labels_teaches_no_people(toy_model: Path) -> None:
     np.testing.assert_allclose(taught.sum(axis=2), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_recipe_from_scratch_trains_with_momentum(options: TrainOptions) -> None:
     given = replace(options, model="vgg19", recipe="scratch")
     with pytest.raises(UsageError, match="--base-weights none"):
