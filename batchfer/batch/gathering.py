@@ -110,9 +110,9 @@ def _join_videos(
 ) -> None:
     """Write what is about all videos; ``journal`` is that of the folder, if it has one."""
     places = [result.job.destination for result in results]
-    told = {name for name in JOINED_NAMES if any((place / name).is_file() for place in places)}
-    names = [name for name in list_joined(outputs) if name not in (BINS_NAME, EVENTS_NAME)]
-    names += sorted(told & {BINS_NAME, EVENTS_NAME})  # as the shards were asked to
+    as_asked = (BINS_NAME, EVENTS_NAME)  # the shards were asked for these, or not
+    names = [name for name in list_joined(outputs) if name not in as_asked]
+    names += [name for name in as_asked if any((place / name).is_file() for place in places)]
     own = {name for name in JOINED_NAMES if journal is not None and journal.owns(name)}
     for name in names:
         if os.path.lexists(output / name) and not (outputs.overwrite or name in own):

@@ -213,7 +213,7 @@ GOING_ON: Mapping[str, Recipe] = {
         recipe,
         epochs=12,
         batch_size=48,
-        learning_rate=rate,
+        learning_rate=3e-4 if model == "mobilenetv2" else 1e-4,
         fit_normalization=False,
         head_epochs=0,
         warmup=0.03,
@@ -224,7 +224,6 @@ GOING_ON: Mapping[str, Recipe] = {
     )
     for (model, name), recipe in _TRAINED.items()
     if name == "finetune"
-    for rate in (3e-4 if model == "mobilenetv2" else 1e-4,)
 }
 """What `finetune` is for a model that is trained already: shorter steps, and no head epoch."""
 
