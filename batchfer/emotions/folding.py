@@ -58,21 +58,6 @@ def find_normalized(model: Any) -> list[tuple[Any, Any]]:
     return [(layer, folds[layer.name]) for layer in everything if layer.name in folds]
 
 
-def absorb_normalizations(model: Any) -> None:
-    """Move what batch normalizations do into the kernels before them, in place.
-
-    They only add a bias then; the network says what it said. A kernel is trained as it counts then:
-    before a normalization that multiplies by tens, a step of it counts as much.
-    """
-    for convolution, norm in find_normalized(model):
-        if not (norm.scale and norm.center):
-            continue
-        kernel, bias = _fold_weights(convolution, norm)
-        ones, zeros = np.ones_like(bias), np.zeros_like(bias)
-        convolution.set_weights([kernel, *([zeros] if convolution.use_bias else [])])
-        norm.set_weights([ones, bias, zeros, ones - norm.epsilon])
-
-
 def _find_folds(everything: list[Any], ends: set[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what folds into convolutions, by their names: normalizations, and names of paddings.
 

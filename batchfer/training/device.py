@@ -12,6 +12,7 @@ from batchfer.schema import Floats
 from batchfer.training.augmentation import draw_tables, vary
 from batchfer.training.batches import Augmentation, TrainingBatches
 from batchfer.training.kernels import has_gpu
+from batchfer.training.loss import measure_weighted_loss
 from batchfer.training.recipes import Recipe
 
 CHECK_EVERY = 50
@@ -149,7 +150,7 @@ def _make_step(network: Any, recipe: Recipe, places: list[int]) -> Callable[...,
         answers = said if isinstance(said, list | tuple) else [said]
         aims = [targets] if targets.ndim == 2 else [targets[:, one] for one in range(len(answers))]
         losses = [
-            keras.ops.mean(keras.losses.categorical_crossentropy(aim, answer))
+            keras.ops.mean(measure_weighted_loss(aim, answer))
             for aim, answer in zip(aims, answers, strict=True)
         ]
         loss = sum(share * one for share, one in zip(shares, losses, strict=False))

@@ -10,7 +10,6 @@ import numpy as np
 
 from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
 from batchfer.emotions.classifier import load_network
-from batchfer.emotions.folding import absorb_normalizations
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import (
     LABELS,
@@ -31,14 +30,6 @@ from batchfer.training.kernels import has_bfloat16_gpu, has_gpu
 from batchfer.training.options import TrainOptions, goes_on
 from batchfer.training.recipes import Recipe, trains_people
 
-MOST_TIMES = 4.0
-"""How much larger than the labels' weights those of people may be at the start.
-
-A last layer that was fitted alone, to its optimum, weighs features that hardly vary by hundreds of
-times as much (26.7 where the labels have 0.25): the first steps of all layers move these features,
-and with them everything.
-"""
-
 
 def draw_sample(faces: FaceSet, seed: int, n_faces: int = 768) -> Images:
     """Return up to so many seeded pictures ``(N,S,S,3)`` of a set."""
@@ -49,8 +40,7 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     """Return the recipe's network on its base weights.
 
     It has the read-outs `PEOPLE` and `LABELS` where both are trained. `PEOPLE` begins as that of
-    the model which the run goes on from, or as the labels' where that has none, or one whose
-    weights are `MOST_TIMES` as large.
+    the model which the run goes on from, or as the labels' where that has none.
 
     Raises:
         ModelError: The base weights are missing or do not fit.
@@ -71,8 +61,6 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     lasts: Mapping[str, LastLayer | None] = {}
     if goes_on(options):
         lasts = _take_weights(model, options, recipe)
-        if recipe.freeze_normalization:
-            absorb_normalizations(model)
     elif options.base_weights not in ("imagenet", "none"):
         load_base_weights(model, Path(options.base_weights))
     if not trains_people(options, recipe):
@@ -80,10 +68,7 @@ def build_network(options: TrainOptions, recipe: Recipe) -> Any:
     (labels,) = split_read_outs(model)[1].values()
     if labels is None:
         raise ModelError(f"{recipe.architecture} does not end in a dense layer and a softmax")
-    people = lasts.get(PEOPLE)
-    if people is None or np.abs(people.weights).max() > MOST_TIMES * np.abs(labels.weights).max():
-        people = labels
-    return join_read_outs(model, {PEOPLE: people, LABELS: labels})
+    return join_read_outs(model, {PEOPLE: lasts.get(PEOPLE) or labels, LABELS: labels})
 
 
 def _take_weights(
@@ -140,11 +125,9 @@ def build_optimizer(recipe: Recipe, head_only: bool = False) -> Any:
             recipe.learning_rate, recipe.momentum, nesterov=True, weight_decay=decay
         )
     elif decay:
-        optimizer = keras.optimizers.AdamW(
-            recipe.learning_rate, weight_decay=decay, epsilon=recipe.epsilon
-        )
+        optimizer = keras.optimizers.AdamW(recipe.learning_rate, weight_decay=decay)
     else:
-        return keras.optimizers.Adam(recipe.learning_rate, epsilon=recipe.epsilon)
+        return keras.optimizers.Adam(recipe.learning_rate)
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer

@@ -50,7 +50,7 @@ class PeopleTargets:
     def stack(self, labels: Floats) -> Floats:
         """Return the targets ``(N,2,7)`` of two read-outs, these and those of the labels ``(N,7)``.
 
-        Log loss is linear in its targets: one of which all are scaled counts as much.
+        Targets of people are scaled by what a face counts (`batchfer.training.loss`).
         """
         return np.stack([self.shares * self.weights[:, None], labels], axis=1)
 

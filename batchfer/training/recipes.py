@@ -37,13 +37,12 @@ class Recipe:
     With a ``label_loss`` above 0 and votes two read-outs are trained at once: `people` at what
     raters say, and `labels`, whose loss counts so much, at smoothed labels. Then ``vote_share``
     counts nothing, and `people` decides by its log loss. ``freeze_normalization`` keeps the batch
-    normalizations as they come, and moves what they multiply by into the kernels before them:
-    faster, and stable only in far shorter steps.
+    normalizations as they come.
 
-    ``epsilon`` is Adam's: slopes far below it move a weight little. A ``momentum`` above 0 means
-    SGD with Nesterov's momentum in place of Adam. Its weight decay is apart from the gradient, so
-    that 5e-3 does what 5e-4 within a momentum of 0.9 does. With ``same_view`` teachers are asked
-    about each picture as it is trained on, else once about each face as it comes.
+    A ``momentum`` above 0 means SGD with Nesterov's momentum in place of Adam. Its weight decay is
+    apart from the gradient, so that 5e-3 does what 5e-4 within a momentum of 0.9 does. With
+    ``same_view`` teachers are asked about each picture as it is trained on, else once about each
+    face as it comes.
     """
 
     architecture: str
@@ -74,7 +73,6 @@ class Recipe:
     label_loss: float = 0.0
     freeze_normalization: bool = False
     momentum: float = 0.0
-    epsilon: float = 1e-7
     same_view: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -214,6 +212,7 @@ GOING_ON: Mapping[str, Recipe] = {
         epochs=12,
         batch_size=48,
         learning_rate=3e-4 if model == "mobilenetv2" else 1e-4,
+        freeze_normalization=True,
         fit_normalization=False,
         head_epochs=0,
         warmup=0.03,
@@ -225,7 +224,7 @@ GOING_ON: Mapping[str, Recipe] = {
     for (model, name), recipe in _TRAINED.items()
     if name == "finetune"
 }
-"""What `finetune` is for a model that is trained already: shorter steps, and no head epoch."""
+"""What `finetune` is for a model that is trained already: shorter steps, the normalization kept."""
 
 
 def find_recipe(options: TrainOptions) -> Recipe:

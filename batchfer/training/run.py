@@ -37,6 +37,7 @@ from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import Splits
 from batchfer.training.fitting import fit_batches
 from batchfer.training.kernels import speed_up_training
+from batchfer.training.loss import measure_weighted_loss
 from batchfer.training.networks import (
     build_optimizer,
     compute_features,
@@ -224,7 +225,7 @@ class TrainingRun:
         optimizer = build_optimizer(recipe, head_only)
         if recipe.freeze_normalization:
             freeze_normalization(self.model)
-        loss, metrics = "categorical_crossentropy", ["accuracy"]
+        loss, metrics = measure_weighted_loss, ["accuracy"]
         if self.people is None:
             self.trained.compile(optimizer, loss, metrics=metrics)
         else:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_faces import write_class_folders
 
-from batchfer.emotions.card import format_card, locate_card, read_card
+from batchfer.emotions.card import read_card
 from batchfer.emotions.classifier import load_classifier, load_network
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import LABELS, PEOPLE, name_read_outs, split_read_outs
@@ -106,12 +106,10 @@ def test_a_run_goes_on_from_both_with_normalizations_as_they_are(
     for mine, theirs in zip(begun.predict(crops, verbose=0), said, strict=True):
         assert np.abs(mine - theirs).max() < 1e-5 < np.ptp(theirs)
     after = load_network(train(more, None, recipe).model)[1]
-    norm = begun.get_layer("base").get_layer("conv1_bn")
-    same = after.get_layer("base").get_layer("conv1_bn")
+    norm, same = (one.get_layer("base").get_layer("conv1_bn") for one in (begun, after))
     for mine, theirs in zip(norm.get_weights(), same.get_weights(), strict=True):
         # Kept in half precision; some rounding apart.
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-4)
-    assert (norm.get_weights()[0] == 1).all(), "what it multiplied by is in the kernel"
     kernel, other = (one.get_layer("base").get_layer("conv1") for one in (begun, after))
     assert np.abs(kernel.get_weights()[0] - other.get_weights()[0]).max() > 2e-4
 
@@ -123,21 +121,6 @@ def test_people_begin_at_the_labels_of_a_model_without_them(
     people, labels = (network.get_layer(f"{name}_logits") for name in (PEOPLE, LABELS))
     np.testing.assert_array_equal(people.get_weights()[0], labels.get_weights()[0])
     assert np.ptp(labels.get_weights()[0]) > 0.1
-
-
-def test_people_begin_at_the_labels_where_their_weights_are_far_larger(
-    trained: Trained, options: TrainOptions, tmp_path: Path
-) -> None:
-    network = load_network(trained.model)[1]
-    large = network.get_layer("people_logits")
-    large.set_weights([50 * large.get_weights()[0], large.get_weights()[1]])
-    path = tmp_path / trained.model.name
-    network.save(path)
-    card = replace(trained.card, sha256="")
-    locate_card(path).write_text(format_card(card), encoding="utf-8")
-    begun = build_network(replace(options, base_weights=str(path)), BOTH)
-    people, labels = (begun.get_layer(f"{name}_logits") for name in (PEOPLE, LABELS))
-    np.testing.assert_array_equal(people.get_weights()[0], labels.get_weights()[0])
 
 
 @pytest.mark.slow
@@ -175,7 +158,7 @@ def test_finetune_trains_both_where_there_are_votes(options: TrainOptions) -> No
     assert not trains_people(replace(options, hard_votes=True), recipe)
     assert not trains_people(replace(options, recipe="head"), BOTH_HEAD)
     more = find_recipe(replace(options, base_weights="m.keras", model="vgg19"))
-    assert more == GOING_ON["vgg19"] and not more.fit_normalization and not more.head_epochs
+    assert more == GOING_ON["vgg19"] and more.freeze_normalization and not more.head_epochs
 
 
 BOTH_HEAD = replace(BOTH, label_loss=0.0, fit_people=True)
@@ -236,7 +219,6 @@ def test_the_recipe_from_scratch_trains_with_momentum(options: TrainOptions) -> 
     recipe = find_recipe(given)
     optimizer = build_optimizer(recipe)
     assert optimizer.nesterov and optimizer.momentum == 0.9 and optimizer.weight_decay == 5e-3
-    assert build_optimizer(replace(recipe, momentum=0.0, epsilon=1e-3)).epsilon == 1e-3
     assert isinstance(build_optimizer(recipe, head_only=True), keras.optimizers.Adam)
     short = replace(BOTH, momentum=0.9, learning_rate=0.05, weight_decay=5e-3, epochs=6)
     done = train(replace(options, output=options.output / "scratch"), None, short)
