@@ -182,13 +182,16 @@ def atomic_write(path: Path, parts: Path | None = None) -> Iterator[Path]:
     """Give a temporary path to write to, which becomes ``path`` if no exception passes.
 
     The temporary path has the same suffix. It lies in ``parts``; if that is None, among the
-    unfinished parts of the output folder around ``path``, or beside it where there is none. A link
-    at ``path`` is replaced, not followed.
+    unfinished parts of the output folder around ``path``, or beside it where there is none or
+    where it is such a part itself: what a kill leaves goes with it. A link at ``path`` is replaced,
+    not followed.
 
     Raises:
         PlaceError: Something else stands there, or the disk does not take the name.
         OutputError: The file cannot be put in its place.
     """
+    if parts is None and any(folder.name == PARTS_FOLDER for folder in path.parents):
+        parts = path.parent
     if parts is None:
         around = (folder / PARTS_FOLDER for folder in path.parents)
         own = (folder for folder in around if folder.is_dir() and not folder.is_symlink())

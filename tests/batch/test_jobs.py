@@ -573,3 +573,13 @@ def test_what_others_keep_in_a_result_is_not_opened(home: Path) -> None:
     (folder / "gone").symlink_to("nowhere")
     publish_folder(folder, Path("out/a.mp4"))
     assert list_names("out/a.mp4") == ["deep", "gone", "pipe", "run.json", "timeline.csv"]
+
+
+def test_what_is_written_among_unfinished_parts_lies_beside_it(tmp_path: Path) -> None:
+    """A kill leaves it where the attempt it belongs to is removed."""
+    folder = tmp_path / "out" / ".batchfer" / "0123" / "result"
+    folder.mkdir(parents=True)
+    with atomic_write(folder / "run.json") as path:
+        assert path.parent == folder
+        path.write_text("{}")
+    assert [path.name for path in folder.iterdir()] == ["run.json"]
