@@ -12,7 +12,7 @@ from batchfer.files import display_name, mark_input, read_object
 from batchfer.formats import FORMATS, name_tables
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
-from batchfer.schema import EventWindow, Timeline
+from batchfer.schema import EventWindow, NeutralRecording, Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +205,12 @@ class ResultFolder:
             logger.warning("%s: no bins or events (%s)", display_name(self.path), error)
         return told
 
-    def fulfils(self, outputs: OutputOptions, events: Sequence[EventWindow]) -> bool:
+    def fulfils(
+        self,
+        outputs: OutputOptions,
+        events: Sequence[EventWindow],
+        neutral: NeutralRecording | None = None,
+    ) -> bool:
         """Return whether its files were made as is asked for, by any command; not if all are there.
 
         What a later command has added, such as bins, or hidden, does no harm.
@@ -221,6 +226,7 @@ class ResultFolder:
         return (
             told.smooth_s == outputs.smooth_s
             and (told.main_face, told.baseline) == (outputs.main_face, outputs.baseline)
+            and told.neutral == neutral
             and outputs.bin_s in (None, told.bin_s)
             and (not events or told.events == tuple(events))
             and facts.blur_faces >= outputs.blur_faces

@@ -166,13 +166,36 @@ def _tell_outputs(all_facts: Sequence[RunFacts]) -> str:
         lines.append(
             f"Tables tell of one face a recording: {_join(one.main_face for one in told)}."
         )
-    if any(one.baseline for one in told):
-        baselines = _join(one.baseline for one in told)
-        lines.append(f"Each person's means in {baselines} were taken off as the person's neutral.")
+    within = [one.baseline for one in told if one.baseline and one.neutral is None]
+    if within:
+        lines.append(
+            f"Each person's means in {_join(within)} were taken off as the person's neutral."
+        )
+    lines += _tell_neutral_recordings(all_facts)
     before = {event.baseline_s for one in told for event in one.events} - {None}
     if before:
         lines.append(f"Events were compared with the {_join(sorted(map(str, before)))} s before.")
     return " ".join(lines)
+
+
+def _tell_neutral_recordings(all_facts: Sequence[RunFacts]) -> list[str]:
+    """Return what is to be said of recordings that others were compared with."""
+    neutrals = {
+        facts.input: facts.outputs.neutral
+        for facts in all_facts
+        if facts.outputs is not None and facts.outputs.neutral is not None
+    }
+    compared = {name: one for name, one in neutrals.items() if one.file != name}
+    if not compared:
+        return []
+    used = {one.file: one.seconds for one in compared.values() if one.is_usable}
+    seconds = [seconds for seconds in used.values() if seconds is not None]
+    there = f", {min(seconds):.1f} to {max(seconds):.1f} s on screen" if seconds else ""
+    n_used = sum(one.is_usable for one in compared.values())
+    return [
+        f"From the means of {n_used} of {len(compared)} recordings those of the participant's "
+        f"neutral recording were taken off ({len(used)} of these{there}); the others have none."
+    ]
 
 
 def _count_given(folders: Sequence[Path]) -> int:
