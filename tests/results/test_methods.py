@@ -68,6 +68,23 @@ def test_neutral_recordings_are_counted(tmp_path: Path) -> None:
     assert "From the means of 3 of 5 recordings those of" in text
     assert "(2 of these, 8.0 to 12.3 s on screen); the others have none" in text
     assert "Each person's means" not in text
+    assert "| compared with a neutral recording |  | 3 |" in text
+
+
+def test_plain_text_tells_the_same(tmp_path: Path) -> None:
+    folders = [write(tmp_path / "a.mp4", FACTS)]
+    markdown, plain = describe_methods(folders), describe_methods(folders, plain=True)
+    assert not re.search(r"^#|[|`]", plain, re.MULTILINE)
+    table = plain.split("----------\n\n")[1].split("\n\n")[0]
+    assert table.splitlines() == [
+        "rule              frames kept  recordings kept",
+        "given                                        1",
+        "could be decoded          105                1",
+        "analyzed                  100                1",
+        "with a face                80                1",
+    ]
+    words = re.sub(r"[-#|`:]|bibtex", " ", markdown).split()
+    assert words == re.sub(r"[-:]", " ", plain.replace("bibtex", "")).split()
 
 
 def test_what_was_not_done_alike_is_named(tmp_path: Path) -> None:
