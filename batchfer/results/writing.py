@@ -20,9 +20,12 @@ from batchfer.results.folder import (
     REPORT_NAME,
     SEGMENTS_NAME,
     SUMMARY_NAME,
+    TIMELINE_DICTIONARY,
+    name_dictionary,
 )
 from batchfer.results.report.video import write_report
 from batchfer.schema import EventWindow, NeutralRecording, Timeline
+from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_statistics
 from batchfer.timeline.main_face import find_main_face, keep_person
 from batchfer.timeline.neutral import Neutral
@@ -43,6 +46,8 @@ def write_results(
     recording: NeutralRecording | None = None,
 ) -> None:
     """Write what follows from a timeline alone: summary, segments, bins, events and report.
+
+    Beside each table, the timeline too, goes its data dictionary.
 
     Args:
         folder: The result folder of the video.
@@ -67,6 +72,8 @@ def write_results(
     for name, content in tables.items():
         with atomic_write(folder / name) as path:
             write_statistics(content, path)
+        write_dictionary(folder / name_dictionary(name), content.columns)
+    write_dictionary(folder / TIMELINE_DICTIONARY, timeline.table.columns)
     if outputs.report:
         write_report(
             folder / REPORT_NAME,
