@@ -108,6 +108,7 @@ def test_a_study_takes_two_commands(study: Path, capsys: pytest.CaptureFixture[s
     for name in ("summary", "segments", "bins", "events"):
         told = json.loads((output / f"{name}.json").read_text(encoding="utf-8"))
         assert list(told) == list(pd.read_csv(output / f"{name}.csv", nrows=0))
+        assert "Units" not in told["neutral"], "a column of the user's"
     check_methods(text, output)
 
 
@@ -141,6 +142,6 @@ def check_methods(text: str, output: Path) -> None:
     assert [row.split() for row in rows.values()] == [
         ["24"], [f"{n_frames}", "22"], [f"{n_faces}", "22"], ["10"],
     ]  # fmt: skip
-    assert "From the means of 10 of 11 recordings" in text and "(10 of these, 1." in text
+    assert "From the means of 10 of 11 recordings" in text and "(10 of these, 1.6 s" in text
     for key in ("batchfer", "zhang2016mtcnn", "sandler2018", "goodfellow2013", "li2017rafdb"):
         assert f"{{{key}" in text

@@ -149,7 +149,7 @@ def _write_tables(
             else:
                 columns = write_joined(path, own, LONG_COLUMNS[name], collect(name))
         if (dictionary := name_dictionary(name)) in names:
-            write_dictionary(output / dictionary, columns)
+            write_dictionary(output / dictionary, columns, users=set(own) - {"file"})
 
 
 def _find_summary(folder: ResultFolder) -> Path | Cells | None:

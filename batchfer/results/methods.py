@@ -215,8 +215,9 @@ def _tell_neutral_recordings(all_facts: Sequence[RunFacts]) -> list[str]:
     if not (compared := _list_compared(all_facts)):
         return []
     used = {one.file: one.seconds for one in compared if one.is_usable}
-    seconds = [seconds for seconds in used.values() if seconds is not None]
-    there = f", {min(seconds):.1f} to {max(seconds):.1f} s on screen" if seconds else ""
+    seconds = sorted(seconds for seconds in used.values() if seconds is not None)
+    bounds = dict.fromkeys(f"{bound:.1f}" for bound in [*seconds[:1], *seconds[-1:]])
+    there = f", {' to '.join(bounds)} s on screen" if bounds else ""
     n_used = sum(one.is_usable for one in compared)
     return [
         f"From the means of {n_used} of {len(compared)} recordings those of the participant's "

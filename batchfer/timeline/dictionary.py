@@ -5,7 +5,7 @@ description, unit and range, or its possible values.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -153,17 +153,23 @@ COLUMNS: Mapping[str, Column] = {
 """All columns that batchfer writes."""
 
 
-def describe_columns(names: Iterable[str]) -> dict[str, dict[str, object]]:
-    """Return what columns mean, in the order of their table, as BIDS has it."""
-    return {name: COLUMNS.get(name, UNKNOWN).tell() for name in names}
+def describe_columns(
+    names: Iterable[str], users: Collection[str] = ()
+) -> dict[str, dict[str, object]]:
+    """Return what columns mean, in the order of their table, as BIDS has it.
+
+    Those that are the ``users``' may be called like one of batchfer's in another table.
+    """
+    known = {name: told for name, told in COLUMNS.items() if name not in users}
+    return {name: known.get(name, UNKNOWN).tell() for name in names}
 
 
-def write_dictionary(path: Path, names: Iterable[str]) -> None:
-    """Write the data dictionary of a table with these columns.
+def write_dictionary(path: Path, names: Iterable[str], users: Collection[str] = ()) -> None:
+    """Write the data dictionary of a table with these columns, see `describe_columns`.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    text = json.dumps(describe_columns(names), indent=2, ensure_ascii=False)
+    text = json.dumps(describe_columns(names, users), indent=2, ensure_ascii=False)
     with atomic_write(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

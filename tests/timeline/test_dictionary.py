@@ -58,3 +58,6 @@ def test_a_dictionary_lies_beside_a_table(tmp_path: Path) -> None:
     }  # fmt: skip
     assert told["Größe"]["Description"].startswith("not one of batchfer's columns")
     assert describe_columns([]) == {}
+    # A user's column may be called like one of batchfer's in another table.
+    told = describe_columns(["neutral", "mean_sad"], users={"neutral"})
+    assert "Units" not in told["neutral"] and told["mean_sad"]["Units"] == "1"
