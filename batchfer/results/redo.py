@@ -27,13 +27,14 @@ from batchfer.results.folder import (
     TIMELINE_NAMES,
     Marks,
     ResultFolder,
+    list_exported,
     list_wanted,
     name_export,
 )
 from batchfer.results.joining import Recording, Rejoiner
 from batchfer.results.journal import Entry
 from batchfer.results.making import make_result
-from batchfer.schema import EventWindow, Job, Timeline
+from batchfer.schema import EventWindow, Job, NeutralRecording, Timeline
 from batchfer.timeline.files import check_faces, read_timeline
 from batchfer.timeline.neutral import check_baseline
 from batchfer.timeline.stimuli import read_windows
@@ -106,6 +107,7 @@ def renew_video(
     output: Path,
     outputs: OutputOptions,
     events: Sequence[EventWindow],
+    neutral: NeutralRecording | None,
     advance: Callable[[int], None],
     leave: Callable[[], None] = lambda: None,
     attempt: str = "",
@@ -121,6 +123,7 @@ def renew_video(
         output: The folder for all results.
         outputs: What is asked for.
         events: The stimulus windows of this recording.
+        neutral: What it is compared with, if that is another recording.
         advance: Told of the frames that are drawn.
         leave: Waits for leave to give the result its place.
         attempt: See `work_folder`.
@@ -154,7 +157,7 @@ def renew_video(
         work = _empty(parts / "result")
         make_result(
             work, final, timeline, facts, outputs, events,
-            kept=kept, announce=lambda _: leave(), advance=advance, is_known=True,
+            neutral=neutral, kept=kept, announce=lambda _: leave(), advance=advance, is_known=True,
         )  # fmt: skip
 
 
@@ -187,7 +190,7 @@ def _remake(
         keeps_drawing: Whether its annotated video is right as it is.
     """
     folder = Path(os.path.realpath(folder))
-    final = ResultFolder(folder)
+    final, told = ResultFolder(folder), facts.outputs or OutputFacts()
     exports = final.list_own() - RESULT_NAMES
     kept = final.list_kept([*exports, *[DRAWING_NAME] * keeps_drawing])
     if people is None:
@@ -195,7 +198,6 @@ def _remake(
         kept |= {name for name in tables if (final / name).stat().st_size}
     else:
         timeline = Timeline(timeline.media, assign_people(timeline.table, people))
-        told = facts.outputs or OutputFacts()
         names = {str(face_id): name for face_id, name in people.items()}
         facts = replace(facts, outputs=replace(told, people={**told.people, **names}))
     n_people = timeline.table["person"].nunique() if "person" in timeline.table else 0
@@ -214,6 +216,7 @@ def _remake(
             work = _empty(parts / "result")
             make_result(
                 work, final, timeline, facts, outputs, events,
+                neutral=told.neutral if told.baseline == outputs.baseline else None,
                 kept=kept, announce=announce, is_known=True,
             )  # fmt: skip
     finally:
@@ -347,7 +350,8 @@ def export_results(
     for located, target in zip(located_all, targets, strict=True):
         if not located.is_file():
             raise UsageError(f"{display_name(located)}: no timeline there")
-        _refuse_target(target, overwrite)
+        for name in list_exported(to, target.name):
+            _refuse_target(target.with_name(name), overwrite)
     for located, target in zip(located_all, targets, strict=True):
         folder, facts, media = ResultFolder(located.parent), None, None
         if (folder / FACTS_NAME).is_file():
@@ -357,16 +361,16 @@ def export_results(
         check_faces(table, located.name)
         export_timeline(Timeline(media, table), to, target, people, smooth_s, source=located)
         if facts is not None and target.parent == folder.path:
-            _note_export(folder, facts, target.name)
+            _note_export(folder, facts, list_exported(to, target.name))
         yield target
 
 
-def _note_export(folder: ResultFolder, facts: RunFacts, name: str) -> None:
-    """Tell ``run.json``, and the journal of the batch, of a file beside the timeline."""
+def _note_export(folder: ResultFolder, facts: RunFacts, names: Sequence[str]) -> None:
+    """Tell ``run.json``, and the journal of the batch, of files beside the timeline."""
     own = folder.list_own()
-    if name in own and facts.files is not None:
+    if own.issuperset(names) and facts.files is not None:
         return
     there = {one for one in own if (folder / one).is_file()}
-    replace(facts, files=tuple(sorted({*there, name}))).write(folder.path)
+    replace(facts, files=tuple(sorted({*there, *names}))).write(folder.path)
     if recording := Recording.find(Path(os.path.realpath(folder.path)), facts.input):
         recording.announce({FACTS_NAME: mark_input(folder / FACTS_NAME)})
