@@ -23,8 +23,9 @@ from batchfer.results.folder import (
     is_file,
 )
 from batchfer.results.writing import write_results
-from batchfer.schema import EventWindow, Timeline
+from batchfer.schema import EventWindow
 from batchfer.timeline.files import write_table
+from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 

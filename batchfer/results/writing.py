@@ -22,12 +22,13 @@ from batchfer.results.folder import (
     SUMMARY_NAME,
 )
 from batchfer.results.report.video import write_report
-from batchfer.schema import EventWindow, Timeline
+from batchfer.schema import EventWindow
 from batchfer.timeline.files import write_statistics
 from batchfer.timeline.main_face import find_main_face, keep_person
 from batchfer.timeline.neutral import Neutral
 from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.summaries import bin_timeline, summarize_people
+from batchfer.timeline.timeline import Timeline
 from batchfer.timeline.trials import summarize_events
 
 logger = logging.getLogger(__name__)
