@@ -1,5 +1,6 @@
 """What Python calls."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,9 @@ def test_a_finished_result_is_read_again(options: AnalyzeOptions, tmp_path: Path
         np.testing.assert_allclose(written[number], own[number].astype(float), atol=1e-5)
     pictures = [SAMPLES / "stills" / "admiral.png"]
     list(run_jobs("image", pictures, tmp_path / "pictures", options, outputs, machine))
+    for folder in ("videos/rotated.mp4", "pictures"):
+        told = json.loads((tmp_path / folder / "run.json").read_text())["licences"]
+        assert told["batchfer (code)"] == "MIT" and len(told) == 3
     table = read_result(str(tmp_path / "pictures")).table
     pd.testing.assert_frame_equal(table, read_timeline(tmp_path / "pictures" / "faces.csv"))
     with pytest.raises(UsageError, match=r"not the result.*below it are .*rotated\.mp4"):

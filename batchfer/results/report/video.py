@@ -135,6 +135,7 @@ def render_report(
         events=seen,
         moments=_list_moments(chosen, thumbnails),
         run_facts=list_run_facts(facts),
+        licences=facts.licences,
         smooth_s=lines.seconds,
         video_href=video_href,
     )
