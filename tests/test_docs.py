@@ -1,33 +1,146 @@
-"""What the documentation promises: its templates run, and find what is known to be there."""
+"""What the documentation promises: what it shows runs, and its templates find what is there."""
 
 import importlib.util
+import json
+import re
+import shlex
+import subprocess
 import sys
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 
+from batchfer import read_result
+from batchfer.cli.commands import app
+from batchfer.options import AnalyzeOptions, Flag, Machine, OutputOptions
 from batchfer.schema import EMOTIONS, QUALITY_COLUMNS, TIMELINE_COLUMNS, EventWindow
 from batchfer.timeline.files import write_statistics
 from batchfer.timeline.recordings import Part, write_joined
 from batchfer.timeline.segments import PersonLines
 from batchfer.timeline.trials import EVENT_COLUMNS, summarize_events
 
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+WRITTEN = ("options.md", "columns.md")  # by docs/reference.py
+PAGES = [page for page in sorted(DOCS.glob("*.md")) if page.name not in WRITTEN]
 EFFECT = 0.1
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def analysis() -> ModuleType:
     pytest.importorskip("statsmodels")
-    spec = importlib.util.spec_from_file_location("analysis", DOCS / "analysis.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(DOCS / "analysis.py")
+
+
+def list_commands(page: Path) -> list[list[str]]:
+    """Return the words of each batchfer command that a page shows on a line of its own."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = re.findall(r"^(?:    )?batchfer (.+)$", text, re.MULTILINE)
+    return [shlex.split(line.partition(" > ")[0], comments=True) for line in lines]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_the_commands_that_are_shown_are_taken(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    shown = list_commands(page)
+    assert shown or page.stem == "python"
+    for name, *words in shown:
+        commands[name].make_context(name, words)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_files_that_are_linked_are_there(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    for link in links:
+        assert (DOCS / link).exists() or link in WRITTEN, link
+
+
+def test_the_reference_tells_every_option_and_column(tmp_path: Path) -> None:
+    load(DOCS / "reference.py").write_reference(tmp_path)
+    options = (tmp_path / "options.md").read_text(encoding="utf-8")
+    for name in ("video", "images", "train", "evaluate", "models", "join"):
+        assert f"\n## {name}\n" in options
+    video = options.partition("## video")[2].partition("## images")[0]
+    for kind in (AnalyzeOptions, OutputOptions, Machine):
+        hints = get_type_hints(kind, include_extras=True)
+        for one in fields(kind):
+            (flag,) = [mark for mark in get_args(hints[one.name]) if isinstance(mark, Flag)]
+            told = f"{flag.help.replace('|', chr(92) + '|')} |"
+            assert (told in video) == (one.name != "whole_picture"), flag.names
+            assert told in options and f"`{flag.names.split('/')[0]}`" in options
+    assert "| `--min-face` PX | Smallest face, by its longer side, in pixels. | `40` |" in video
+    assert "| `--annotate`, `--no-annotate` |" in video and "| `--annotate` |" in video
+    columns = (tmp_path / "columns.md").read_text(encoding="utf-8")
+    for name in (*TIMELINE_COLUMNS, *QUALITY_COLUMNS, *EVENT_COLUMNS, "delta_happy"):
+        assert f"| `{re.sub('|'.join(EMOTIONS), 'EMOTION', name)}` |" in columns, name
+    assert "| `neutral_seconds` |" in columns
+
+
+def run_page(page: Path, folder: Path) -> None:
+    """Run the commands of a page in a folder that has the samples and the tables of the page."""
+    (folder / "samples").symlink_to(ROOT / "samples")
+    text = page.read_text(encoding="utf-8")
+    for name, table in re.findall(r'```csv title="(.+?)"\n(.*?)```', text, re.DOTALL):
+        (folder / name).write_text(table, encoding="utf-8")
+    for words in list_commands(page):
+        subprocess.run(
+            [sys.executable, "-m", "batchfer", *words], cwd=folder, check=True, timeout=900
+        )
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_a_study_runs(tmp_path: Path) -> None:
+    run_page(DOCS / "study.md", tmp_path)
+    trials = pd.read_csv(tmp_path / "results" / "events.csv")
+    assert len(trials) == 4 * 2 and trials["mean_happy_change"].notna().any()
+    assert set(trials["condition"]) == {"alone", "together"}
+    assert "Ada" in read_result(tmp_path / "results" / "portrait.mp4").summary()["person"].tolist()
+
+
+@pytest.mark.slow
+def test_the_tutorial_of_photos_runs(tmp_path: Path) -> None:
+    run_page(DOCS / "photos.md", tmp_path)
+    assert read_result(tmp_path / "photos").table["face_id"].notna().sum() == 4
+    assert (tmp_path / "photos" / "report.html").is_file()
+
+
+def read_cells() -> list[dict[str, object]]:
+    notebook = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in read_cells())
+
+
+@pytest.mark.slow
+def test_the_notebook_runs() -> None:
+    code = "\n".join("".join(cell["source"]) for cell in read_cells())  # type: ignore[arg-type]
+    code += "\nprint(len(timeline.table), len(pictures.table), len(again.table), n_faces)"
+    code = code.replace("again.summary()", "again.summary()\nprint(again._repr_html_()[:200])")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=DOCS, check=True, timeout=900, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    n_rows = [int(word) for word in done.stdout.splitlines()[-1].split()]
+    assert all(n_rows), n_rows
+    assert "rotated.mp4" in done.stdout
 
 
 def make_recording(happy: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
