@@ -272,9 +272,9 @@ class OutputOptions:
 
     ``smooth_s`` smooths segments and charts, in seconds; ``bin_s`` asks for means per time bin.
     ``participants`` and ``events`` are tables of the user's; ``baseline_before_s`` is the baseline
-    of events that tell none themselves, ``baseline`` where each person is taken to be neutral: a
-    window of time or the name of an event. ``main_face`` names the only person of whom tables tell:
-    `MAIN_FACES`, or a name.
+    of events that tell none, ``baseline`` where persons are taken to be neutral: a window of time,
+    an event, or a column of the participants that names other recordings. ``main_face`` names the
+    only person of whom tables tell: `MAIN_FACES`, or a name.
     """
 
     formats: Annotated[
@@ -328,8 +328,8 @@ class OutputOptions:
     baseline: Annotated[
         str | None,
         Flag(
-            "--baseline", "A person's own neutral, taken off the means: 0-10s, or an event's name.",
-            WRITE, "WHEN",
+            "--baseline", "Neutral, taken off the means: 0-10s, an event, a participants' column.",
+            WRITE, "WHERE",
         ),
     ] = None  # fmt: skip
     main_face: Annotated[

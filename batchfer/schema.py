@@ -241,6 +241,29 @@ class EventWindow:
     baseline_s: float | None = None
 
 
+LEAST_NEUTRAL_S = 1.0
+"""Who is on screen for less of a baseline has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class NeutralRecording:
+    """What a participant shows in another recording, that of their neutral face.
+
+    ``file`` names it, "" where the user's table names none. ``seconds`` is how long its main face
+    is on screen, and ``means`` are those of `MEASURES` over that time; None and nothing where there
+    is no result of it.
+    """
+
+    file: str = ""
+    seconds: float | None = None
+    means: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its main face is on screen for long enough."""
+        return self.seconds is not None and self.seconds >= LEAST_NEUTRAL_S
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One input and its destination, settled before a model loads.

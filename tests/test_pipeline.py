@@ -192,6 +192,8 @@ def test_pictures_of_all_kinds_become_one_table(run: Run, tmp_path: Path) -> Non
     assert pair["face_id"].tolist() == [0, 1]
     copies = {path.name for path in (tmp_path / "annotated").iterdir()}
     assert copies == set(counts)
+    told = json.loads((tmp_path / "faces.json").read_text())
+    assert list(told) == list(table) and told["x"]["Units"] == "pixel"
 
 
 def shrink_portrait(width: int, height: int) -> Images:

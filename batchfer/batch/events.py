@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from batchfer.batch.jobs import Kind
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import Entry
-from batchfer.schema import EventWindow, Job, JobResult
+from batchfer.schema import EventWindow, Job, JobResult, NeutralRecording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +23,11 @@ class Task(Job):
     """A job with all that it takes to do it, anywhere: neither journal nor other jobs are needed.
 
     ``mark`` is the input's `mark_input`, taken before it is read. ``numbers`` is the hash of what
-    decides the numbers, ``events`` are the stimulus windows of a video. ``older`` marks the files
-    of an older result; ``known`` is what the journal tells of the same numbers, if only other
-    results are to be made of them. ``key`` tells the unfinished rows of pictures from those of
-    others who work at the same time, ``attempt`` the unfinished parts of a video from those of
-    others who may be at work on it still.
+    decides the numbers, ``events`` are the stimulus windows of a video, ``neutral`` is what it is
+    compared with if that is another one. ``older`` marks the files of an older result; ``known`` is
+    what the journal tells of the same numbers, if only other results are to be made of them.
+    ``key`` tells the unfinished rows of pictures from those of others who work at the same time,
+    ``attempt`` the unfinished parts of a video from those of others who may be at work on it still.
     """
 
     kind: Kind = field(compare=False)
@@ -37,6 +37,7 @@ class Task(Job):
     outputs: OutputOptions = field(compare=False)
     numbers: str = field(compare=False)
     events: tuple[EventWindow, ...] = field(compare=False, default=())
+    neutral: NeutralRecording | None = field(compare=False, default=None)
     older: Mapping[str, Mapping[str, int]] = field(compare=False, default_factory=dict)
     known: Entry | None = field(compare=False, default=None)
     key: str = field(compare=False, default="")

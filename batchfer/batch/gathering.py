@@ -16,7 +16,13 @@ from batchfer.errors import NothingToDoError, OutputError, Reason, UsageError
 from batchfer.files import display_name, prepare_output
 from batchfer.locks import lock_output
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.results.folder import BINS_NAME, EVENTS_NAME, JOINED_NAMES, list_joined
+from batchfer.results.folder import (
+    BINS_NAME,
+    EVENTS_NAME,
+    JOINED_NAMES,
+    add_dictionaries,
+    list_joined,
+)
 from batchfer.results.joining import write_index_pages
 from batchfer.results.journal import DONE, Entry, Journal
 from batchfer.results.redo import find_results
@@ -110,7 +116,8 @@ def _join_videos(
 ) -> None:
     """Write what is about all videos; ``journal`` is that of the folder, if it has one."""
     places = [result.job.destination for result in results]
-    as_asked = (BINS_NAME, EVENTS_NAME)  # the shards were asked for these, or not
+    # The shards were asked for these, or not.
+    as_asked = add_dictionaries([BINS_NAME, EVENTS_NAME])
     names = [name for name in list_joined(outputs) if name not in as_asked]
     names += [name for name in as_asked if any((place / name).is_file() for place in places)]
     own = {name for name in JOINED_NAMES if journal is not None and journal.owns(name)}

@@ -18,7 +18,7 @@ from batchfer.files import (
     is_hidden,
 )
 from batchfer.results.facts import FACTS_NAME
-from batchfer.results.folder import FACES_NAMES, JOINED_NAMES, REPORT_NAME
+from batchfer.results.folder import FACES_DICTIONARY, FACES_NAMES, JOINED_NAMES, REPORT_NAME
 from batchfer.results.journal import JOURNAL_NAME
 from batchfer.schema import Job, JobResult
 
@@ -47,6 +47,7 @@ RESERVED = frozenset(
         JOURNAL_NAME,
         *JOINED_NAMES,
         *FACES_NAMES.values(),
+        FACES_DICTIONARY,
     }
 )
 """Names in the output folder that are taken before the first video gets its folder there."""

@@ -9,7 +9,7 @@ from batchfer.batch.events import Analyzed, Began, Event, JointPictures, Progres
 from batchfer.batch.records import Batch, Records
 from batchfer.files import PARTS_FOLDER, describe_source, mark_input
 from batchfer.results.facts import FACTS_NAME
-from batchfer.results.folder import FACES_NAMES, REPORT_NAME
+from batchfer.results.folder import FACES_DICTIONARY, FACES_NAMES, REPORT_NAME
 from batchfer.results.journal import DONE, Entry
 from batchfer.results.ownership import (
     find_obstacle,
@@ -29,7 +29,7 @@ class PictureRecords(Records):
     def __init__(self, batch: Batch) -> None:
         """Find the pictures, and see that they can be begun, see `Records`."""
         # All formats: a run removes a table in a format that is not asked for.
-        tables = [*FACES_NAMES.values(), FACTS_NAME]
+        tables = [*FACES_NAMES.values(), FACES_DICTIONARY, FACTS_NAME]
         self.joint_files = [*tables, *[REPORT_NAME] * batch.outputs.report]
         self._rows: PictureRows | None = None
         self._names: set[str] = set()

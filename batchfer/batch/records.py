@@ -1,7 +1,7 @@
 """What is on record of the inputs of a batch: what is to do, and what came of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Records(ABC):
         """
         self._open()
         settled, tasks = [], []
-        for job in self.jobs:
+        for job in self._order_jobs():
             entry = None
             if not self.batch.outputs.overwrite:
                 entry = self._journal.finished(job.name, job.source, self._settings)
@@ -92,8 +92,11 @@ class Records(ABC):
         ends_batch = n_failed > 0 and self.batch.outputs.fail_fast
         return ends_batch or n_failed == len(self.jobs)
 
-    def group(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
-        """Return what is to be done together, one group after the other."""
+    def group(self, tasks: Sequence[Task]) -> Iterable[Sequence[Task]]:
+        """Return what is to be done together, one group after the other.
+
+        The next one is asked for when those of the last are on record.
+        """
         return [tasks]
 
     def record(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
@@ -129,6 +132,10 @@ class Records(ABC):
     @abstractmethod
     def _check(self) -> None:
         """See that the user's tables fit the inputs."""
+
+    def _order_jobs(self) -> Sequence[Job]:
+        """Return the inputs in the order in which they are looked at and done."""
+        return self.jobs
 
     def _open(self) -> None:
         """Read what earlier runs did."""

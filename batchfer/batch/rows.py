@@ -24,10 +24,11 @@ from batchfer.files import (
 from batchfer.formats import PARTS_FORMAT
 from batchfer.options import OutputOptions
 from batchfer.results.facts import OutputFacts, RunFacts
-from batchfer.results.folder import FACES_NAMES, REPORT_NAME
+from batchfer.results.folder import FACES_DICTIONARY, FACES_NAMES, REPORT_NAME
 from batchfer.results.ownership import ADVICE
 from batchfer.results.picture_facts import PictureFacts, Written
 from batchfer.schema import QUALITY_COLUMNS, Integers, Job
+from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table
 
@@ -174,6 +175,7 @@ class PictureRows:
         written = self._told.files
         names = [FACES_NAMES[suffix] for suffix in outputs.formats]
         names += [REPORT_NAME] * outputs.report
+        names += [FACES_DICTIONARY] * (FACES_DICTIONARY in written)
         sizes = {name: mark_input(self._output / name).get("size") for name in names}
         if not written:  # an older version did not tell, or run.json is gone
             return not all(sizes.values()) or self.run is None
@@ -239,6 +241,8 @@ class PictureRows:
                 path = stack.enter_context(atomic_write(final))
                 write_table(table, {suffix: path})
                 files[final.name] = Written.mark(path)
+            write_dictionary(self._output / FACES_DICTIONARY, table.columns)
+            files[FACES_DICTIONARY] = Written.mark(self._output / FACES_DICTIONARY)
             facts = replace(describe(table), files=files)
             facts.write(self._output)
         for suffix in FACES_NAMES.keys() - set(formats):

@@ -2,23 +2,31 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from batchfer.batch.events import JointVideos, Progress, Task
 from batchfer.batch.records import Batch, Records
-from batchfer.errors import InputError, PlaceError
+from batchfer.errors import InputError, PlaceError, UsageError
 from batchfer.files import describe_source, display_name, read_object
 from batchfer.results.facts import FACTS_NAME
-from batchfer.results.folder import JOINED_NAMES, ResultFolder, list_joined, list_wanted
-from batchfer.results.journal import Entry, Journal
+from batchfer.results.folder import (
+    JOINED_NAMES,
+    SUMMARY_NAME,
+    ResultFolder,
+    list_joined,
+    list_wanted,
+)
+from batchfer.results.journal import DONE, Entry, Journal
 from batchfer.results.ownership import find_obstacle, try_name
-from batchfer.schema import EventWindow, Job, JobResult
+from batchfer.schema import EventWindow, Job, JobResult, NeutralRecording
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from batchfer.timeline.neutral_sources import NeutralSources
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +42,36 @@ class VideoRecords(Records):
         self.joint_files = list_joined(batch.outputs)
         self._events: Mapping[str, tuple[EventWindow, ...]] = {}
         self._participants: pd.DataFrame | None = None
+        self._neutrals: NeutralSources | None = None
+        self._whole: dict[str, Path] = {}
+        """Where the results of recordings lie that are as they are asked for now."""
         super().__init__(batch)
 
     def begin(self, tasks: Sequence[Task], progress: Progress) -> None:
         """Be told that videos are about to be done."""
         progress.begin_batch(len(tasks))
 
-    def group(self, tasks: Sequence[Task]) -> Sequence[Sequence[Task]]:
-        """Return what is to be done together: nothing comes after a failure that ends it all."""
-        return [[task] for task in tasks] if self.batch.outputs.fail_fast else [tasks]
+    def group(self, tasks: Sequence[Task]) -> Iterator[Sequence[Task]]:
+        """Yield what is to be done together.
+
+        Those with which others are compared come first. Nothing comes after a failure that ends it
+        all.
+        """
+        taken = frozenset() if self._neutrals is None else self._neutrals.taken
+        for is_taken in (True, False):
+            part = [
+                replace(task, neutral=self._recall_neutral(task.name))
+                for task in tasks
+                if (task.name in taken) == is_taken
+            ]
+            if part:
+                yield from [[task] for task in part] if self.batch.outputs.fail_fast else [part]
+
+    def record(self, results: Sequence[JobResult]) -> Sequence[JobResult]:
+        """Write down outcomes whose results are on disk, and return them."""
+        done = [result.job for result in results if result.status in DONE]
+        self._whole |= {job.name: job.destination for job in done}
+        return super().record(results)
 
     def join(self, results: Sequence[JobResult], are_new: bool) -> JointVideos | None:
         """Return what is to be written of all videos.
@@ -69,12 +98,49 @@ class VideoRecords(Records):
             before_s = outputs.baseline_before_s
             self._events = read_windows(outputs.events, before_s, recordings)
         if outputs.baseline is not None:
-            from batchfer.timeline.neutral import check_baseline
-
-            told = [event for events in self._events.values() for event in events]
-            check_baseline(outputs.baseline, told)
+            self._find_baseline(outputs.baseline)
         if outputs.bin_s is not None:
             self._see_bins_fit(outputs.bin_s)
+
+    def _find_baseline(self, baseline: str) -> None:
+        """See where the baseline of each recording is: in it, or in another one.
+
+        Raises:
+            UsageError: It is nowhere, or another shard may have the other one.
+        """
+        from batchfer.timeline.neutral import check_baseline
+
+        table = self._participants
+        columns = [] if table is None else [str(name) for name in table if name != "file"]
+        told = [event for events in self._events.values() for event in events]
+        check_baseline(baseline, told, columns)
+        if table is None or baseline not in columns:
+            return
+        if self.batch.shard is not None:
+            raise UsageError(
+                f"--baseline {baseline} compares recordings, which may be in other shards: give it "
+                "in the command without --shard that joins them"
+            )
+        from batchfer.timeline.neutral_sources import NeutralSources
+        from batchfer.timeline.recordings import match_participants
+
+        everybody = match_participants(table, [job.name for job in self.jobs])
+        self._neutrals = NeutralSources.find(everybody, baseline)
+
+    def _recall_neutral(self, name: str) -> NeutralRecording | None:
+        """Return what a recording is compared with, None if that is not another one."""
+
+        def locate(source: str) -> Path | None:
+            folder = self._whole.get(source)
+            return None if folder is None else folder / SUMMARY_NAME
+
+        return None if self._neutrals is None else self._neutrals.recall(name, locate)
+
+    def _order_jobs(self) -> Sequence[Job]:
+        neutrals = self._neutrals
+        if neutrals is None:
+            return self.jobs
+        return sorted(self.jobs, key=lambda job: job.name not in neutrals.taken)
 
     def _see_bins_fit(self, bin_s: float) -> None:
         """See that bins make tables that somebody can look at, as far as videos tell their length.
@@ -107,11 +173,13 @@ class VideoRecords(Records):
         folder = ResultFolder(job.destination)
         if not job.destination.exists():
             return False
-        if not folder.fulfils(self.batch.outputs, self._events.get(job.name, ())):
+        neutral = self._recall_neutral(job.name)
+        if not folder.fulfils(self.batch.outputs, self._events.get(job.name, ()), neutral):
             return False  # `report` or `annotate` has made it otherwise meanwhile
         if not entry.is_whole(job.destination):
             logger.warning("%s: some of its results are gone or were changed", job.name)
             return False
+        self._whole[job.name] = job.destination
         return True
 
     def _find_hindrance(self, job: Job) -> str:

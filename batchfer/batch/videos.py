@@ -146,8 +146,9 @@ def renew(task: Task, tell: Tell, leave: Callable[[], None] = lambda: None) -> T
         if mark_input(task.source) != task.mark:
             raise InputError(Reason.VANISHED, "it has changed meanwhile")
         renew_video(
-            task, task.known, task.output, task.outputs, task.events, advance, leave, task.attempt
-        )
+            task, task.known, task.output, task.outputs, task.events, task.neutral, advance, leave,
+            task.attempt,
+        )  # fmt: skip
         result = recall_result(task, task.known)
     except PlaceError as error:
         result = JobResult(task, "failed", Reason.OUTPUT_ERROR, str(error))
@@ -334,6 +335,7 @@ class Clip:
                 describe_video(reader, table, self._kit.analyzer, result),
                 task.outputs,
                 task.events,
+                neutral=task.neutral,
                 drawn=self._is_drawn,
                 write=self._kit.write,
                 announce=lambda _: self._kit.leave(task.name),

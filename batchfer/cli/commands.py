@@ -256,12 +256,17 @@ def export(
 
 
 @app.command(epilog="Example:  batchfer methods batchfer-results > methods.md")
-def methods(results: Results) -> None:
-    """Print what a paper tells of finished videos: methods, exclusions, references; Markdown."""
+def methods(
+    results: Results,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Plain text in place of Markdown.")
+    ] = False,
+) -> None:
+    """Print what a paper tells of finished videos: methods, exclusions, references."""
     from batchfer.results.methods import describe_methods
     from batchfer.results.redo import find_results
 
-    typer.echo(describe_methods(find_results(results)), nl=False)
+    typer.echo(describe_methods(find_results(results), plain), nl=False)
 
 
 @app.command(epilog="Example:  batchfer train pictures/ --model mobilenetv2 -o runs/mine")

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 from batchfer.errors import UsageError
 from batchfer.files import atomic_write, display_name, read_object
 from batchfer.options import OutputOptions
-from batchfer.schema import EventWindow, MediaInfo
+from batchfer.schema import EventWindow, MediaInfo, NeutralRecording
 
 FACTS_NAME = "run.json"
 MOST, MOST_WHOLE = 1e15, 2**63
@@ -75,7 +75,8 @@ class OutputFacts:
 
     ``thumbnails`` says whether the report was to show faces, ``people`` are the names that a user
     has given to a ``face_id``, ``main_face`` is the choice of the only one of whom tables
-    tell, ``baseline`` where persons are taken to be neutral.
+    tell, ``baseline`` where persons are taken to be neutral, ``neutral`` what they show there if
+    that is another recording.
     """
 
     smooth_s: float = 0.5
@@ -85,10 +86,15 @@ class OutputFacts:
     people: Mapping[str, str] = field(default_factory=dict)
     main_face: str | None = None
     baseline: str | None = None
+    neutral: NeutralRecording | None = None
 
     @classmethod
     def describe(
-        cls, outputs: OutputOptions, events: Sequence[EventWindow], people: Mapping[str, str]
+        cls,
+        outputs: OutputOptions,
+        events: Sequence[EventWindow],
+        people: Mapping[str, str],
+        neutral: NeutralRecording | None = None,
     ) -> Self:
         """Return what was asked for, with the events of the recording and the names in it."""
         return cls(
@@ -99,6 +105,7 @@ class OutputFacts:
             people=people,
             main_face=outputs.main_face,
             baseline=outputs.baseline,
+            neutral=neutral,
         )
 
 

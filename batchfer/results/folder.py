@@ -12,7 +12,7 @@ from batchfer.files import display_name, mark_input, read_object
 from batchfer.formats import FORMATS, name_tables
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
-from batchfer.schema import EventWindow
+from batchfer.schema import EventWindow, NeutralRecording
 from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
@@ -24,12 +24,24 @@ SEGMENTS_NAME = "segments.csv"
 BINS_NAME = "bins.csv"
 EVENTS_NAME = "events.csv"
 INDEX_NAME = "index.html"
-JOINED_NAMES = (SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME, INDEX_NAME)
-"""What is written of all videos of a batch, beside their folders."""
-
 TIMELINE_NAMES = name_tables("timeline")
 FACES_NAMES = name_tables("faces")
 """The tables of a video, and of a batch of pictures, by their formats."""
+
+
+def name_dictionary(table: str) -> str:
+    """Return the name of the data dictionary beside a table; those of all formats share it."""
+    return f"{table.partition('.')[0]}.json"
+
+
+STATISTICS_NAMES = (SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME)
+"""The tables that follow from timelines, of a video or of all videos of a batch."""
+
+TIMELINE_DICTIONARY = name_dictionary(TIMELINE_NAMES["csv"])
+FACES_DICTIONARY = name_dictionary(FACES_NAMES["csv"])
+
+JOINED_NAMES = (*STATISTICS_NAMES, *map(name_dictionary, STATISTICS_NAMES), INDEX_NAME)
+"""What is written of all videos of a batch, beside their folders."""
 
 EXPORT_SUFFIXES: Mapping[str, str] = {
     "pyfeat": ".csv",
@@ -46,8 +58,10 @@ EXPORT_SUFFIXES: Mapping[str, str] = {
 RESULT_NAMES = frozenset(
     {
         *TIMELINE_NAMES.values(),
+        TIMELINE_DICTIONARY,
         *(DRAWING_NAME, REPORT_NAME, FACTS_NAME),
-        *(SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME),
+        *STATISTICS_NAMES,
+        *map(name_dictionary, STATISTICS_NAMES),
     }
 )
 """All that a run may write into the folder of a video."""
@@ -73,8 +87,14 @@ def list_wanted(outputs: OutputOptions, events: Sequence[EventWindow]) -> list[s
         EVENTS_NAME: bool(events),
     }
     names = [TIMELINE_NAMES[suffix] for suffix in outputs.formats]
-    names += [FACTS_NAME, SUMMARY_NAME, SEGMENTS_NAME]
-    return names + [name for name, is_asked in asked.items() if is_asked]
+    names += [FACTS_NAME, TIMELINE_DICTIONARY, SUMMARY_NAME, SEGMENTS_NAME]
+    return add_dictionaries([*names, *(name for name, is_asked in asked.items() if is_asked)])
+
+
+def add_dictionaries(names: Iterable[str]) -> list[str]:
+    """Return names, and those of the data dictionaries of the `STATISTICS_NAMES` among them."""
+    names = list(names)
+    return names + [name_dictionary(name) for name in names if name in STATISTICS_NAMES]
 
 
 def list_joined(outputs: OutputOptions) -> list[str]:
@@ -84,7 +104,8 @@ def list_joined(outputs: OutputOptions) -> list[str]:
         EVENTS_NAME: outputs.events is not None,
         INDEX_NAME: outputs.report,
     }
-    return [name for name in JOINED_NAMES if asked.get(name, True)]
+    names = (*STATISTICS_NAMES, INDEX_NAME)
+    return add_dictionaries(name for name in names if asked.get(name, True))
 
 
 @dataclass(frozen=True)
@@ -206,7 +227,12 @@ class ResultFolder:
             logger.warning("%s: no bins or events (%s)", display_name(self.path), error)
         return told
 
-    def fulfils(self, outputs: OutputOptions, events: Sequence[EventWindow]) -> bool:
+    def fulfils(
+        self,
+        outputs: OutputOptions,
+        events: Sequence[EventWindow],
+        neutral: NeutralRecording | None = None,
+    ) -> bool:
         """Return whether its files were made as is asked for, by any command; not if all are there.
 
         What a later command has added, such as bins, or hidden, does no harm.
@@ -222,6 +248,7 @@ class ResultFolder:
         return (
             told.smooth_s == outputs.smooth_s
             and (told.main_face, told.baseline) == (outputs.main_face, outputs.baseline)
+            and told.neutral == neutral
             and outputs.bin_s in (None, told.bin_s)
             and (not events or told.events == tuple(events))
             and facts.blur_faces >= outputs.blur_faces

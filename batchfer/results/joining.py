@@ -20,15 +20,19 @@ from batchfer.results.folder import (
     INDEX_NAME,
     JOINED_NAMES,
     SEGMENTS_NAME,
+    STATISTICS_NAMES,
     SUMMARY_NAME,
     Marks,
     ResultFolder,
+    add_dictionaries,
     list_joined,
+    name_dictionary,
 )
 from batchfer.results.journal import DONE, JOURNAL_NAME, Journal
 from batchfer.results.report.index import IndexRow, update_index, write_rows
 from batchfer.results.writing import choose_lines
 from batchfer.schema import JobResult
+from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_statistics
 from batchfer.timeline.neutral import DELTA_COLUMNS
 from batchfer.timeline.recordings import (
@@ -129,23 +133,23 @@ def _tell_status(result: JobResult, row: IndexRow) -> str:
 def _write_tables(
     output: Path, names: Sequence[str], own: Sequence[str], collect: Callable[[str], list[Part]]
 ) -> None:
-    """Write those of the joined tables that are named.
+    """Write those of the joined tables that are named, and of their data dictionaries.
 
     Args:
         output: The folder for all results.
-        names: Of the tables.
+        names: Of tables, dictionaries and others, which are passed over.
         own: The columns in front of the rows.
         collect: Returns what a table gets of each recording, by its name.
     """
-    for name in names:
-        if name == INDEX_NAME:
-            continue
+    for name in (name for name in names if name in STATISTICS_NAMES):
         with atomic_write(output / name) as path:
             if name == SUMMARY_NAME:
-                columns = [*own, *OUTCOME_COLUMNS]
-                write_joined(path, columns, tuple(SUMMARY_COLUMNS), collect(name))
+                front = [*own, *OUTCOME_COLUMNS]
+                columns = write_joined(path, front, tuple(SUMMARY_COLUMNS), collect(name))
             else:
-                write_joined(path, own, LONG_COLUMNS[name], collect(name))
+                columns = write_joined(path, own, LONG_COLUMNS[name], collect(name))
+        if (dictionary := name_dictionary(name)) in names:
+            write_dictionary(output / dictionary, columns)
 
 
 def _find_summary(folder: ResultFolder) -> Path | Cells | None:
@@ -278,4 +282,5 @@ def _rejoin_tables(output: Path, journal: Journal, changed: Mapping[str, Path]) 
         return parts
 
     there = [name for name in LONG_COLUMNS if journal.owns(name) and (output / name).is_file()]
-    _write_tables(output, [SUMMARY_NAME, *there], own, collect)
+    names = add_dictionaries([SUMMARY_NAME, *there])
+    _write_tables(output, [name for name in names if journal.owns(name)], own, collect)

@@ -23,7 +23,7 @@ from batchfer.results.folder import (
     is_file,
 )
 from batchfer.results.writing import write_results
-from batchfer.schema import EventWindow
+from batchfer.schema import EventWindow, NeutralRecording
 from batchfer.timeline.files import write_table
 from batchfer.timeline.timeline import Timeline
 
@@ -38,6 +38,7 @@ def make_result(
     outputs: OutputOptions,
     events: Sequence[EventWindow] = (),
     *,
+    neutral: NeutralRecording | None = None,
     kept: Collection[str] = (),
     drawn: Callable[[], bool] = lambda: False,
     write: Callable[..., None] = write_results,
@@ -56,6 +57,7 @@ def make_result(
         facts: What ``run.json`` tells but for the files of the result.
         outputs: What is asked for.
         events: The stimulus windows of this recording.
+        neutral: What the participant shows in another recording, if that is the baseline.
         kept: Names of those files of the older result that are taken over as they are.
         drawn: Waits for the video that is being drawn; returns False if there is none, or none
             any more. Then it is drawn here.
@@ -71,7 +73,7 @@ def make_result(
     """
     made = ResultFolder(work)
     people = facts.outputs.people if facts.outputs else {}
-    told = OutputFacts.describe(outputs, events, people)
+    told = OutputFacts.describe(outputs, events, people, neutral)
     facts = replace(facts, blur_faces=outputs.blur_faces, outputs=told)
     for name in kept:
         link_or_copy(final / name, made / name)
@@ -79,7 +81,8 @@ def make_result(
     lacking = {suffix: path for suffix, path in tables.items() if path.name not in kept}
     write_table(timeline.table, lacking)
     source = timeline.clip.path
-    write(work, timeline, facts, source if source.is_file() else None, outputs, events)
+    video = source if source.is_file() else None
+    write(work, timeline, facts, video, outputs, events, neutral)
     if outputs.annotate and DRAWING_NAME not in kept and not drawn():
         draw_video(timeline, made / DRAWING_NAME, facts, advance)
     own = {name for name in RESULT_NAMES if (made / name).is_file()} | {FACTS_NAME, *kept}

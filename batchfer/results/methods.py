@@ -10,6 +10,7 @@ from batchfer.emotions.card import find_model, read_card
 from batchfer.errors import BatchferError
 from batchfer.results.facts import RunFacts
 from batchfer.results.journal import JOURNAL_NAME, Journal
+from batchfer.schema import NeutralRecording
 
 _REFERENCES = {
     "batchfer": """@software{batchfer,
@@ -57,25 +58,49 @@ _SHIPPED_DATA = ("fer2013", "ferplus", "rafdb")
 """What the shipped models were trained on, as models/README.md tells."""
 
 
-def describe_methods(folders: Sequence[Path]) -> str:
-    """Return, as Markdown, what a paper tells of the analysis of these result folders.
+def describe_methods(folders: Sequence[Path], plain: bool = False) -> str:
+    """Return what a paper tells of the analysis of these result folders.
 
     Where the recordings were not analyzed alike, all that differs is named.
+
+    Args:
+        folders: The result folders.
+        plain: Plain text is wanted, in place of Markdown.
 
     Raises:
         UsageError: A ``run.json`` cannot be read.
     """
     all_facts = [RunFacts.read(folder) for folder in folders]
+    exclusions = _list_exclusions(all_facts, _count_given(folders))
+    references = _list_references(all_facts)
     parts = [
-        "## Methods",
+        _head("Methods", plain),
         " ".join([_tell_faces(all_facts), _tell_model(all_facts), _tell_doubt(all_facts)]),
         _tell_outputs(all_facts),
-        "## Exclusions",
-        _list_exclusions(all_facts, _count_given(folders)),
-        "## References",
-        f"```bibtex\n{_list_references(all_facts)}\n```",
+        _head("Exclusions", plain),
+        _align(exclusions) if plain else _rule(exclusions),
+        _head("References", plain),
+        references if plain else f"```bibtex\n{references}\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(title: str, plain: bool) -> str:
+    return f"{title}\n{'-' * len(title)}" if plain else f"## {title}"
+
+
+def _rule(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown; the first row is its head, and numbers follow the first cell."""
+    head, *rest = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, f"|---|{'---:|' * (len(rows[0]) - 1)}", *rest])
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    """Return the same table in plain text."""
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return "\n".join(
+        "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows
+    )
 
 
 def _join(values: Iterable[object]) -> str:
@@ -166,13 +191,41 @@ def _tell_outputs(all_facts: Sequence[RunFacts]) -> str:
         lines.append(
             f"Tables tell of one face a recording: {_join(one.main_face for one in told)}."
         )
-    if any(one.baseline for one in told):
-        baselines = _join(one.baseline for one in told)
-        lines.append(f"Each person's means in {baselines} were taken off as the person's neutral.")
+    within = [one.baseline for one in told if one.baseline and one.neutral is None]
+    if within:
+        lines.append(
+            f"Each person's means in {_join(within)} were taken off as the person's neutral."
+        )
+    lines += _tell_neutral_recordings(all_facts)
     before = {event.baseline_s for one in told for event in one.events} - {None}
     if before:
         lines.append(f"Events were compared with the {_join(sorted(map(str, before)))} s before.")
     return " ".join(lines)
+
+
+def _tell_neutral_recordings(all_facts: Sequence[RunFacts]) -> list[str]:
+    """Return what is to be said of recordings that others were compared with."""
+    if not (compared := _list_compared(all_facts)):
+        return []
+    used = {one.file: one.seconds for one in compared if one.is_usable}
+    seconds = [seconds for seconds in used.values() if seconds is not None]
+    there = f", {min(seconds):.1f} to {max(seconds):.1f} s on screen" if seconds else ""
+    n_used = sum(one.is_usable for one in compared)
+    return [
+        f"From the means of {n_used} of {len(compared)} recordings those of the participant's "
+        f"neutral recording were taken off ({len(used)} of these{there}); the others have none."
+    ]
+
+
+def _list_compared(all_facts: Sequence[RunFacts]) -> Sequence[NeutralRecording]:
+    """Return what each recording is compared with that is not itself the neutral one of others."""
+    return [
+        facts.outputs.neutral
+        for facts in all_facts
+        if facts.outputs is not None
+        and facts.outputs.neutral is not None
+        and facts.outputs.neutral.file != facts.input
+    ]
 
 
 def _count_given(folders: Sequence[Path]) -> int:
@@ -186,19 +239,24 @@ def _count_given(folders: Sequence[Path]) -> int:
     return sum(len(Journal(output).list_inputs()) for output in outputs)
 
 
-def _list_exclusions(all_facts: Sequence[RunFacts], n_given: int) -> str:
+def _list_exclusions(all_facts: Sequence[RunFacts], n_given: int) -> Sequence[tuple[str, str, str]]:
+    """Return a row for each rule: what is left of frames and recordings behind it."""
+
     def count(name: str) -> int:
         return sum(getattr(facts.frames, name) or 0 for facts in all_facts)
 
     with_face = sum(bool(facts.frames.with_face) for facts in all_facts)
     rows = [
+        ("rule", "frames kept", "recordings kept"),
         ("given", "", str(max(n_given, len(all_facts)))),
         ("could be decoded", f"{count('decoded'):,}", str(len(all_facts))),
         ("analyzed", f"{count('analyzed'):,}", str(len(all_facts))),
         ("with a face", f"{count('with_face'):,}", str(with_face)),
     ]
-    lines = ["| rule | frames kept | recordings kept |", "|---|---:|---:|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+    if compared := _list_compared(all_facts):
+        n_used = sum(one.is_usable for one in compared)
+        rows.append(("compared with a neutral recording", "", str(n_used)))
+    return rows
 
 
 def _list_references(all_facts: Sequence[RunFacts]) -> str:

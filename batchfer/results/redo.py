@@ -33,7 +33,7 @@ from batchfer.results.folder import (
 from batchfer.results.joining import Recording, Rejoiner
 from batchfer.results.journal import Entry
 from batchfer.results.making import make_result
-from batchfer.schema import EventWindow, Job
+from batchfer.schema import EventWindow, Job, NeutralRecording
 from batchfer.timeline.files import check_faces, read_timeline
 from batchfer.timeline.neutral import check_baseline
 from batchfer.timeline.stimuli import read_windows
@@ -107,6 +107,7 @@ def renew_video(
     output: Path,
     outputs: OutputOptions,
     events: Sequence[EventWindow],
+    neutral: NeutralRecording | None,
     advance: Callable[[int], None],
     leave: Callable[[], None] = lambda: None,
     attempt: str = "",
@@ -122,6 +123,7 @@ def renew_video(
         output: The folder for all results.
         outputs: What is asked for.
         events: The stimulus windows of this recording.
+        neutral: What it is compared with, if that is another recording.
         advance: Told of the frames that are drawn.
         leave: Waits for leave to give the result its place.
         attempt: See `work_folder`.
@@ -155,7 +157,7 @@ def renew_video(
         work = _empty(parts / "result")
         make_result(
             work, final, timeline, facts, outputs, events,
-            kept=kept, announce=lambda _: leave(), advance=advance, is_known=True,
+            neutral=neutral, kept=kept, announce=lambda _: leave(), advance=advance, is_known=True,
         )  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def _remake(
         keeps_drawing: Whether its annotated video is right as it is.
     """
     folder = Path(os.path.realpath(folder))
-    final = ResultFolder(folder)
+    final, told = ResultFolder(folder), facts.outputs or OutputFacts()
     exports = final.list_own() - RESULT_NAMES
     kept = final.list_kept([*exports, *[DRAWING_NAME] * keeps_drawing])
     if people is None:
@@ -196,7 +198,6 @@ def _remake(
         kept |= {name for name in tables if (final / name).stat().st_size}
     else:
         timeline = Timeline(timeline.media, assign_people(timeline.table, people))
-        told = facts.outputs or OutputFacts()
         names = {str(face_id): name for face_id, name in people.items()}
         facts = replace(facts, outputs=replace(told, people={**told.people, **names}))
     n_people = timeline.table["person"].nunique() if "person" in timeline.table else 0
@@ -213,6 +214,7 @@ def _remake(
             work = _empty(parts / "result")
             make_result(
                 work, final, timeline, facts, outputs, events,
+                neutral=told.neutral if told.baseline == outputs.baseline else None,
                 kept=kept, announce=announce, is_known=True,
             )  # fmt: skip
     finally:

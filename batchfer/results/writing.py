@@ -20,9 +20,12 @@ from batchfer.results.folder import (
     REPORT_NAME,
     SEGMENTS_NAME,
     SUMMARY_NAME,
+    TIMELINE_DICTIONARY,
+    name_dictionary,
 )
 from batchfer.results.report.video import write_report
-from batchfer.schema import EventWindow
+from batchfer.schema import EventWindow, NeutralRecording
+from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_statistics
 from batchfer.timeline.main_face import find_main_face, keep_person
 from batchfer.timeline.neutral import Neutral
@@ -41,8 +44,11 @@ def write_results(
     source: Path | None,
     outputs: OutputOptions,
     events: Sequence[EventWindow] = (),
+    recording: NeutralRecording | None = None,
 ) -> None:
     """Write what follows from a timeline alone: summary, segments, bins, events and report.
+
+    Beside each table, the timeline too, goes its data dictionary.
 
     Args:
         folder: The result folder of the video.
@@ -51,16 +57,14 @@ def write_results(
         source: The video, for thumbnails; None where it is gone.
         outputs: What is asked for.
         events: The stimulus windows of this recording.
+        recording: What the participant shows in another recording, if that is the baseline.
     """
     lines = PersonLines.draw(timeline.table, outputs.smooth_s)
     summary = summarize_people(lines)
     told = summary if outputs.main_face is None else None
     tables = tabulate(choose_lines(lines, outputs, facts), facts, outputs, events, told)
-    neutral = None
-    if outputs.baseline is not None:
-        neutral = Neutral.measure(lines, outputs.baseline, events)
-        if not neutral.is_usable:
-            logger.warning("%s: no baseline in %s", facts.input, neutral.text)
+    neutral = find_neutral(lines, facts, outputs, events, recording)
+    if neutral is not None:
         tables |= {
             name: neutral.take_off(tables[name])
             for name in (SUMMARY_NAME, BINS_NAME, EVENTS_NAME)
@@ -69,6 +73,8 @@ def write_results(
     for name, content in tables.items():
         with atomic_write(folder / name) as path:
             write_statistics(content, path)
+        write_dictionary(folder / name_dictionary(name), content.columns)
+    write_dictionary(folder / TIMELINE_DICTIONARY, timeline.table.columns)
     if outputs.report:
         write_report(
             folder / REPORT_NAME,
@@ -81,6 +87,29 @@ def write_results(
             events=events,
             neutral=neutral,
         )
+
+
+def find_neutral(
+    lines: PersonLines,
+    facts: RunFacts,
+    outputs: OutputOptions,
+    events: Sequence[EventWindow],
+    recording: NeutralRecording | None,
+) -> Neutral | None:
+    """Return the baseline that is asked for, None if none is; see `write_results`.
+
+    Another recording tells of the participant, who is the main face here and there.
+    """
+    if outputs.baseline is None:
+        return None
+    if recording is None:
+        neutral = Neutral.measure(lines, outputs.baseline, events)
+    else:
+        person = find_main_face(lines.table, outputs.main_face or MAIN_FACES[0])
+        neutral = Neutral.recall(recording, facts.input, person)
+    if neutral.lack:
+        logger.warning("%s: no baseline: %s", facts.input, neutral.lack)
+    return neutral
 
 
 def choose_lines(lines: PersonLines, outputs: OutputOptions, facts: RunFacts) -> PersonLines:

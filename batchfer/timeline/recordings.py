@@ -98,8 +98,10 @@ def read_cells(path: Path) -> Cells:
     return Cells(columns, rows)
 
 
-def write_joined(path: Path, own: Sequence[str], known: Sequence[str], parts: list[Part]) -> None:
-    """Write the tables of recordings one below the other.
+def write_joined(
+    path: Path, own: Sequence[str], known: Sequence[str], parts: list[Part]
+) -> Sequence[str]:
+    """Write the tables of recordings one below the other; return the columns of all.
 
     Args:
         path: Where it goes.
@@ -131,6 +133,7 @@ def write_joined(path: Path, own: Sequence[str], known: Sequence[str], parts: li
                 writer.writerows(_list_rows(part, list(columns)))
     except OSError as error:
         raise OutputError(f"cannot write {path.name}: {error.strerror or error}") from error
+    return [*own, *columns]
 
 
 def _read(table: Path | Cells | None) -> Cells:

@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from batchfer.errors import UsageError
 from batchfer.schema import EMOTIONS, Integers, Times
 from batchfer.timeline.recordings import OUTCOME_COLUMNS
+from batchfer.timeline.user_tables import match_files
 
 logger = logging.getLogger(__name__)
 
@@ -128,17 +130,26 @@ def find_factors(summary: pd.DataFrame) -> list[str]:
     """Return the participants' columns that set groups of recordings apart.
 
     These have 2 to `MOST_GROUPS` values, fewer than half as many as there are recordings or as
-    many.
+    many. A column that names recordings, as their neutral ones, is none.
     """
     columns = list(summary.columns)
     own = columns[1 : columns.index(OUTCOME_COLUMNS[0])]
     rows = summary.drop_duplicates("file")
     found = []
     for column in own:
-        n_values = rows[column][rows[column] != ""].nunique()
-        if 2 <= n_values <= min(MOST_GROUPS, len(rows) / 2):
+        values = rows[column][rows[column] != ""].unique().tolist()
+        if not 2 <= len(values) <= min(MOST_GROUPS, len(rows) / 2):
+            continue
+        if not _are_recordings(values, rows["file"].tolist()):
             found.append(column)
     return found[:MOST_FACTORS]
+
+
+def _are_recordings(values: Sequence[str], files: Sequence[str]) -> bool:
+    try:
+        return all(match_files(values, files, warn=False))
+    except UsageError:  # one may be several of them, as a folder's name is
+        return False
 
 
 def read_study(output: Path, names: Sequence[str]) -> Study | None:

@@ -19,6 +19,7 @@ from batchfer.results.folder import ResultFolder
 from batchfer.results.joining import write_index_pages
 from batchfer.results.writing import ResultsProcess, write_results
 from batchfer.schema import EventWindow, Job, JobResult
+from batchfer.timeline.dictionary import UNKNOWN
 from batchfer.timeline.files import read_table, read_timeline
 from batchfer.timeline.summaries import SUMMARY_COLUMNS
 
@@ -61,7 +62,10 @@ def test_another_process_writes_the_same_results(result: Path, tmp_path: Path) -
         (tmp_path / folder).mkdir()
     write_results(tmp_path / "here", timeline, facts, timeline.clip.path, outputs)
     expected = read_files(tmp_path / "here")
-    assert {"report.html", "summary.csv", "segments.csv", "bins.csv"} == set(expected)
+    assert set(expected) == {
+        "report.html", "summary.csv", "segments.csv", "bins.csv",
+        "timeline.json", "summary.json", "segments.json", "bins.json",
+    }  # fmt: skip
     with ResultsProcess() as process:
         process.write(tmp_path / "there", timeline, facts, timeline.clip.path, outputs)
         assert read_files(tmp_path / "there") == expected
@@ -108,6 +112,30 @@ def test_events_and_bins_are_told(batch: Path) -> None:
     assert not (batch / "portrait.mp4" / "events.csv").exists()
     bins = pd.read_csv(batch / "rotated.mp4" / "bins.csv")
     assert bins["bin_start"].tolist() == [0, 1, 2]
+
+
+def test_a_data_dictionary_lies_beside_every_table(batch: Path, tmp_path: Path) -> None:
+    def check(folder: Path, names: list[str]) -> None:
+        for name in names:
+            told = json.loads((folder / name).with_suffix(".json").read_text(encoding="utf-8"))
+            assert list(told) == list(pd.read_csv(folder / name, nrows=0)), name
+
+    joined = ["summary.csv", "segments.csv", "bins.csv", "events.csv"]
+    check(batch, joined)
+    for name in ("rotated.mp4", "portrait.mp4"):
+        tables = [table for table in joined if (batch / name / table).exists()]
+        check(batch / name, ["timeline.csv", *tables])
+    assert not (batch / "portrait.mp4" / "events.json").exists()
+    # They follow when columns are added.
+    output = Path(shutil.copytree(batch, tmp_path / "out"))
+    assert run("report", output, "--baseline", "0-2s", "-q") == 0
+    check(output, joined)
+    check(output / "rotated.mp4", joined)
+    told = json.loads((output / "bins.json").read_text(encoding="utf-8"))
+    assert "delta_happy" in told and told["condition"] == {"Description": UNKNOWN.text}
+    # They are results like the tables.
+    facts = json.loads((output / "rotated.mp4" / "run.json").read_text(encoding="utf-8"))
+    assert "timeline.json" in facts["files"]
 
 
 def test_tables_join_all_recordings_those_that_failed_too(batch: Path, tmp_path: Path) -> None:
@@ -297,7 +325,10 @@ def test_too_many_bins_are_left_out_and_cost_nothing_else(
     (tmp_path / "new").mkdir()
     with caplog.at_level("WARNING", "batchfer"):
         write_results(tmp_path / "new", timeline, facts, None, OutputOptions(bin_s=1e-9))
-    assert set(read_files(tmp_path / "new")) == {"report.html", "summary.csv", "segments.csv"}
+    assert set(read_files(tmp_path / "new")) == {
+        "report.html", "summary.csv", "segments.csv",
+        "timeline.json", "summary.json", "segments.json",
+    }  # fmt: skip
     (line,) = caplog.messages
     assert "rotated.mp4: no bins.csv" in line
     before = read_files(result)

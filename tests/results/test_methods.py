@@ -9,7 +9,7 @@ import batchfer
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FrameFacts, ModelFacts, OutputFacts, RunFacts
 from batchfer.results.methods import describe_methods
-from batchfer.schema import EventWindow
+from batchfer.schema import MEASURES, EventWindow, NeutralRecording
 
 FACTS = RunFacts(
     batchfer="0.1.0",
@@ -48,6 +48,43 @@ def test_every_number_is_one_of_the_results(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert told in text, told
     assert "simonyan" not in text and "licence" not in text, "of another model of that name"
+
+
+def test_neutral_recordings_are_counted(tmp_path: Path) -> None:
+    def compare(name: str, neutral: NeutralRecording) -> Path:
+        told = OutputFacts(baseline="neutral", neutral=neutral)
+        return write(tmp_path / name, replace(FACTS, input=name, outputs=told))
+
+    means = dict.fromkeys(MEASURES, 0.2)
+    folders = [
+        compare("a", NeutralRecording("a_rest", 12.34, means)),
+        compare("a2", NeutralRecording("a_rest", 12.34, means)),
+        compare("a_rest", NeutralRecording("a_rest")),
+        compare("b", NeutralRecording("b_rest", 8.0, means)),
+        compare("c", NeutralRecording()),
+        compare("d", NeutralRecording("d_rest", 0.4, means)),
+    ]
+    text = describe_methods(folders)
+    assert "From the means of 3 of 5 recordings those of" in text
+    assert "(2 of these, 8.0 to 12.3 s on screen); the others have none" in text
+    assert "Each person's means" not in text
+    assert "| compared with a neutral recording |  | 3 |" in text
+
+
+def test_plain_text_tells_the_same(tmp_path: Path) -> None:
+    folders = [write(tmp_path / "a.mp4", FACTS)]
+    markdown, plain = describe_methods(folders), describe_methods(folders, plain=True)
+    assert not re.search(r"^#|[|`]", plain, re.MULTILINE)
+    table = plain.split("----------\n\n")[1].split("\n\n")[0]
+    assert table.splitlines() == [
+        "rule              frames kept  recordings kept",
+        "given                                        1",
+        "could be decoded          105                1",
+        "analyzed                  100                1",
+        "with a face                80                1",
+    ]
+    words = re.sub(r"[-#|`:]|bibtex", " ", markdown).split()
+    assert words == re.sub(r"[-:]", " ", plain.replace("bibtex", "")).split()
 
 
 def test_what_was_not_done_alike_is_named(tmp_path: Path) -> None:

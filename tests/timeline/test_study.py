@@ -105,6 +105,12 @@ def test_factors_set_groups_apart() -> None:
     )  # fmt: skip
     assert find_factors(table) == ["sex", "site"]
     assert find_factors(table.head(2)) == []
+    # Whose neutral recording is which sets nobody apart.
+    named = table.assign(file=[f"s/{name}.mp4" for name in "abcdefgh"], neutral=list("aabbaabb"))
+    assert find_factors(named[["file", "neutral", "sex", "status"]]) == ["sex"]
+    named["file"] = [f"{name}/f.mp4" for name in "abcdefgh"]
+    named["sex"] = list("fmfmfmfm")
+    assert find_factors(named[["file", "sex", "status"]]) == ["sex"], "f may be any of them"
 
 
 def test_conditions_and_stimuli_are_compared(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 
 from batchfer.errors import UsageError
-from batchfer.schema import EMOTIONS, EventWindow
+from batchfer.schema import EMOTIONS, MEASURES, EventWindow, NeutralRecording
 from batchfer.timeline.main_face import find_main_face, keep_person
 from batchfer.timeline.neutral import DELTA_COLUMNS, Neutral, check_baseline
+from batchfer.timeline.neutral_sources import read_neutral
 from batchfer.timeline.segments import PersonLines
 from batchfer.timeline.stimuli import read_events, read_windows, split_events
 from batchfer.timeline.summaries import bin_timeline, summarize_people
@@ -126,7 +127,7 @@ def test_a_persons_own_neutral_is_taken_off() -> None:
     rest = [EventWindow("rest", 0, 1), EventWindow("film", 2, 4), EventWindow("rest", 1, 2)]
     for text in ("0-2s", "0:00-0:02", "rest"):
         neutral = Neutral.measure(lines, text, rest)
-        assert neutral.is_usable
+        assert not neutral.lack
         told = neutral.take_off(summary)
         assert list(told) == [*summary, *DELTA_COLUMNS]
         assert told["neutral_seconds"].tolist() == pytest.approx([2.0, 0.5])
@@ -138,9 +139,9 @@ def test_a_persons_own_neutral_is_taken_off() -> None:
         assert mine["delta_happy"].tolist() == pytest.approx((mine["mean_happy"] - 0.2).tolist())
     assert neutral.tell() == "rest: face 0 2.0 s, face 1 0.5 s"
     none = Neutral.measure(lines, "50-60s", [])
-    assert not none.is_usable and none.take_off(summary)["delta_happy"].isna().all()
+    assert none.lack and none.take_off(summary)["delta_happy"].isna().all()
     empty = draw(make_line(RAMP[:0]))
-    assert not Neutral.measure(empty, "0-1s", []).is_usable
+    assert Neutral.measure(empty, "0-1s", []).lack == "nobody is on screen for 1 s of 0-1s"
 
 
 def test_a_baseline_that_means_nothing_is_refused() -> None:
@@ -201,3 +202,43 @@ def test_a_bad_table_of_events_is_one_clear_line(tmp_path: Path, text: str, mess
     with pytest.raises(UsageError, match=message) as raised:
         read_events(write(tmp_path / "events.csv", text))
     assert "\n" not in str(raised.value)
+
+
+def make_neutral(file: str, seconds: float | None) -> NeutralRecording:
+    return NeutralRecording(file, seconds, {name: 0.25 for name in MEASURES} if seconds else {})
+
+
+@pytest.mark.parametrize(
+    ("recording", "lack", "told"),
+    [
+        (make_neutral("rest.mp4", 2.0), "", "rest.mp4: face 0 2.0 s"),
+        (make_neutral("rest.mp4", 0.5), "nobody is on screen for 1 s", "rest.mp4: face 0 0.5 s"),
+        (make_neutral("rest.mp4", None), "no result of rest.mp4", "rest.mp4: face 0 0.0 s"),
+        (make_neutral("", None), "no recording of these", ""),
+        (make_neutral("film.mp4", 2.0), "", ""),
+    ],
+)
+def test_a_neutral_face_of_another_recording(
+    recording: NeutralRecording, lack: str, told: str
+) -> None:
+    table = pd.concat([make_line(RAMP), make_line(1 - RAMP, 1)], ignore_index=True)
+    summary = summarize_people(draw(table, 0))
+    neutral = Neutral.recall(recording, "film.mp4", "face 0")
+    assert neutral.lack.startswith(lack) or lack in neutral.lack
+    assert bool(neutral.lack) == bool(lack) and neutral.tell() == told
+    deltas = neutral.take_off(summary)["delta_happy"]
+    assert np.isnan(deltas[1]), "the other person is not the participant"
+    is_usable = recording.seconds == 2.0 and recording.file == "rest.mp4"
+    assert deltas[0] == pytest.approx(RAMP.mean() - 0.25) if is_usable else np.isnan(deltas[0])
+    assert Neutral.recall(recording, "film.mp4", None).take_off(summary)["delta_sad"].isna().all()
+
+
+def test_the_neutral_face_of_a_recording_is_its_main_one(tmp_path: Path) -> None:
+    means = ",".join(f"mean_{name}" for name in MEASURES)
+    rows = [f"P{i},{seconds}{f',0.{i}' * len(MEASURES)}" for i, seconds in ((1, 2.5), (2, 7.0))]
+    path = write(tmp_path / "summary.csv", f"person,seconds_on_screen,{means}\n" + "\n".join(rows))
+    assert read_neutral("a", path) == NeutralRecording("a", 7.0, dict.fromkeys(MEASURES, 0.2))
+    nobody = write(tmp_path / "nobody.csv", f"person,seconds_on_screen,{means}\n")
+    assert read_neutral("a", nobody) == NeutralRecording("a", 0.0)
+    for text in ("", "person\nP1\n", "person,seconds_on_screen\nP1,x\n"):
+        assert read_neutral("a", write(tmp_path / "bad.csv", text)) == NeutralRecording("a")

@@ -30,7 +30,7 @@ from batchfer.results.report.thumbnails import (
     to_uri,
 )
 from batchfer.schema import EMOTIONS, EventWindow, MediaInfo
-from batchfer.timeline.neutral import LEAST_NEUTRAL_S, Neutral
+from batchfer.timeline.neutral import Neutral
 from batchfer.timeline.segments import PersonLines, frame_durations, row_durations
 from batchfer.timeline.summaries import LEAST_CERTAIN, summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
@@ -122,7 +122,7 @@ def render_report(
         frames=_count_frames(table, facts),
         clip_facts=[
             *_list_clip_facts(timeline.clip, facts.media.variable_rate, clip),
-            *([("Baseline", neutral.tell())] if neutral else []),
+            *([("Baseline", told)] if neutral and (told := neutral.tell()) else []),
         ],
         warnings=_list_warnings(facts, neutral),
         lanes=lanes,
@@ -257,10 +257,8 @@ def _list_clip_facts(
 
 def _list_warnings(facts: RunFacts, neutral: Neutral | None) -> list[str]:
     warnings = []
-    if neutral is not None and not neutral.is_usable:
-        warnings.append(
-            f"No baseline: nobody is on screen for {LEAST_NEUTRAL_S:g} s of {neutral.text}"
-        )
+    if neutral is not None and neutral.lack:
+        warnings.append(f"No baseline: {neutral.lack}")
     if facts.status not in ("", "ok", "skipped"):
         reason = (facts.reason or facts.status).replace("_", " ")
         warnings.append(f"Incomplete ({reason})" + (f": {facts.detail}" if facts.detail else ""))
