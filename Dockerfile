@@ -1,4 +1,4 @@
-# batchfer on a processor. Analyze a folder:
+# batchfer on a processor, x86-64. Analyze a folder:
 #   docker build -t batchfer .
 #   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/data" batchfer video recordings -o results
 FROM python:3.11-slim

@@ -4,9 +4,11 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -117,6 +119,39 @@ def test_the_tutorial_of_photos_runs(tmp_path: Path) -> None:
     run_page(DOCS / "photos.md", tmp_path)
     assert read_result(tmp_path / "photos").table["face_id"].notna().sum() == 4
     assert (tmp_path / "photos" / "report.html").is_file()
+
+
+def list_copied() -> list[str]:
+    """Return what the Dockerfile copies out of this folder."""
+    lines = re.findall(r"^COPY (.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return " ".join(lines).split()
+
+
+def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
+    kept = re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+    assert list_copied() == kept
+    for name in kept:
+        if name != ".ci/requirements.lock":
+            assert (ROOT / name).exists(), name
+
+
+@pytest.mark.slow
+def test_what_the_dockerfile_copies_makes_a_wheel(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling")
+    leave = shutil.ignore_patterns("__pycache__")
+    for name in list_copied():
+        source, target = ROOT / name, tmp_path / "in" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=leave)
+        elif source.exists():
+            shutil.copy(source, target)
+    pip = (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")
+    subprocess.run([*pip, "-w", tmp_path, tmp_path / "in"], check=True, timeout=600)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {"batchfer/library.py", "batchfer/models/mobilenetv2.keras"} <= names
+    assert {"batchfer/models/vgg19.json", "batchfer/results/report/templates/page.css"} <= names
 
 
 def read_cells() -> list[dict[str, object]]:
