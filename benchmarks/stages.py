@@ -115,7 +115,7 @@ def count_classifier(path: Path, card: Any) -> float:
     once = count_operations(
         lambda faces: model(faces, training=False), (1, card.input_size, card.input_size, 3)
     )
-    return once * (2 if card.flip_average else 1)
+    return once * card.views
 
 
 def measure_clip(

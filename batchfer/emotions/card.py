@@ -128,12 +128,16 @@ def _full_face() -> dict[str, float]:
     return {"margin": 1.0, "shift_x": 0.0, "shift_y": 0.0}
 
 
+VIEWS = (1, 2, 10)
+"""How many views of a face may be averaged: the crop; its mirror image, too; ten of parts of it."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """What is known of one read-out of a model.
 
-    Probabilities are softmax(log p / ``temperature``), averaged with those of the mirrored face
-    before if the card says ``flip_average``; below ``uncertain_below`` a prediction was wrong more
+    Probabilities are softmax(log p / ``temperature``), the mean over the card's
+    ``views`` of the face; below ``uncertain_below`` a prediction was wrong more
     often than right on validation data. ``prior`` is the share of each emotion among the faces that
     the read-out was fitted to, empty where that is not known.
 
@@ -167,12 +171,12 @@ class ModelCard:
     ``landmarks`` are five pairs x, y: where eyes, nose and corners of the mouth lie in a crop, in
     units of its side, for a model of upright faces; without them crops are cut by the box alone.
     ``temperature``, ``uncertain_below`` and ``prior`` are the `Calibration` of a model with one
-    output; ``read_outs`` has one for each output of a model with several, by their names. With
-    ``flip_average`` a face counts as it is and mirrored. ``runs`` are the training runs behind the
-    model, by which they can be repeated (`batchfer.training.past_runs.PastRun`), ``seen_faces``
-    hashes of the faces that it was trained and validated on (`batchfer.training.seen`), empty where
-    they are not known. The rest is for people: where the weights come from, how they can be made
-    again, and what they reach.
+    output; ``read_outs`` has one for each output of a model with several, by their names.
+    ``views`` is how many views of a face are averaged, one of `VIEWS`. ``runs`` are the training
+    runs behind the model, by which they can be repeated (`batchfer.training.past_runs.PastRun`),
+    ``seen_faces`` hashes of the faces that it was trained and validated on
+    (`batchfer.training.seen`), empty where they are not known. The rest is for people: where the
+    weights come from, how they can be made again, and what they reach.
     """
 
     name: str
@@ -182,7 +186,7 @@ class ModelCard:
     crop: Mapping[str, float] = field(default_factory=_full_face)
     landmarks: Sequence[Sequence[float]] = ()
     temperature: float = 1.0
-    flip_average: bool = False
+    views: int = 1
     uncertain_below: float = 0.0
     prior: Mapping[str, float] = field(default_factory=dict)
     read_outs: Mapping[str, Calibration] = field(default_factory=dict)
@@ -216,6 +220,8 @@ class ModelCard:
             raise ModelError(
                 f"{self.name}: input size {show(str(self.input_size))} is not 8 to 4096 px"
             )
+        if self.views not in VIEWS:
+            raise ModelError(f"{self.name}: {show(str(self.views))} views are none of {VIEWS}")
         if self.channels not in (1, 3):
             raise ModelError(
                 f"{self.name}: {show(str(self.channels))} channels are neither 1 nor 3"
@@ -296,6 +302,8 @@ def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
         if path.stat().st_size > MAX_CARD_BYTES:
             raise ValueError("it is too large")
         content = json.loads(path.read_text(encoding="utf-8"))
+        if "flip_average" in content:  # what an older version says of two views
+            content["views"] = 1 + (content["flip_average"] is True)
         known = {one.name for one in fields(ModelCard)}
         card = ModelCard(**{key: value for key, value in content.items() if key in known})
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

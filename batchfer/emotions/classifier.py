@@ -25,6 +25,7 @@ from batchfer.emotions.read_outs import (
     name_read_outs,
     split_read_outs,
 )
+from batchfer.emotions.views import iterate_views
 from batchfer.errors import ModelError
 from batchfer.faces.crops import align_faces, crop_faces
 from batchfer.files import display_name, hash_file
@@ -48,9 +49,9 @@ class Classifier:
     """A loaded model.
 
     ``network`` maps crops ``(N,S,S,3)`` uint8 to the features that ``read_outs`` make probabilities
-    of, ``(V,N,F)``: once for each view of a face, which are the crop and, where the card says so,
-    its mirror image. ``read_out`` is the name of the one that `predict` answers by. Made by
-    `load_classifier`. Thread-safe: several threads may predict at once.
+    of, ``(V,N,F)``: once for each view of a face (`batchfer.emotions.views`). ``read_out`` is the
+    name of the one that `predict` answers by. Made by `load_classifier`. Thread-safe: several
+    threads may predict at once.
     """
 
     card: ModelCard
@@ -144,6 +145,7 @@ def load_classifier(
     device: str = "/CPU:0",
     read_out: str | None = None,
     prior: Sequence[float] | None = None,
+    views: int | None = None,
 ) -> Classifier:
     """Return the classifier that a model file and its card describe.
 
@@ -155,6 +157,8 @@ def load_classifier(
         device: TensorFlow device that runs it.
         read_out: Name of the output to answer by; None for the model's first.
         prior: The share of each of `EMOTIONS` that the user expects; None for the model's own.
+        views: How many views of a face are averaged, one of `VIEWS`; None for as many as the card
+            says.
 
     Raises:
         ModelError: The model is unknown, unsafe, has no card and no labels, does not map a
@@ -163,6 +167,7 @@ def load_classifier(
     path = find_model(str(model))
     with hide_stderr():  # TensorFlow's first operation reports devices on stderr
         card, keras_model, sha256 = load_network(path, labels)
+        card = card if views is None else replace(card, views=views)
         name = choose_name(card, name_read_outs(keras_model), read_out)
         network, lasts = _prepare(path, card, keras_model, rescale, device)
     read_outs = {
@@ -268,10 +273,8 @@ def _trace(model: Any, card: ModelCard, rescale: float | None, device: str) -> A
             pixels = tf.image.rgb_to_grayscale(pixels)
         if rescale is not None:
             pixels *= rescale
-        if not card.flip_average:
-            return run(pixels)[None]
-        both = run(tf.concat([pixels, tf.reverse(pixels, axis=[2])], axis=0))
-        return tf.stack(tf.split(both, 2))
+        views = list(iterate_views(pixels, card.views))
+        return tf.stack(tf.split(run(tf.concat(views, axis=0)), card.views))
 
     with tf.device(device):
         return trace(network).get_concrete_function(tf.TensorSpec((None, size, size, 3), tf.uint8))

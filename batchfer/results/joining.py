@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ import pandas as pd
 from batchfer.errors import BatchferError, Reason
 from batchfer.files import atomic_write, display_name
 from batchfer.formats import defuse_text
+from batchfer.locks import lock_output
 from batchfer.options import OutputOptions
 from batchfer.results.folder import (
     BINS_NAME,
@@ -212,10 +214,13 @@ class Recording:
 class Rejoiner:
     """Has batches tell what their results tell now, once many were made again; a context manager.
 
-    What the last command has told of the others stays; what is not ours is left alone.
+    What the last command has told of the others stays; what is not ours is left alone. Other runs
+    are kept out of a batch from its first result on until it is joined.
     """
 
     _changed: dict[Path, dict[str, tuple[Recording, int]]] = field(default_factory=dict)
+    _batches: set[Path] = field(default_factory=set)
+    _held: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
         """Return it."""
@@ -232,13 +237,26 @@ class Rejoiner:
         Raises:
             OutputError: They cannot be written.
         """
-        for output, changed in self._changed.items():
-            try:
-                _rejoin(output, changed)
-            except (OSError, ValueError, KeyError) as error:
-                logger.warning(
-                    "%s: the next run joins its recordings again (%s)", display_name(output), error
-                )
+        with self._held:
+            for output, changed in self._changed.items():
+                try:
+                    _rejoin(output, changed)
+                except (OSError, ValueError, KeyError) as error:
+                    logger.warning(
+                        "%s: the next run joins its recordings again (%s)",
+                        display_name(output),
+                        error,
+                    )
+
+    def hold(self, output: Path) -> None:
+        """Keep other runs out of a batch.
+
+        Raises:
+            OutputError: Another run is writing there.
+        """
+        if output not in self._batches:
+            self._held.enter_context(lock_output(output))
+            self._batches.add(output)
 
     def add(self, recording: Recording, n_people: int) -> None:
         """Note that the result of a recording was made again, with so many people in it."""

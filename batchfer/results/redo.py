@@ -209,6 +209,8 @@ def _remake(
             recording.announce(files, n_people)
 
     prepare_output(around)
+    if recording is not None:
+        rejoiner.hold(recording.output)
     try:
         with work_folder(around, f"{folder.name}\0again") as parts:
             work = _empty(parts / "result")

@@ -106,7 +106,9 @@ def evaluate(options: EvaluateOptions, progress: Progress | None = None) -> Eval
     prepare_output(options.output)
     with lock_output(options.output):
         device = choose_device(options.device)
-        classifier = load_classifier(options.model, options.labels, options.rescale, device)
+        classifier = load_classifier(
+            options.model, options.labels, options.rescale, device, views=options.views
+        )
         other = load_classifier(options.against, device=device) if options.against else None
         cache = options.cache or locate_cache()
         faces = load_faces(lists, classifier.card.input_size, cache, options.strict)
@@ -280,7 +282,7 @@ def _describe(
             "input_size": card.input_size,
             "read_out": name,
             "temperature": temperature,
-            "flip_average": card.flip_average,
+            "views": card.views,
         },
         "data": {
             "sources": [root.name for root in options.data],

@@ -33,7 +33,7 @@ def add_people(
     splits: Splits,
     people: People,
     cache: Path,
-    flip_average: bool,
+    n_views: int,
     progress: Progress | None = None,
 ) -> Any:
     """Return a network with its own last layer as `LABELS`, and in front one fitted as `PEOPLE`.
@@ -46,7 +46,7 @@ def add_people(
         splits: The faces.
         people: What people say of the training and of the validation faces.
         cache: Folder for features.
-        flip_average: Whether a face is asked for mirrored, too; both views are fitted to anyhow.
+        n_views: Of a face, when it is asked for; it is fitted to the face and its mirror image.
         progress: Shows how far the features are.
 
     Raises:
@@ -64,7 +64,7 @@ def add_people(
     best, least = old, np.inf
     for pull in PULLS:
         fitted = problem.solve(pull)
-        loss = validation.measure_loss(_answer(fitted, shown if flip_average else shown[:1]))
+        loss = validation.measure_loss(_answer(fitted, shown[:n_views]))
         logger.info("pull %g to the old last layer: log loss %.4f", pull, loss)
         if loss < least:
             best, least = fitted, loss

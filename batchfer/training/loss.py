@@ -7,7 +7,7 @@ LEAST = 1e-6
 
 
 def measure_weighted_loss(targets: Any, answers: Any) -> Any:
-    """Return the log loss ``(B,)`` of probabilities ``(B,7)``; faces count what their targets sum to.
+    """Return the log loss ``(B,)`` of probabilities ``(B,7)``, each by what its target sums to.
 
     Log loss is linear in its targets, but the gradient of TensorFlow's kernel is that of targets
     which sum to 1, whatever they sum to (softmax less targets): one that counts half would be

@@ -21,6 +21,7 @@ from batchfer.emotions.read_outs import (
     name_read_outs,
     split_read_outs,
 )
+from batchfer.emotions.views import iterate_views
 from batchfer.errors import ModelError
 from batchfer.machine import find_bfloat16_unit
 from batchfer.schema import EMOTIONS, Floats, Images
@@ -168,11 +169,8 @@ def compute_features(fixed: Any, faces: FaceSet, progress: Progress | None) -> F
     return replace(faces, store=np.concatenate(parts), rows=np.arange(len(faces)))
 
 
-def predict_each(model: Any, faces: FaceSet, flip_average: bool = False) -> dict[str, Floats]:
-    """Return probabilities ``(N,7)`` of each read-out.
-
-    With ``flip_average`` they are the mean of those of the face and of its mirror image.
-    """
+def predict_each(model: Any, faces: FaceSet, n_views: int = 1) -> dict[str, Floats]:
+    """Return probabilities ``(N,7)`` of each read-out, the mean over so many views of a face."""
 
     def ask(images: Images) -> list[Floats]:
         answers = model.predict(images, batch_size=128, verbose=0)
@@ -180,18 +178,13 @@ def predict_each(model: Any, faces: FaceSet, flip_average: bool = False) -> dict
 
     parts: list[list[Floats]] = []
     for images in faces.batches(2048):
-        answers = ask(images)
-        if flip_average:
-            mirrored = ask(images[:, :, ::-1])
-            answers = [
-                (one + other) / np.float32(2) for one, other in zip(answers, mirrored, strict=True)
-            ]
-        parts.append(answers)
+        said = [ask(np.asarray(view)) for view in iterate_views(images, n_views)]
+        parts.append([np.mean(views, axis=0) for views in zip(*said, strict=True)])
     columns = (np.concatenate(some).astype(np.float32) for some in zip(*parts, strict=True))
     return dict(zip(name_read_outs(model), columns, strict=True))
 
 
-def predict(model: Any, faces: FaceSet, flip_average: bool = False) -> Floats:
+def predict(model: Any, faces: FaceSet, n_views: int = 1) -> Floats:
     """Return what `predict_each` does of a network with a single read-out."""
-    (probabilities,) = predict_each(model, faces, flip_average).values()
+    (probabilities,) = predict_each(model, faces, n_views).values()
     return probabilities

@@ -188,6 +188,7 @@ class EvaluateOptions:
     ``training_data`` is that of the model: figures without its near-duplicates are added. With
     ``unseen`` faces are left out that the model has seen in training, as its card tells.
     ``against`` is another model, by name or file, that is asked about the same faces.
+    ``views`` is how many views of a face are averaged, where the card shall not decide.
     ``record`` names the figures under which the summary is kept in the model's card.
     ``end_to_end`` runs detector, crop and model on the pictures; ``canvas_px`` first puts each of
     them in the middle of a grey square of that side; with ``whole_picture`` a small square picture
@@ -224,6 +225,13 @@ class EvaluateOptions:
         str | None,
         Flag("--against", "Compare with another model on the same faces.", WHAT, "MODEL"),
     ] = None
+    views: Annotated[
+        int | None,
+        Flag(
+            "--views", "Views of a face that are averaged: 1, 2 (mirrored, too) or 10 (cut, too).",
+            WHAT, "N", text="as the model's card says", least=1, most=10,
+        ),
+    ] = None  # fmt: skip
     end_to_end: Annotated[
         bool, Flag("--end-to-end", "Find the faces, too; a missed one is a mistake.", WHAT)
     ] = False

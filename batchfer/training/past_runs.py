@@ -95,6 +95,8 @@ def _is_sha256(text: str) -> bool:
 def _parse_run(content: Mapping[str, Any]) -> PastRun:
     """Return a run of a card, which may come from anywhere."""
     told = dict(content["recipe"])
+    if "flip_average" in told:  # what an older version says of two views
+        told["views"] = 1 + bool(told.pop("flip_average"))
     for name in ("augmentation", "calm"):
         told[name] = Augmentation(**told[name])
     rest = {name: value for name, value in content.items() if name != "recipe"}

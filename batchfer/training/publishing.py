@@ -80,9 +80,9 @@ def publish(
     ``people`` is what people say of the training and of the validation faces, where the network has
     a read-out of it.
     """
-    raw = predict_each(model, splits.validation, recipe.flip_average)
+    raw = predict_each(model, splits.validation, recipe.views)
     path = options.output / f"{options.model}.keras"
-    _save(model, path, raw, splits.validation, recipe.flip_average)
+    _save(model, path, raw, splits.validation, recipe.views)
     if options.export_h5:
         with atomic_write(options.output / f"{options.model}.h5") as unfinished:
             export_h5(keep_read_out(model, LABELS), unfinished)
@@ -102,7 +102,7 @@ def publish(
         input_size=recipe.size_px,
         crop={"margin": CROP_MARGIN, "shift_x": CROP_SHIFT[0], "shift_y": CROP_SHIFT[1]},
         landmarks=FACE_POINTS,
-        flip_average=recipe.flip_average,
+        views=recipe.views,
         **(asdict(calibrations[last]) if len(raw) == 1 else {"read_outs": calibrations}),
         sha256=sha256,
         architecture=recipe.architecture,
@@ -122,7 +122,7 @@ def publish(
 
 
 def _save(
-    model: Any, path: Path, raw: Mapping[str, Floats], validation: FaceSet, flip_average: bool
+    model: Any, path: Path, raw: Mapping[str, Floats], validation: FaceSet, n_views: int
 ) -> None:
     """Write a network in half precision, or in full where that changes too many answers.
 
@@ -137,7 +137,7 @@ def _save(
         model.save(unfinished, include_optimizer=False)
         full = unfinished.read_bytes()
         halve_precision(unfinished)
-        halved = predict_each(load_network_file(unfinished), validation, flip_average)
+        halved = predict_each(load_network_file(unfinished), validation, n_views)
         before, after = measure_accuracy(raw), measure_accuracy(halved)
         if any(abs(after[name] - before[name]) > HALF_TOLERANCE for name in raw):
             logger.warning("half precision changes accuracy to %s: stored in full", after)

@@ -30,9 +30,9 @@ class Recipe:
     all aim at ``teacher_share`` of what teachers say, where there are any. From ``calm_from`` of
     all batches the ``calm`` augmentation replaces the strong one. ``per_class`` draws at most that
     many training faces of a class. ``patience`` ends a run after that many epochs without a better
-    validation accuracy. With ``flip_average`` the published model is asked twice for each face,
-    once mirrored. ``fit_people`` adds a read-out of what people say in the end, where there are
-    votes (`batchfer.training.head`); without epochs that is all.
+    validation accuracy. ``views`` is how many views of a face the published model averages
+    (`batchfer.emotions.views`). ``fit_people`` adds a read-out of what people say in the end, where
+    there are votes (`batchfer.training.head`); without epochs that is all.
 
     With a ``label_loss`` above 0 and votes two read-outs are trained at once: `people` at what
     raters say, and `labels`, whose loss counts so much, at smoothed labels. Then ``vote_share``
@@ -67,7 +67,7 @@ class Recipe:
     per_class: int | None = None
     validate_on_test: bool = False
     half_precision_pays: bool = False
-    flip_average: bool = False
+    views: int = 1
     patience: int | None = None
     fit_people: bool = False
     label_loss: float = 0.0
@@ -106,7 +106,7 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         augmentation=replace(STRONG, border=0.3),
         calm=replace(CALM, border=0.3),
         calm_from=0.9,
-        flip_average=True,
+        views=2,
         label_loss=0.5,
         same_view=True,
         settings={"dropout": 0.3},
@@ -127,7 +127,7 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         calm=CALM,
         calm_from=0.9,
         half_precision_pays=True,
-        flip_average=True,
+        views=2,
         label_loss=0.5,
         same_view=True,
         settings={"dropout": 0.5},
@@ -163,7 +163,7 @@ _TRAINED: Mapping[tuple[str, str], Recipe] = {
         calm=Augmentation(rotation=6, scale=0.1, shift=0.04, flip=True, contrast=0.2, grey=0.3),
         calm_from=0.95,
         half_precision_pays=True,
-        flip_average=True,
+        views=2,
         label_loss=0.5,
         same_view=True,
         settings={"dropout": 0.5},

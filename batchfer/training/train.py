@@ -197,7 +197,7 @@ def train(
             share = 1.0
         if people is not None and not both:
             cache = options.cache or locate_cache()
-            best = add_people(best, splits, people, cache, recipe.flip_average, progress)
+            best = add_people(best, splits, people, cache, recipe.views, progress)
         runs = trace_runs(options, done)
         return publish(best, options, recipe, splits, people, history, share, runs)
 
@@ -287,9 +287,7 @@ def average_with_base(
     losses = {}
     for share in (0.0, *BASE_SHARES):
         mix(share)
-        losses[share] = measure_calibrated(
-            model, validation, people and people[1], recipe.flip_average
-        )
+        losses[share] = measure_calibrated(model, validation, people and people[1], recipe.views)
         logger.info("%.0f %% of the base's weights: log loss %.4f", 100 * share, losses[share])
     best = min(losses, key=lambda share: losses[share])
     mix(best)

@@ -44,15 +44,15 @@ def validate(
 
 
 def measure_calibrated(
-    network: Any, faces: FaceSet, people: PeopleTargets | None, flip_average: bool
+    network: Any, faces: FaceSet, people: PeopleTargets | None, n_views: int
 ) -> float:
     """Return the log loss after calibration, of `people` where ``people`` tells what they say.
 
     It tells near networks apart, which accuracy does not.
     """
     if people is not None:
-        return people.measure_loss(predict_each(network, faces, flip_average)[PEOPLE])
-    raw = predict(network, faces, flip_average)
+        return people.measure_loss(predict_each(network, faces, n_views)[PEOPLE])
+    raw = predict(network, faces, n_views)
     truth = np.eye(len(EMOTIONS), dtype=np.float32)[faces.labels]
     return measure_log_loss(apply_temperature(raw, fit_temperature(raw, truth)), faces.labels)
 

@@ -171,13 +171,40 @@ def test_temperature_softens_without_changing_the_winner(
     np.testing.assert_array_equal(soft.argmax(axis=1), sharp.argmax(axis=1))
 
 
-def test_flip_average_makes_mirrored_faces_equal(
+def test_two_views_make_mirrored_faces_equal(
     toy_model: Path, tmp_path: Path, crops: Images
 ) -> None:
-    classifier = load_classifier(copy_model(toy_model, tmp_path, flip_average=True))
+    classifier = load_classifier(copy_model(toy_model, tmp_path, views=2))
     np.testing.assert_allclose(
         classifier.predict(crops), classifier.predict(crops[:, :, ::-1]), atol=1e-6
     )
+
+
+def test_ten_views_are_corners_and_middle_both_ways(toy_model: Path, crops: Images) -> None:
+    """The mean of ten answers, each to a part of 44 of 48 that Keras' own kernel has enlarged."""
+    several = load_classifier(toy_model, views=10)
+    one, cut = load_classifier(toy_model), round(SIZE * 44 / 48)
+    room, parts = SIZE - cut, []
+    for top, left in ((0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)):
+        part = crops[:, top : top + cut, left : left + cut].astype(np.float32)
+        parts.append(np.asarray(keras.ops.image.resize(part, (SIZE, SIZE))))
+    model = keras.saving.load_model(toy_model)
+    said = [model.predict(part[:, :, ::way], verbose=0) for part in parts for way in (1, -1)]
+    mean = np.mean(said, axis=0)
+    np.testing.assert_allclose(several.predict(crops), mean / mean.sum(axis=1)[:, None], atol=1e-5)
+    assert np.abs(one.predict(crops) - mean).max() > 1e-3
+    with pytest.raises(ModelError, match="3 views are none of"):
+        load_classifier(toy_model, views=3)
+
+
+def test_a_card_of_an_older_version_tells_of_two_views(toy_model: Path, tmp_path: Path) -> None:
+    path = copy_model(toy_model, tmp_path)
+    card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    del card["views"]
+    for told, views in ((True, 2), (False, 1)):
+        card["flip_average"] = told
+        path.with_suffix(".json").write_text(json.dumps(card), encoding="utf-8")
+        assert load_classifier(path).card.views == views
 
 
 def test_labels_stand_in_for_a_missing_card(toy_model: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from batchfer.batch.events import Silence
 from batchfer.batch.tools import Tools
 from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
-from batchfer.errors import Reason, UsageError
+from batchfer.errors import ExitCode, Reason, UsageError
+from batchfer.locks import lock_output
 from batchfer.media.reader import read_frames_at
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results import making
@@ -113,6 +114,19 @@ def test_smoothing_of_another_command_is_not_what_is_asked_for(run: Run, output:
     assert run(output, smooth_s=2.0)["rotated.mp4"].status == "ok"
     assert read_outputs(result)["smooth_s"] == 2.0
     assert (result / "summary.csv").read_bytes() == smooth
+
+
+def test_a_batch_that_another_run_writes_is_not_made_again(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = output / "rotated.mp4"
+    before = {path.name: path.read_bytes() for path in result.iterdir()}
+    with lock_output(output):
+        assert call("report", result, "--smooth", "0", "-q") == ExitCode.OUTPUT
+    assert "another run is writing there" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in result.iterdir()} == before
+    assert call("report", result, "--smooth", "0", "-q") == 0
+    assert {path.name: path.read_bytes() for path in result.iterdir()} != before
 
 
 def test_events_of_another_command_are_not_those_that_are_asked_for(
