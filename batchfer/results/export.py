@@ -21,8 +21,9 @@ import pandas as pd
 from batchfer.errors import UsageError
 from batchfer.files import atomic_write, display_name
 from batchfer.media.containers import read_timecode
-from batchfer.results.folder import EXPORT_SUFFIXES
+from batchfer.results.folder import EXPORT_SUFFIXES, name_dictionary
 from batchfer.schema import EMOTIONS
+from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_table
 from batchfer.timeline.segments import SMOOTHING_S, PersonLines, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
@@ -94,7 +95,7 @@ def export_timeline(
     """
     if to not in EXPORT_SUFFIXES:
         raise UsageError(f"{to} is no export format; choose one of {', '.join(EXPORT_SUFFIXES)}")
-    if path.suffix != EXPORT_SUFFIXES[to]:
+    if not path.name.endswith(EXPORT_SUFFIXES[to]):
         raise UsageError(f"{path.name}: a file in the format {to} ends in {EXPORT_SUFFIXES[to]}")
     table = timeline.table
     if table["timestamp"].isna().any():
@@ -112,10 +113,15 @@ def export_timeline(
         "eaf": _write_elan,
         "textgrid": _write_textgrid,
         "otio": _write_otio,
+        "boris": _write_boris,
     }
     clip = Clip.describe(timeline, source or path)
+    if to == "bids":
+        write_dictionary(path.with_name(name_dictionary(path.name)), table.columns)
     with atomic_write(path) as temporary:
-        if to in tables:
+        if to == "bids":
+            _write_bids(table, temporary)
+        elif to in tables:
             write_table(tables[to](table, clip), {"csv": temporary})
         else:
             times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
@@ -174,6 +180,60 @@ def _tabulate_fer(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
         part[list(EMOTIONS)] = mine[list(EMOTIONS)]
         parts.append(part.add_suffix(str(person)))
     return pd.concat(parts, axis=1).reset_index()
+
+
+def _write_bids(table: pd.DataFrame, path: Path) -> None:
+    """Write behavioural data of BIDS, all columns; a data dictionary goes beside them.
+
+    ``_beh.tsv``, as rows are faces of frames, which may be several at one time or none: no events,
+    which have an onset and a duration, and no signal of an even rate, as a ``.tsv.gz`` holds.
+    """
+    import pyarrow as pa
+
+    cells = {
+        name: pa.array(table[name], from_pandas=True).cast(pa.string()).to_pylist()
+        for name in table
+    }
+    text = pd.DataFrame(cells, dtype="string")
+    text.to_csv(path, sep="\t", na_rep="n/a", index=False, lineterminator="\n", encoding="utf-8")
+
+
+def _write_boris(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
+    """Write aggregated events as BORIS 8 exports them: a state of a subject per segment.
+
+    What an observer would tell is left empty. The comment holds the mean confidence.
+    """
+    start, end = (segments[name].round(3) for name in ("start", "end"))
+    seconds = (end - start).round(3)
+    coded = seconds.groupby(segments["person"]).transform("sum").round(3)
+    told = {
+        "Observation id": clip.path.name,
+        "Observation date": "",
+        "Description": "",
+        "Observation type": "Media file",
+        "Source": f"player #1:{clip.path.name}",
+        "Time offset (s)": 0.0,
+        "Coding duration": round(end_s, 3),
+        "Media duration (s)": clip.duration_s,
+        "FPS (frame/s)": float(clip.fps) if clip.fps else None,
+        "Subject": segments["person"],
+        "Observation duration by subject by observation": coded,
+        "Behavior": segments["emotion"],
+        "Behavioral category": "emotion",
+        "Behavior type": "STATE",
+        "Start (s)": start,
+        "Stop (s)": end,
+        "Duration (s)": seconds,
+        "Media file name": clip.path.name,
+        **dict.fromkeys(
+            ("Image index start", "Image index stop", "Image file path start",
+             "Image file path stop"),
+            "",
+        ),
+        "Comment start": segments["mean_confidence"].map("mean confidence {:.2f}".format),
+        "Comment stop": "",
+    }  # fmt: skip
+    write_table(pd.DataFrame(told, index=segments.index), {"csv": path})
 
 
 def _to_milliseconds(segments: pd.DataFrame) -> list[tuple[int, int]]:

@@ -52,6 +52,8 @@ EXPORT_SUFFIXES: Mapping[str, str] = {
     "eaf": ".eaf",
     "textgrid": ".TextGrid",
     "otio": ".otio",
+    "bids": "_beh.tsv",
+    "boris": ".csv",
 }
 """The formats of `batchfer.results.export` by their names, with the suffix of their files."""
 
@@ -76,6 +78,11 @@ def name_export(to: str) -> str:
     """Return the name of a file in another tool's format, beside the timeline."""
     suffix = EXPORT_SUFFIXES.get(to, "")
     return f"timeline.{to}{suffix}" if suffix[1:] in FORMATS else f"timeline{suffix}"
+
+
+def list_exported(to: str, name: str) -> list[str]:
+    """Return the names of all files that an export to a file of this name writes."""
+    return [name, name_dictionary(name)] if to == "bids" else [name]
 
 
 def list_wanted(outputs: OutputOptions, events: Sequence[EventWindow]) -> list[str]:
@@ -141,7 +148,9 @@ class ResultFolder:
         except (OSError, ValueError):
             return RESULT_NAMES
         if "files" not in facts:  # an older version did not tell
-            return RESULT_NAMES | set(map(name_export, EXPORT_SUFFIXES))
+            return RESULT_NAMES.union(
+                *(list_exported(to, name_export(to)) for to in EXPORT_SUFFIXES)
+            )
         names = facts["files"]
         is_sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
         return frozenset(names) if is_sound else RESULT_NAMES

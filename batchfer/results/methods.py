@@ -132,11 +132,18 @@ def _tell_sampling(facts: RunFacts) -> str:
     every, fps = facts.options.get("every", 1), facts.options.get("fps")
     told = f"about {fps} frames a second" if fps else "every frame"
     if not fps and every != 1:
-        told = f"every {every}th frame"
+        told = f"every {_name_ordinal(every)} frame"
     start, end = facts.part
     if start is not None or end is not None:
         told += f" from {start or 0:g} s to {'the end' if end is None else f'{end:g} s'}"
     return told
+
+
+def _name_ordinal(number: object) -> str:
+    """Return 2nd, 3rd, 11th."""
+    digits = str(number)
+    is_teen = digits[-2:-1] == "1"
+    return digits + ("th" if is_teen else {"1": "st", "2": "nd", "3": "rd"}.get(digits[-1], "th"))
 
 
 def _tell_model(all_facts: Sequence[RunFacts]) -> str:

@@ -27,6 +27,7 @@ from batchfer.results.folder import (
     TIMELINE_NAMES,
     Marks,
     ResultFolder,
+    list_exported,
     list_wanted,
     name_export,
 )
@@ -350,7 +351,8 @@ def export_results(
     for located, target in zip(located_all, targets, strict=True):
         if not located.is_file():
             raise UsageError(f"{display_name(located)}: no timeline there")
-        _refuse_target(target, overwrite)
+        for name in list_exported(to, target.name):
+            _refuse_target(target.with_name(name), overwrite)
     for located, target in zip(located_all, targets, strict=True):
         folder, facts, media = ResultFolder(located.parent), None, None
         if (folder / FACTS_NAME).is_file():
@@ -360,16 +362,16 @@ def export_results(
         check_faces(table, located.name)
         export_timeline(Timeline(media, table), to, target, people, smooth_s, source=located)
         if facts is not None and target.parent == folder.path:
-            _note_export(folder, facts, target.name)
+            _note_export(folder, facts, list_exported(to, target.name))
         yield target
 
 
-def _note_export(folder: ResultFolder, facts: RunFacts, name: str) -> None:
-    """Tell ``run.json``, and the journal of the batch, of a file beside the timeline."""
+def _note_export(folder: ResultFolder, facts: RunFacts, names: Sequence[str]) -> None:
+    """Tell ``run.json``, and the journal of the batch, of files beside the timeline."""
     own = folder.list_own()
-    if name in own and facts.files is not None:
+    if own.issuperset(names) and facts.files is not None:
         return
     there = {one for one in own if (folder / one).is_file()}
-    replace(facts, files=tuple(sorted({*there, name}))).write(folder.path)
+    replace(facts, files=tuple(sorted({*there, *names}))).write(folder.path)
     if recording := Recording.find(Path(os.path.realpath(folder.path)), facts.input):
         recording.announce({FACTS_NAME: mark_input(folder / FACTS_NAME)})

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -19,7 +20,7 @@ from pympi.Elan import Eaf
 
 from batchfer.errors import OutputError, UsageError
 from batchfer.results.export import export_timeline
-from batchfer.results.folder import EXPORT_SUFFIXES
+from batchfer.results.folder import EXPORT_SUFFIXES, list_exported
 from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, MediaInfo
 from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.segments import PersonLines, find_segments
@@ -84,7 +85,8 @@ def test_nobody_is_a_valid_file_too(to: str, tmp_path: Path) -> None:
     for rows in (slice(0, 0), slice(-25, None)):
         table = make_table()[rows].reset_index(drop=True)
         export(Timeline(MEDIA, table), to, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"export{EXPORT_SUFFIXES[to]}"]
+    names = list_exported(to, f"export{EXPORT_SUFFIXES[to]}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     export(Timeline(None, build_empty_table()), to, tmp_path)
     export(Timeline(MediaInfo(Path("a.mp4"), 64, 64), build_empty_table()), to, tmp_path)
 
@@ -233,6 +235,52 @@ def test_otio(timeline: Timeline, tmp_path: Path) -> None:
     assert len({mark.color for mark in clip.markers}) == 3
     confidence = clip.markers[0].metadata["batchfer"]["mean_confidence"]
     assert confidence == pytest.approx(0.7)
+
+
+def test_bids(timeline: Timeline, tmp_path: Path) -> None:
+    path = export(timeline, "bids", tmp_path, people=NAMES)
+    assert path.name == "export_beh.tsv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    told = json.loads((tmp_path / "export_beh.json").read_text(encoding="utf-8"))
+    assert lines[0].split("\t") == list(told), "a header, and a description of each column"
+    assert all(column["Description"] for column in told.values())
+    assert all("" not in line.split("\t") for line in lines), "nothing is left empty"
+    table = pd.read_csv(path, sep="\t", na_values="n/a", keep_default_na=False)
+    assert len(table) == len(timeline.table)
+    np.testing.assert_array_equal(
+        table[list(EMOTIONS)].to_numpy(np.float32),
+        timeline.table[list(EMOTIONS)].to_numpy(np.float32),
+    )
+    assert set(table["person"].dropna()) == set(NAMES.values()), "quotes and all"
+    assert lines[1].split("\t")[3] == "10.4" and lines[-1].endswith("\tn/a")
+    assert "\ttrue\t" not in lines[1], "this timeline has no quality columns"
+
+
+def test_bids_of_all_columns(tmp_path: Path) -> None:
+    table = make_table().assign(uncertain=pd.array([True] * 200, "boolean"), flags="a\tb")
+    path = export(Timeline(MEDIA, table.head(2)), "bids", tmp_path)
+    row = path.read_text(encoding="utf-8").splitlines()[1]
+    assert row.endswith('\ttrue\t"a\tb"'), "a tab in a text is in quotes"
+
+
+def test_boris(timeline: Timeline, tmp_path: Path) -> None:
+    path = export(timeline, "boris", tmp_path)
+    table = pd.read_csv(path)
+    told = table[["Subject", "Behavior", "Start (s)", "Stop (s)", "Duration (s)"]]
+    assert told.to_numpy().tolist() == [
+        ["face 0", "happy", 0, 3, 3], ["face 1", "fear", 2, 4, 2], ["face 0", "sad", 3, 5, 2],
+    ]  # fmt: skip
+    assert table["Observation duration by subject by observation"].tolist() == [5, 2, 5]
+    (first, *_) = table.to_dict("records")
+    assert first["Observation id"] == first["Media file name"] == "Räume & co.mp4"
+    assert (first["Behavior type"], first["FPS (frame/s)"]) == ("STATE", 25)
+    assert (first["Coding duration"], first["Media duration (s)"]) == (6, 6)
+    assert first["Comment start"] == "mean confidence 0.70"
+    # The order in which BORIS 8 writes them.
+    columns = list(table)
+    assert columns[:2] == ["Observation id", "Observation date"] and len(columns) == 24
+    assert columns[13:17] == ["Behavior type", "Start (s)", "Stop (s)", "Duration (s)"]
+    assert columns[-2:] == ["Comment start", "Comment stop"]
 
 
 def make_clip(path: Path, timecode: str = "") -> Timeline:

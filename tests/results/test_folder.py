@@ -15,7 +15,7 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.errors import OutputError, Reason
 from batchfer.options import OutputOptions
-from batchfer.results.folder import ResultFolder
+from batchfer.results.folder import EXPORT_SUFFIXES, ResultFolder
 from batchfer.results.joining import write_index_pages
 from batchfer.results.writing import ResultsProcess, write_results
 from batchfer.schema import EventWindow, Job, JobResult
@@ -402,16 +402,37 @@ def test_a_video_that_moved_is_named(result: Path, capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("to", "name"),
-    [("srt", "timeline.srt"), ("pyfeat", "timeline.pyfeat.csv"), ("eaf", "timeline.eaf")],
+    [
+        ("srt", "timeline.srt"),
+        ("pyfeat", "timeline.pyfeat.csv"),
+        ("eaf", "timeline.eaf"),
+        ("bids", "timeline_beh.tsv"),
+        ("boris", "timeline.boris.csv"),
+    ],
 )
 def test_exports_lie_beside_the_timeline(to: str, name: str, result: Path) -> None:
     assert run("export", result, "--to", to, "-q") == 0
     assert (result / name).stat().st_size > 50
     (result / "timeline.parquet").unlink()
-    from_csv = result.parent / f"other{Path(name).suffix}"
+    from_csv = result.parent / f"other{EXPORT_SUFFIXES[to]}"
     assert run("export", result / "timeline.csv", "--to", to, "-o", from_csv, "-q") == 0
     if to != "eaf":  # ELAN's format tells the time of day
         assert from_csv.read_bytes() == (result / name).read_bytes()
+
+
+def test_the_sidecar_of_an_export_is_a_result_like_it(
+    result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sidecar = result / "timeline_beh.json"
+    sidecar.write_text("mine")
+    assert run("export", result, "--to", "bids", "-q") == 6
+    assert "timeline_beh.json was not written by batchfer" in capsys.readouterr().err
+    sidecar.unlink()
+    for _ in range(2):
+        assert run("export", result, "--to", "bids", "-q") == 0
+    assert {"timeline_beh.tsv", "timeline_beh.json"} <= ResultFolder(result).list_own()
+    assert run("report", result, "-q") == 0
+    assert sidecar.is_file(), "another report keeps it"
 
 
 def test_a_broken_result_is_one_line(result: Path, capsys: pytest.CaptureFixture[str]) -> None:

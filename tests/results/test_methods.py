@@ -5,6 +5,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import batchfer
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FrameFacts, ModelFacts, OutputFacts, RunFacts
@@ -69,6 +71,15 @@ def test_neutral_recordings_are_counted(tmp_path: Path) -> None:
     assert "(2 of these, 8.0 to 12.3 s on screen); the others have none" in text
     assert "Each person's means" not in text
     assert "| compared with a neutral recording |  | 3 |" in text
+
+
+@pytest.mark.parametrize(
+    ("every", "told"), [(2, "2nd"), (3, "3rd"), (11, "11th"), (21, "21st"), (25, "25th")]
+)
+def test_frames_are_counted_as_in_english(every: int, told: str, tmp_path: Path) -> None:
+    facts = replace(FACTS, options={**FACTS.options, "every": every})
+    text = describe_methods([write(tmp_path / "a.mp4", facts)])
+    assert f"analyzing every {told} frame." in text
 
 
 def test_plain_text_tells_the_same(tmp_path: Path) -> None:
