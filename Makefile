@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel bench bench-stages bench-kernels bench-versions bench-cluster clean
+.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel docs bench bench-stages bench-kernels bench-versions bench-cluster clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -75,6 +75,11 @@ lock: $(VENV)/.installed-dev ## renew the versions that demo and test install; t
 wheel: $(VENV)/.installed-dev ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+docs: $(VENV)/.installed .venv-docs/.installed ## build the documentation into site/, with a reference of the code
+	@$(BIN)/python docs/reference.py docs
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "Done: site/index.html"
+
 bench: $(VENV)/.installed-dev benchmarks/.venvs/.installed ## compare with peers, 20 minutes; writes benchmarks/README.md
 	$(BIN)/python benchmarks/compare.py --model $(MODEL)
 
@@ -91,7 +96,7 @@ bench-versions: $(VENV)/.installed-dev ## the speed beside that of another check
 	$(BIN)/python benchmarks/versions.py --model $(MODEL) --before $(BEFORE)
 
 clean: ## remove the virtual environment and everything made by the other targets
-	rm -rf $(VENV) .venv-newest $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-newest .venv-docs site docs/options.md docs/columns.md $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache
 
 # What a bare Debian lacks is said once, as one apt line, before anything is downloaded.
 $(VENV)/.made:
@@ -125,6 +130,13 @@ ifeq ($(LOCKED),yes)
 else
 	@$(PIP) --group dev
 endif
+	@touch $@
+
+.venv-docs/.installed: pyproject.toml
+	@echo "set-up: installing MkDocs into .venv-docs"
+	@$(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --group docs
 	@touch $@
 
 # The peers, each with the work-around that it needs today: see benchmarks/README.md.

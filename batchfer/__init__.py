@@ -14,20 +14,28 @@ prepare_tensorflow()
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from batchfer.analysis.analyzer import Analyzer as Analyzer
     from batchfer.errors import BatchferError as BatchferError
+    from batchfer.errors import InputError as InputError
+    from batchfer.library import analyze_images as analyze_images
+    from batchfer.library import analyze_live as analyze_live
+    from batchfer.library import analyze_video as analyze_video
+    from batchfer.library import read_result as read_result
     from batchfer.options import AnalyzeOptions as AnalyzeOptions
-    from batchfer.pipeline import analyze_images as analyze_images
-    from batchfer.pipeline import analyze_video as analyze_video
     from batchfer.schema import EMOTIONS as EMOTIONS
-    from batchfer.schema import Timeline as Timeline
+    from batchfer.timeline.timeline import Timeline as Timeline
 
 _HOMES = {
     "AnalyzeOptions": "batchfer.options",
+    "Analyzer": "batchfer.analysis.analyzer",
     "BatchferError": "batchfer.errors",
     "EMOTIONS": "batchfer.schema",
-    "Timeline": "batchfer.schema",
-    "analyze_images": "batchfer.pipeline",
-    "analyze_video": "batchfer.pipeline",
+    "InputError": "batchfer.errors",
+    "Timeline": "batchfer.timeline.timeline",
+    "analyze_images": "batchfer.library",
+    "analyze_live": "batchfer.library",
+    "analyze_video": "batchfer.library",
+    "read_result": "batchfer.library",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

@@ -111,7 +111,10 @@ _MOST_HEAPS = -8  # M_ARENA_MAX
 
 def count_cores(most: int | None = None) -> int:
     """Return how many cores this process may use, ``most`` at most."""
-    n_cores = len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        n_cores = len(os.sched_getaffinity(0))
+    else:  # macOS tells no such thing
+        n_cores = os.cpu_count() or 1
     return n_cores if most is None else min(max(most, 1), n_cores)
 
 

@@ -5,8 +5,6 @@ Inputs -> jobs -> what is on record -> executor -> outcomes -> what joins them.
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from batchfer.batch.events import Ended, Progress, Silence, Task
 from batchfer.batch.executors import Executor
@@ -14,11 +12,7 @@ from batchfer.batch.picture_records import PictureRecords
 from batchfer.batch.records import Batch, Records
 from batchfer.batch.video_records import VideoRecords
 from batchfer.locks import lock_output
-from batchfer.options import AnalyzeOptions
-from batchfer.schema import JobResult, Timeline
-
-if TYPE_CHECKING:
-    from batchfer.analysis.analyzer import Analyzer
+from batchfer.schema import JobResult
 
 
 def run_batch(
@@ -67,33 +61,3 @@ def perform(
                 records.note(progress, event)
                 if isinstance(event, Ended):
                     yield from records.record(event.results)
-
-
-def analyze_video(
-    path: str | Path, options: AnalyzeOptions | None = None, *, analyzer: "Analyzer | None" = None
-) -> Timeline:
-    """Return the emotion timeline of one video; writes nothing.
-
-    The options are those of ``analyzer``, networks to use again, if that is given.
-
-    Raises:
-        InputError: A file cannot be analyzed, with the reason.
-        ModelError: The model cannot be used.
-    """
-    from batchfer.analysis.analyzer import Analyzer
-    from batchfer.analysis.linker import tabulate_video
-
-    return tabulate_video(Path(path), analyzer or Analyzer(options))
-
-
-def analyze_images(
-    paths: Sequence[str | Path],
-    options: AnalyzeOptions | None = None,
-    *,
-    analyzer: "Analyzer | None" = None,
-) -> Timeline:
-    """Return one timeline for all pictures, its first column ``input``; see `analyze_video`."""
-    from batchfer.analysis.analyzer import Analyzer
-    from batchfer.batch.pictures import tabulate_pictures
-
-    return tabulate_pictures([Path(path) for path in paths], analyzer or Analyzer(options))

@@ -8,15 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from batchfer.errors import Reason
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 """The order of probability columns everywhere: that of FER2013."""
@@ -229,36 +226,6 @@ class Readings:
         """Return the faces that an index array picks, in its order."""
         measures = {name: values[rows] for name, values in self.measures.items()}
         return Readings(self.probabilities[rows], measures)
-
-
-@dataclass(frozen=True)
-class Timeline:
-    """The result of one clip: its `MediaInfo` and a table with a row per face per analyzed frame.
-
-    The table begins with `TIMELINE_COLUMNS`. An analyzed frame without a face keeps one row whose
-    face columns are null. For pictures the column ``input`` stands before the others; they, and a
-    table whose clip is not known, have no ``media``.
-    """
-
-    media: MediaInfo | None
-    table: "pd.DataFrame"
-
-    def __post_init__(self) -> None:
-        """Refuse a table that does not begin with the contract's columns."""
-        columns = [name for name in self.table.columns if name != "input"]
-        if columns[: len(TIMELINE_COLUMNS)] != list(TIMELINE_COLUMNS):
-            raise ValueError(f"a timeline begins with {list(TIMELINE_COLUMNS)}, not {columns}")
-
-    @property
-    def clip(self) -> MediaInfo:
-        """The media of a video.
-
-        Raises:
-            ValueError: It is a timeline of pictures, or of a clip that is not known.
-        """
-        if self.media is None:
-            raise ValueError("this timeline has no clip")
-        return self.media
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,9 @@ from batchfer.results import making
 from batchfer.results.drawing import DrawingThreads
 from batchfer.results.drawing_process import DrawingProcess
 from batchfer.results.redo import redo_videos
-from batchfer.schema import FrameBatch, Images, JobResult, MediaInfo, Timeline
+from batchfer.schema import FrameBatch, Images, JobResult, MediaInfo
 from batchfer.timeline.files import read_timeline
+from batchfer.timeline.timeline import Timeline
 
 ROOT = Path(__file__).parent.parent
 CLIPS, STILLS = ROOT / "samples" / "clips", ROOT / "samples" / "stills"

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "batchfer"
 FLOORS = [
     {"__main__"},
     {"cli"},
-    {"pipeline"},
+    {"pipeline", "library"},
     {"batch"},
     {"results", "analysis", "training"},
     {"timeline", "emotions"},
@@ -117,7 +117,7 @@ def test_importing_the_package_is_free() -> None:
     code = (
         "import sys, batchfer, batchfer.cli.main\n"
         # What plans, and runs beside the worker.
-        "import batchfer.pipeline\n"
+        "import batchfer.pipeline, batchfer.library\n"
         "heavy = {'tensorflow', 'keras', 'cv2', 'av', 'pandas', 'scipy', 'matplotlib'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )

@@ -80,3 +80,11 @@ def test_tensorflow_follows_the_setting(setting: str | None) -> None:
     )
     expected = str(setting != "0")
     assert done.stdout.split() == [expected, expected]
+
+
+def test_cores_are_counted_where_the_system_binds_no_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(machine.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 6)
+    assert (machine.count_cores(), machine.count_cores(4), machine.count_cores(0)) == (6, 4, 1)

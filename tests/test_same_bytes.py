@@ -24,8 +24,9 @@ from batchfer.faces.appearance import describe_faces
 from batchfer.faces.cuts import describe_frames, measure_differences
 from batchfer.faces.detector import Detector
 from batchfer.faces.quality import measure_quality
+from batchfer.library import analyze_video
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
-from batchfer.pipeline import analyze_video, run_batch
+from batchfer.pipeline import run_batch
 from batchfer.schema import FaceDetections, Images
 
 CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"

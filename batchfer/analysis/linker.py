@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from tqdm import tqdm
 
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer, read_frames
 from batchfer.analysis.stream import analyze
@@ -17,9 +18,11 @@ from batchfer.faces.cuts import CutDetector
 from batchfer.faces.persons import Appearances, People
 from batchfer.faces.tracking import Tracker
 from batchfer.media.reader import VideoReader
-from batchfer.schema import QUALITY_COLUMNS, FrameBatch, Timeline
+from batchfer.media.sampling import estimate_frames
+from batchfer.schema import QUALITY_COLUMNS, FrameBatch
 from batchfer.timeline.segments import leave_out_glimpses
 from batchfer.timeline.table import assign_people, build_empty_table, build_table
+from batchfer.timeline.timeline import Timeline
 
 LOOK_AGAIN_S = 0.25
 """A face is looked for again where it was, if that was no longer ago."""
@@ -129,8 +132,8 @@ def analyze_frames(
             yield batch.frames, linker.link(batch)
 
 
-def tabulate_video(path: Path, analyzer: Analyzer) -> Timeline:
-    """Return the emotion timeline of one video.
+def tabulate_video(path: Path, analyzer: Analyzer, progress: bool = False) -> Timeline:
+    """Return the emotion timeline of one video; with ``progress`` a bar on stderr tells how far.
 
     Raises:
         InputError: The file cannot be analyzed, with the reason.
@@ -138,7 +141,14 @@ def tabulate_video(path: Path, analyzer: Analyzer) -> Timeline:
     options = analyzer.options
     with VideoReader(path, options.max_pixels, options.rotate) as reader:
         linker = FaceLinker(analyzer)
-        tables = [table for _, table in analyze_frames(reader, analyzer, linker)]
+        n_frames = estimate_frames(reader.info, options)
+        tables = []
+        with tqdm(
+            total=n_frames and round(n_frames), desc=path.name, unit="frame", disable=not progress
+        ) as bar:
+            for frames, table in analyze_frames(reader, analyzer, linker):
+                tables.append(table)
+                bar.update(len(frames))
         table = pd.concat(tables or [build_empty_table(QUALITY_COLUMNS)], ignore_index=True)
         people = assign_people(table, linker.join_people())
         return Timeline(reader.info, leave_out_glimpses(people))

@@ -8,6 +8,7 @@ import pandas as pd
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.emotions.licences import list_licences
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.files import describe_source
 from batchfer.machine import describe_processor
@@ -81,4 +82,5 @@ def describe_run(analyzer: Analyzer) -> RunFacts:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in libraries},
         },
+        licences=list_licences(classifier.card),
     )

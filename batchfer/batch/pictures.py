@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
 from batchfer.analysis.stream import Failed, stream
 from batchfer.batch.events import Advanced, Began, Ended, JointPictures, Opened, Task, Tell
 from batchfer.batch.facts import describe_run
-from batchfer.batch.outcomes import attempt, fail
+from batchfer.batch.outcomes import attempt, explain, fail
 from batchfer.batch.rows import (
     PictureParts,
     PictureRows,
@@ -28,7 +29,7 @@ from batchfer.batch.rows import (
     build_empty_pictures_table,
 )
 from batchfer.batch.tools import Tools
-from batchfer.errors import Reason
+from batchfer.errors import InputError, Reason
 from batchfer.faces.small_faces import PICTURES_PX, SmallFaceSearch, join_small
 from batchfer.files import atomic_write, describe_source, display_name
 from batchfer.media.images import read_image, write_image
@@ -47,11 +48,11 @@ from batchfer.schema import (
     Job,
     JobResult,
     MediaInfo,
-    Timeline,
 )
 from batchfer.timeline.files import read_timeline
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import build_table
+from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 
@@ -338,19 +339,28 @@ def write_pictures_page(joint: JointPictures, facts: PictureFacts) -> None:
     replace(facts, files={**facts.files, page.name: Written.mark(page)}).write(output)
 
 
-def tabulate_pictures(paths: Sequence[Path], analyzer: Analyzer) -> Timeline:
+def tabulate_pictures(
+    paths: Sequence[Path], analyzer: Analyzer, progress: bool = False
+) -> Timeline:
     """Return one timeline for all pictures, its first column ``input``.
 
     Raises:
-        InputError: A picture cannot be read.
+        InputError: A picture cannot be read, with its name and the reason.
     """
     jobs = [Job(path, display_name(path), path) for path in paths]
     tables = {}
-    with closing(stream(analyzer, read_pictures(jobs, analyzer))) as items:
+    with (
+        tqdm(total=len(jobs), unit="picture", disable=not progress) as bar,
+        closing(stream(analyzer, read_pictures(jobs, analyzer))) as items,
+    ):
         for item in items:
+            if isinstance(item, Unreadable):
+                reason, detail = explain(item.error)
+                raise InputError(reason, f"{jobs[item.position].name}: {detail}") from item.error
             if not isinstance(item, AnalyzedBatch):
                 raise item.error
             for picture in split_pictures(item, jobs):
                 tables[picture.position] = picture.rows.cut()
+                bar.update()
     ordered = [tables[index] for index in sorted(tables)]
     return Timeline(None, pd.concat([build_empty_pictures_table(), *ordered], ignore_index=True))

@@ -37,10 +37,11 @@ from batchfer.results.making import make_result
 from batchfer.results.ownership import holds_result
 from batchfer.results.redo import renew_video
 from batchfer.results.writing import write_results
-from batchfer.schema import FrameBatch, JobResult, Timeline
+from batchfer.schema import FrameBatch, JobResult
 from batchfer.timeline.segments import leave_out_glimpses
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people
+from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 

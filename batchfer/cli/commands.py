@@ -60,7 +60,7 @@ app = typer.Typer(
     cls=Commands,
     help="Facial emotions in video and images: timelines, annotated videos, reports.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

@@ -2,15 +2,17 @@
 
 import typer
 
-from batchfer.emotions.card import list_model_folders, read_card
+from batchfer.emotions.card import ModelCard, list_model_folders, read_card
+from batchfer.emotions.licences import list_licences
 from batchfer.errors import BatchferError, one_line
 from batchfer.files import display_name, hash_file
 
 
 def tell_models() -> bool:
-    """Print a line a model; return whether there are any, and all are whole."""
+    """Print a line a model, then all licences; return whether there are any, and all are whole."""
     damaged = False
     seen: set[str] = set()
+    cards: list[ModelCard] = []
     for folder in list_model_folders():
         for path in sorted(folder.glob("*.keras")) if folder.is_dir() else ():
             if path.stem in seen:
@@ -22,6 +24,7 @@ def tell_models() -> bool:
                 damaged = True
                 typer.echo(f"{display_name(path.stem)}  {error}")
                 continue
+            cards.append(card)
             try:
                 whole = card.sha256 == hash_file(path)
             except OSError as error:
@@ -39,4 +42,7 @@ def tell_models() -> bool:
             typer.echo(f"{name}  {card.input_size} px  {state}  {figures}  [{display_name(path)}]")
     if not seen:
         typer.echo("no models; searched: " + ", ".join(map(str, list_model_folders())), err=True)
+    typer.echo("licences:")
+    for part, terms in list_licences(*cards).items():
+        typer.echo(f"  {one_line(part)}: {one_line(terms)}")
     return bool(seen) and not damaged

@@ -59,13 +59,14 @@ class FaceFinder(Protocol):
 
 
 class Finder(NamedTuple):
-    """How a detector is made, and the library whose version decides what it finds.
+    """How a detector is made, the library whose version decides what it finds, and its licence.
 
     ``load`` takes the smallest face in px, the least score, and TensorFlow's name of the device.
     """
 
     load: Callable[[int, float, str], FaceFinder]
     library: str
+    licence: str
 
 
 def _load_mtcnn(min_face_px: int, face_threshold: float, device: str) -> FaceFinder:
@@ -74,7 +75,12 @@ def _load_mtcnn(min_face_px: int, face_threshold: float, device: str) -> FaceFin
     return Detector(min_face_px, face_threshold, device)
 
 
-FINDERS: dict[str, Finder] = {"mtcnn": Finder(_load_mtcnn, "mtcnn")}
+MTCNN_LICENCE = (
+    "the code is MIT; of the weights, learnt from pictures for research, the library's author says "
+    "that they should not be used for commercial purposes (github.com/ipazc/mtcnn/issues/53)"
+)
+
+FINDERS: dict[str, Finder] = {"mtcnn": Finder(_load_mtcnn, "mtcnn", MTCNN_LICENCE)}
 """The detectors by name; a further one is a file and a row."""
 
 USUAL_FINDER = "mtcnn"

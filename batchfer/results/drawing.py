@@ -16,7 +16,8 @@ from batchfer.media.clock import TIME_TOLERANCE_S
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.results.painter import DrawnFaces, FacePainter, hide_faces
-from batchfer.schema import FrameBatch, Images, Timeline
+from batchfer.schema import FrameBatch, Images
+from batchfer.timeline.timeline import Timeline
 
 
 def interpolate_faces(before: DrawnFaces, after: DrawnFaces, share: float) -> DrawnFaces:

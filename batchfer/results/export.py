@@ -22,11 +22,12 @@ from batchfer.errors import UsageError
 from batchfer.files import atomic_write, display_name
 from batchfer.media.containers import read_timecode
 from batchfer.results.folder import EXPORT_SUFFIXES, name_dictionary
-from batchfer.schema import EMOTIONS, Timeline
+from batchfer.schema import EMOTIONS
 from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_table
 from batchfer.timeline.segments import SMOOTHING_S, PersonLines, find_segments, row_durations
 from batchfer.timeline.table import assign_people, name_persons
+from batchfer.timeline.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 

@@ -115,8 +115,9 @@ class RunFacts:
 
     ``blur_faces`` says whether faces are hidden in the annotated video, ``outputs`` and ``files``,
     the names of all that batchfer wrote into the folder, are None where an older version did not
-    tell; ``smaller_faces`` tells of faces below the least size (`faces.small_faces`). ``others`` is
-    what else somebody has put into ``run.json``.
+    tell; ``smaller_faces`` tells of faces below the least size (`faces.small_faces`),
+    ``licences`` of the terms of each part that had a say. ``others`` is what else somebody has put
+    into ``run.json``.
     """
 
     batchfer: str = ""
@@ -134,6 +135,7 @@ class RunFacts:
     device: str = ""
     machine: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
     outputs: OutputFacts | None = None
     files: tuple[str, ...] | None = None
     others: Mapping[str, object] = field(default_factory=dict)

@@ -12,7 +12,8 @@ from batchfer.files import display_name, mark_input, read_object
 from batchfer.formats import FORMATS, name_tables
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
-from batchfer.schema import EventWindow, NeutralRecording, Timeline
+from batchfer.schema import EventWindow, NeutralRecording
+from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 

@@ -23,8 +23,9 @@ from batchfer.results.folder import (
     is_file,
 )
 from batchfer.results.writing import write_results
-from batchfer.schema import EventWindow, NeutralRecording, Timeline
+from batchfer.schema import EventWindow, NeutralRecording
 from batchfer.timeline.files import write_table
+from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 

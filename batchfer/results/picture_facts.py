@@ -10,7 +10,10 @@ from batchfer.files import atomic_write, hash_file, read_object
 from batchfer.results.facts import FACTS_NAME, RunFacts, parse_told
 
 RUN = ("options", "model", "device", "machine", "versions")
-"""What a run tells of itself; together with ``smaller_faces`` it has the form of a video's."""
+"""What a run tells of itself."""
+
+MAYBE = ("licences", "smaller_faces")
+"""What runs of older versions do not tell; together with `RUN` it has the form of a video's."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class PictureFacts:
             told = read_object(folder / FACTS_NAME)
         except (OSError, ValueError):
             return cls()
-        run = {name: told.get(name) for name in ("batchfer", *RUN, "smaller_faces")}
+        run = {name: told.get(name) for name in ("batchfer", *RUN, *MAYBE)}
         is_told = all(told.get(name) is not None for name in RUN)
         return cls(
             _try(RunFacts, run) if is_told else None,
@@ -78,7 +81,7 @@ class PictureFacts:
             "batchfer": run["batchfer"],
             "pictures": told["pictures"],
             **({"renamed": told["renamed"]} if self.renamed else {}),
-            **{name: run[name] for name in (*RUN, "smaller_faces")},
+            **{name: run[name] for name in (*RUN, *MAYBE)},
             "files": told["files"],
         }
         with atomic_write(folder / FACTS_NAME) as path:

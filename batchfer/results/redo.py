@@ -34,12 +34,13 @@ from batchfer.results.folder import (
 from batchfer.results.joining import Recording, Rejoiner
 from batchfer.results.journal import Entry
 from batchfer.results.making import make_result
-from batchfer.schema import EventWindow, Job, NeutralRecording, Timeline
+from batchfer.schema import EventWindow, Job, NeutralRecording
 from batchfer.timeline.files import check_faces, read_timeline
 from batchfer.timeline.neutral import check_baseline
 from batchfer.timeline.stimuli import read_windows
 from batchfer.timeline.summaries import check_bins
 from batchfer.timeline.table import assign_people
+from batchfer.timeline.timeline import Timeline
 
 logger = logging.getLogger(__name__)
 

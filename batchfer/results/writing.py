@@ -24,13 +24,14 @@ from batchfer.results.folder import (
     name_dictionary,
 )
 from batchfer.results.report.video import write_report
-from batchfer.schema import EventWindow, NeutralRecording, Timeline
+from batchfer.schema import EventWindow, NeutralRecording
 from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_statistics
 from batchfer.timeline.main_face import find_main_face, keep_person
 from batchfer.timeline.neutral import Neutral
 from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.summaries import bin_timeline, summarize_people
+from batchfer.timeline.timeline import Timeline
 from batchfer.timeline.trials import summarize_events
 
 logger = logging.getLogger(__name__)

@@ -106,6 +106,21 @@ def test_a_warning_is_said_once_with_a_count(quiet: bool, verbose: bool) -> None
     assert rest == (["ERROR: bad"] if quiet else warnings)
 
 
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [("batchfer vi", {"video"}), ("batchfer video --ev", {"--every", "--events"})],
+)
+def test_the_shell_completes(words: str, offered: set[str]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", "import sys; sys.argv[0] = 'batchfer'; from batchfer.__main__ "
+         "import main; main()"],
+        env={**os.environ, "_BATCHFER_COMPLETE": "complete_bash", "COMP_WORDS": words,
+             "COMP_CWORD": str(words.count(" "))},
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert set(told.stdout.split()) == offered
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
 @pytest.mark.parametrize("words", [["models"], ["--version"], ["--help"]])
 def test_an_output_that_takes_nothing_is_exit_code_6(words: list[str]) -> None:

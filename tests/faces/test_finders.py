@@ -56,7 +56,7 @@ class OneFace:
 def test_another_detector_is_one_row(
     kind: Kind, every: int, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(FINDERS, "mtcnn", Finder(OneFace, "numpy"))
+    monkeypatch.setitem(FINDERS, "mtcnn", Finder(OneFace, "numpy", "public domain"))
     clip = make_clip(tmp_path / "clip.mp4", 7)
     picture = tmp_path / "picture.png"
     if kind == "image":

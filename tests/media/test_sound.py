@@ -14,8 +14,8 @@ from test_faults import Counter, run
 from batchfer.media.reader import VideoReader, probe
 from batchfer.results.facts import RunFacts
 from batchfer.results.making import draw_video
-from batchfer.schema import Timeline
 from batchfer.timeline.table import build_empty_table
+from batchfer.timeline.timeline import Timeline
 
 VIDEO_CODECS = {
     "mp4": "mpeg4",

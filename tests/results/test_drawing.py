@@ -20,8 +20,9 @@ from batchfer.results import drawing_process
 from batchfer.results.drawing import FaceTrack, annotate_clip, draw_timeline, interpolate_faces
 from batchfer.results.drawing_process import DrawingPool, DrawingProcess
 from batchfer.results.painter import DrawnFaces, FacePainter
-from batchfer.schema import EMOTIONS, FaceDetections, FrameBatch, MediaInfo, Readings, Timeline
+from batchfer.schema import EMOTIONS, FaceDetections, FrameBatch, MediaInfo, Readings
 from batchfer.timeline.table import build_empty_table, build_table
+from batchfer.timeline.timeline import Timeline
 
 
 def test_what_was_not_analyzed_is_hidden_as_a_whole() -> None:

@@ -21,10 +21,11 @@ from pympi.Elan import Eaf
 from batchfer.errors import OutputError, UsageError
 from batchfer.results.export import export_timeline
 from batchfer.results.folder import EXPORT_SUFFIXES, list_exported
-from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, MediaInfo, Timeline
+from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, MediaInfo
 from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.segments import PersonLines, find_segments
 from batchfer.timeline.table import build_empty_table
+from batchfer.timeline.timeline import Timeline
 
 MEDIA = MediaInfo(Path("study/Räume & co.mp4"), 640, 360, Fraction(25), 150, 6.0)
 NAMES = {0: 'Ann "A" {b} <c> & d', 1: "=Bob"}

@@ -49,9 +49,9 @@ from batchfer.schema import (
     Job,
     JobResult,
     MediaInfo,
-    Timeline,
 )
 from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.timeline import Timeline
 
 draw = PersonLines.draw
 CLIPS = Path(__file__).parents[2] / "samples" / "clips"
@@ -330,6 +330,15 @@ def test_the_header_tells_what_happened_to_the_frames() -> None:
         "29.97 frames/s, variable", "upright by 90°", "640 × 360", "h264", "mobilenetv2",  # noqa: RUF001
     ):  # fmt: skip
         assert told in text, told
+
+
+def test_the_footer_tells_licences() -> None:
+    facts = replace(FACTS, licences={"code": "MIT", "a <model>": "for research only"})
+    page = render_report(make_timeline(5), facts)
+    assert "<b>code</b> MIT; <b>a &lt;model&gt;</b> for research only." in page
+    pictures = render_images_report(make_timeline(5).table.assign(input="a.png"), facts)
+    assert "for research only." in pictures
+    assert "Licences" not in render_report(make_timeline(5), FACTS), "of an older version"
 
 
 def test_frames_that_were_not_asked_for_are_not_lost() -> None:

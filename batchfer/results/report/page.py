@@ -95,8 +95,13 @@ def format_clock(seconds: float, decimals: int = 0) -> str:
     return f"-{text}" if seconds < 0 and ticks else text
 
 
-def render_page(template: str, charts: str, **values: Any) -> str:
-    """Return a page whose security policy admits nothing but its own scripts."""
+def render_page(
+    template: str, charts: str, licences: Mapping[str, str] | None = None, **values: Any
+) -> str:
+    """Return a page whose security policy admits nothing but its own scripts.
+
+    Its footer tells the ``licences`` of the parts that had a say.
+    """
     scripts = [(_TEMPLATES / "page.js").read_text(encoding="utf-8")]
     if charts:
         scripts.insert(0, _read_bokeh())
@@ -105,6 +110,7 @@ def render_page(template: str, charts: str, **values: Any) -> str:
     hashes = [_hash_script(script) for script in scripts]
     page: str = _load_template(template).render(
         **values,
+        licences=licences or {},
         script_hashes=" ".join(f"'{digest}'" for digest in hashes),
         scripts=scripts,
         chart_data=charts,

@@ -133,6 +133,7 @@ def render_images_report(
         ],
         small_faces=tell_small(facts.smaller_faces),
         run_facts=list_run_facts(facts),
+        licences=facts.licences,
     )
 
 

@@ -29,11 +29,12 @@ from batchfer.results.report.thumbnails import (
     cut_thumbnails,
     to_uri,
 )
-from batchfer.schema import EMOTIONS, EventWindow, MediaInfo, Timeline
+from batchfer.schema import EMOTIONS, EventWindow, MediaInfo
 from batchfer.timeline.neutral import Neutral
 from batchfer.timeline.segments import PersonLines, frame_durations, row_durations
 from batchfer.timeline.summaries import LEAST_CERTAIN, summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
+from batchfer.timeline.timeline import Timeline
 
 LISTED_PEOPLE = 100
 """Persons in that table; of more, the page tells the number."""
@@ -134,6 +135,7 @@ def render_report(
         events=seen,
         moments=_list_moments(chosen, thumbnails),
         run_facts=list_run_facts(facts),
+        licences=facts.licences,
         smooth_s=lines.seconds,
         video_href=video_href,
     )
