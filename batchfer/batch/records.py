@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchfer.batch.events import Advanced, Analyzed, AtWork, Began, Event, Joint, Progress, Task
@@ -10,6 +10,7 @@ from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.outcomes import recall_result, skip_result
 from batchfer.emotions.card import find_model
 from batchfer.emotions.read_outs import check_answer
+from batchfer.engines import choose_engine
 from batchfer.errors import Reason
 from batchfer.files import hash_file, mark_input, prepare_output
 from batchfer.options import AnalyzeOptions, OutputOptions
@@ -31,6 +32,15 @@ class Batch:
     shard: Shard | None = None
 
 
+def choose_for(options: AnalyzeOptions, device: str = "auto") -> AnalyzeOptions:
+    """Return options with the engine that they come to on a device.
+
+    Raises:
+        MachineError: The engine is not installed.
+    """
+    return replace(options, engine=choose_engine(options.engine, device))
+
+
 class Records(ABC):
     """What is on record of the inputs of a batch.
 
@@ -48,9 +58,10 @@ class Records(ABC):
                 are too short for a video.
             NothingToDoError: The folders hold no media.
             ModelError: The model is not there.
+            MachineError: The engine is not installed.
             OutputError: The output cannot be written, or what others wrote would be replaced.
         """
-        self.batch = batch
+        batch = self.batch = replace(batch, options=choose_for(batch.options))
         self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
         if batch.shard is not None:  # each has its name among all of them
             number, total = batch.shard

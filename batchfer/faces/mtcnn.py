@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-PROPOSAL_STRIDE_PX = 2
+from batchfer.faces.cascade import OUTSIDE, PROPOSAL_STRIDE_PX
 
 # Where bfloat16 is fast, the last two layers of the first network look at all cells in it, and
 # again in float32 at those whose logit is no further below the threshold than this. In 84 frames of
@@ -284,7 +284,7 @@ def look_at_crops(
     def look(part: Any) -> Any:
         rows = slice(part * at_once, (part + 1) * at_once)
         crops = tf.image.crop_and_resize(
-            frames, boxes[rows], index[rows], (size_px, size_px), extrapolation_value=127.5
+            frames, boxes[rows], index[rows], (size_px, size_px), extrapolation_value=OUTSIDE
         )
         return network(crops)
 
