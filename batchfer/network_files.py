@@ -102,12 +102,16 @@ def save_graph(graph: Any, folder: Path, name: str, shape: tuple[int | None, ...
     openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
 
 
-def provide_networks(maker: str, facts: Mapping[str, object], request: object = None) -> Path:
-    """Return the folder that holds networks as files; they are made if they are not there.
+def load_networks(
+    load: Callable[[Path], Any], maker: str, facts: Mapping[str, object], request: object = None
+) -> Any:
+    """Return what is loaded from the folder of networks that are files.
 
-    They are made by another process, so that this one never loads TensorFlow.
+    Where they are not there, or are spoilt, they are made first, by another process, so that this
+    one never loads TensorFlow.
 
     Args:
+        load: Loads them from their folder.
         maker: The module whose ``save_networks(folder, request)`` writes them.
         facts: What decides what is in them, besides the versions of batchfer and OpenVINO.
         request: What it takes to write them.
@@ -116,26 +120,15 @@ def provide_networks(maker: str, facts: Mapping[str, object], request: object = 
         BatchferError: What the maker raises, or they cannot be written.
     """
     folder = _locate(maker, facts)
-    if not folder.is_dir():
-        logger.info("networks are made ready for OpenVINO, once: %s", folder)
-        _have_made(maker, folder, request)
-    return folder
-
-
-def load_networks(
-    load: Callable[[Path], Any], maker: str, facts: Mapping[str, object], request: object = None
-) -> Any:
-    """Return what is loaded from the folder of `provide_networks`; one that is spoilt is renewed.
-
-    Raises:
-        BatchferError: As there.
-    """
-    try:
-        return load(provide_networks(maker, facts, request))
-    except (RuntimeError, OSError, ValueError, KeyError) as error:
-        logger.debug("a network is made again: %s", error)
-        shutil.rmtree(_locate(maker, facts), ignore_errors=True)
-        return load(provide_networks(maker, facts, request))
+    if folder.is_dir():
+        try:
+            return load(folder)
+        except (RuntimeError, OSError, ValueError, KeyError) as error:
+            logger.debug("networks are made again: %s", error)
+            shutil.rmtree(folder, ignore_errors=True)
+    logger.info("networks are made ready for OpenVINO, once: %s", folder)
+    _have_made(maker, folder, request)
+    return load(folder)
 
 
 def _locate(maker: str, facts: Mapping[str, object]) -> Path:

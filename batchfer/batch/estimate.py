@@ -18,6 +18,7 @@ import numpy as np
 from batchfer.analysis.analyzer import Analyzer, read_frames
 from batchfer.analysis.stream import analyze
 from batchfer.batch.jobs import Kind, plan_jobs
+from batchfer.batch.records import choose_for
 from batchfer.batch.tools import Tools
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError

@@ -14,6 +14,7 @@ from batchfer.faces.cascade import (
     REFINEMENT_SIZE_PX,
     logit,
 )
+from batchfer.faces.pyramid import average_areas
 from batchfer.network_files import FileNetwork, load_networks, save_graph
 from batchfer.schema import Floats, Images
 
@@ -50,24 +51,17 @@ class OpenVinoCascade:
     def propose(self, frames: Images, sizes: npt.NDArray[np.int32]) -> Floats:
         """Slide the first network over all levels, one of one frame at a time."""
         tables = [
-            self._look_at_level(pixels, (number, level), size)
+            self._look_at_level(picture, number, level)
             for number, frame in enumerate(frames)
-            for pixels in [frame.astype(np.float32)]
-            for level, size in enumerate(sizes.tolist())
+            for level, picture in enumerate(average_areas(frame, sizes))
         ]
         return np.concatenate([np.zeros((0, 9), np.float32), *tables])
 
-    def _look_at_level(
-        self, pixels: npt.NDArray[np.float32], place: tuple[int, int], size: tuple[int, int]
-    ) -> Floats:
-        import cv2
-
-        height, width = size
-        picture = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    def _look_at_level(self, picture: Floats, number: int, level: int) -> Floats:
         found = self._proposal(picture[None])[0]
         rows, columns = np.nonzero(found[..., 4] > logit(PROPOSAL_THRESHOLD))
         table = np.empty((len(rows), 9), np.float32)
-        table[:, 0], table[:, 3] = place
+        table[:, 0], table[:, 3] = number, level
         table[:, 1], table[:, 2] = rows, columns
         table[:, 4:] = found[rows, columns]
         return table
@@ -94,8 +88,10 @@ def save_networks(folder: Path, _: object = None) -> None:
     import tensorflow as tf
 
     from batchfer.faces.cascade_tensorflow import build_networks
+    from batchfer.faces.mtcnn import write_plainly
 
     for (name, shape), network in zip(_SHAPES.items(), build_networks(), strict=True):
+        write_plainly(network)
         # A function of Python, since the networks are objects that can be called.
         trace = tf.function(lambda pixels, network=network: network(pixels), autograph=False)
         graph = trace.get_concrete_function(tf.TensorSpec(shape, tf.float32))
