@@ -11,40 +11,50 @@ from batchfer.schema import Floats, Images
 _MOST_PIXELS = 2_500_000
 """Pixels of which sums are kept at a time, which take 12 bytes each."""
 
+_ROWS_AT_ONCE = 16
+"""Rows of a level that are made at once, few enough to stay in a core's cache."""
+
 
 def average_areas(frame: Images, sizes: npt.NDArray[np.int32]) -> Iterator[Floats]:
     """Yield a frame ``(H,W,3)`` at each of some sizes, ``(h,w,3)`` float32.
 
-    As OpenCV's and TensorFlow's resizing by area, half as long as the former: rows are added up
-    once for all sizes, so that a size costs by its own rows and not by those of the frame.
+    As TensorFlow's and OpenCV's resizing by area, in 0.3 to 0.7 times the latter's time: rows are
+    added up once for all sizes, so that a size costs by its own rows and not by those of the frame.
 
     Args:
         frame: uint8, one block of memory.
         sizes: ``(L,2)``, height and width in px.
     """
+    rows = frame.reshape(len(frame), -1)
+    is_small = frame.shape[0] * frame.shape[1] <= _MOST_PIXELS
+    sums = _add_up(rows) if is_small else None
+    for size in sizes.tolist():
+        yield _average(rows, sums, size)
+
+
+def _average(rows: Images, sums: Floats | None, size: tuple[int, int]) -> Floats:
+    """Return rows ``(H,W*3)`` at a size; their sums are made in parts if they are not given."""
     import cv2
 
-    height, width = frame.shape[:2]
-    rows = frame.reshape(height, -1)
-    sums = _add_up(rows) if height * width <= _MOST_PIXELS else None
-    for new_height, new_width in sizes.tolist():
-        edges = np.arange(new_height + 1) * (height / new_height)
+    height, width = size
+    n_pixels = rows.shape[1] // 3
+    scale = len(rows) / height
+    edges = np.arange(height + 1) * scale
+    picture = np.empty((height, width, 3), np.float32)
+    step = min(_ROWS_AT_ONCE, max(int(_MOST_PIXELS / (scale * n_pixels)), 1))
+    for start in range(0, height, step):
+        part = edges[start : start + step + 1]
         if sums is not None:
-            low = _average_rows(rows, sums, edges)
+            low = _add_between(rows, sums, part)
         else:
-            step = max(_MOST_PIXELS * new_height // (height * width), 1)
-            starts = range(0, new_height, step)
-            low = np.concatenate([_sum_part(rows, edges[j : j + step + 1]) for j in starts])
-        low = low.reshape(new_height, width, 3)
-        size = (new_width, new_height)
-        yield np.asarray(cv2.resize(low, size, interpolation=cv2.INTER_AREA), np.float32)
-
-
-def _sum_part(rows: Images, edges: npt.NDArray[np.float64]) -> Any:
-    """Return the averages between edges of a part of the rows, of which sums are made here."""
-    first, last = int(edges[0]), min(int(edges[-1]) + 1, len(rows))
-    part = rows[first:last]
-    return _average_rows(part, _add_up(part), edges - first)
+            first, last = int(part[0]), min(int(part[-1]) + 1, len(rows))
+            low = _add_between(rows[first:last], _add_up(rows[first:last]), part - first)
+        low = low.reshape(-1, n_pixels, 3)
+        picture[start : start + step] = cv2.resize(
+            low, (width, len(low)), interpolation=cv2.INTER_AREA
+        )
+    picture *= np.float32(1 / scale)
+    return picture
 
 
 def _add_up(rows: Images) -> Floats:
@@ -56,13 +66,13 @@ def _add_up(rows: Images) -> Floats:
     return sums
 
 
-def _average_rows(rows: Images, sums: Floats, edges: npt.NDArray[np.float64]) -> Any:
-    """Return the averages of rows between one edge and the next, ``(len(edges) - 1, N)``."""
+def _add_between(rows: Images, sums: Floats, edges: npt.NDArray[np.float64]) -> Any:
+    """Return the sums of rows between one edge and the next, ``(len(edges) - 1, N)``."""
     whole = np.minimum(edges.astype(np.int64), len(rows) - 1)
     # What lies between an edge and the last whole row before it.
     beyond = rows[whole] * (edges - whole).astype(np.float32)[:, None]
-    averages = sums[whole[1:]] - sums[whole[:-1]]
-    averages += beyond[1:]
-    averages -= beyond[:-1]
-    averages *= np.float32(1 / (edges[1] - edges[0]))
-    return averages
+    before = sums[whole]
+    added = before[1:] - before[:-1]
+    added += beyond[1:]
+    added -= beyond[:-1]
+    return added
