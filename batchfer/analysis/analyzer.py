@@ -91,31 +91,23 @@ class Analyzer:
             ) from error
         # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
         cv2.setNumThreads(0)
-        options = options or AnalyzeOptions()
-        self.engine = choose_engine(options.engine, device)
-        self.options = replace(options, engine=self.engine)
+        self.options = _choose(options or AnalyzeOptions(), device)
+        self.engine = self.options.engine
         self.n_cores = count_cores(cores)
         # TensorFlow is imported here and not before: a finished folder and `--help` do without.
         with hide_stderr(), pause_collector():
             from batchfer.emotions.classifier import load_classifier
 
             at_once = min(workers or self.n_cores, self.n_cores)
-            if self.engine == OPENVINO:
-                configure_openvino(at_once)
-                self.tf_device = "/CPU:0"
-            else:
-                self.tf_device = configure_tensorflow(device, at_once)
+            self.tf_device = _configure(self.engine, device, at_once)
             self.on_gpu = "GPU" in self.tf_device
             # More workers than cores: some wait for the interpreter's lock while others compute.
             spare = 0 if self.on_gpu else self.n_cores // 2
             self.workers = workers or self.n_cores + spare
             self._batch_size = batch_size
-            self.detector = FINDERS[USUAL_FINDER].load(
-                self.options.min_face_px,
-                self.options.face_threshold,
-                self.tf_device,
-                self.engine,
-            )
+            least_px, least_score = self.options.min_face_px, self.options.face_threshold
+            load_finder = FINDERS[USUAL_FINDER].load
+            self.detector = load_finder(least_px, least_score, self.tf_device, self.engine)
             self.classifier = load_classifier(
                 self.options.model,
                 self.options.labels,
@@ -207,6 +199,19 @@ class Analyzer:
             identities = describe_people(frames.images, detections)
         readings = Readings(probabilities, quality)
         return AnalyzedBatch(frames, detections, readings, signatures, appearances, identities)
+
+
+def _choose(options: AnalyzeOptions, device: str) -> AnalyzeOptions:
+    """Return options with the engine that they come to on a device."""
+    return replace(options, engine=choose_engine(options.engine, device))
+
+
+def _configure(engine: str, device: str, at_once: int) -> str:
+    """Set an engine up, and return TensorFlow's name of the device."""
+    if engine == OPENVINO:
+        configure_openvino(at_once)
+        return "/CPU:0"
+    return configure_tensorflow(device, at_once)
 
 
 def _let_python_first() -> None:

@@ -129,10 +129,14 @@ class Classifier:
 
 @dataclass(frozen=True)
 class TensorFlowNetwork:
-    """A `Network` that is a graph of TensorFlow on one of its devices."""
+    """A `Network` that is a graph of TensorFlow on one of its devices.
+
+    Who converts the graph needs the ``model`` whose weights it reads, which nothing else keeps.
+    """
 
     graph: Any
     device: str
+    model: Any
 
     def __call__(self, crops: Images) -> Floats:
         """Return the features of crops."""
@@ -230,7 +234,7 @@ def load_from_keras(
     except Exception as error:  # Keras raises whatever its layers raise
         detail = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{display_name(path)}: cannot be run ({detail[0][:200]})") from error
-    return Loaded(card, sha256, TensorFlowNetwork(graph, device), lasts)
+    return Loaded(card, sha256, TensorFlowNetwork(graph, device, features), lasts)
 
 
 def load_network(
