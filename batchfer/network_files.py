@@ -59,22 +59,16 @@ class FileNetwork:
 
 def configure_openvino(threads: int) -> None:
     """Have OpenVINO compute so many calls side by side, on one thread each."""
-    _start().set_property(
-        "CPU",
-        {
-            "NUM_STREAMS": threads,
-            "INFERENCE_NUM_THREADS": threads,
-            "ENABLE_CPU_PINNING": False,
-            # Where a processor has bfloat16 it would be taken, and boxes would move.
-            "INFERENCE_PRECISION_HINT": "f32",
-        },
-    )
+    _start().set_property("CPU", {"NUM_STREAMS": threads, "INFERENCE_NUM_THREADS": threads})
 
 
 @cache
 def _start() -> Any:
     """Return OpenVINO's core, once."""
-    return _import_openvino().Core()
+    core = _import_openvino().Core()
+    # Where a processor has bfloat16 that would be taken, and boxes would move.
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False})
+    return core
 
 
 def _import_openvino() -> Any:

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from batchfer.engines import AUTO, parse_engine
+from batchfer.engines import AUTO, choose_engine, parse_engine
 from batchfer.errors import UsageError, one_line
 from batchfer.formats import FORMATS, USUAL_FORMATS, parse_formats
 from batchfer.schema import EMOTIONS
@@ -250,6 +250,10 @@ class AnalyzeOptions:
             len(shares) != len(EMOTIONS) or not all(1e-6 <= share <= 1e6 for share in shares)
         ):
             raise UsageError(f"a prior has a number above 0 for each of {', '.join(EMOTIONS)}")
+
+    def on(self, device: str) -> "AnalyzeOptions":
+        """Return the options with the engine that computes on a device."""
+        return replace(self, engine=choose_engine(self.engine, device))
 
     def for_pictures(self) -> "AnalyzeOptions":
         """Return the options as `batchfer images` has them."""

@@ -54,6 +54,7 @@ class Watcher(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return how a module is imported, and watched; None for all others."""
         names = NOTED.pop(fullname, None)
         spec = importlib.util.find_spec(fullname) if names else None
         if spec is None or spec.loader is None or names is None:

@@ -4,13 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from running import run_jobs
+from running import needs_openvino, run_jobs
 from skimage import data
 
 from batchfer import engines, network_files
@@ -20,6 +19,7 @@ from batchfer.errors import MachineError, ModelError, UsageError
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.cascade_openvino import cut_crops
 from batchfer.faces.detector import Detector
+from batchfer.files import locate_cache
 from batchfer.media.images import read_image
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import hash_settings
@@ -27,10 +27,6 @@ from batchfer.schema import EMOTIONS, FaceDetections, Images
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 STILLS = sorted((SAMPLES / "stills").iterdir())
-
-needs_openvino = pytest.mark.skipif(
-    not engines._is_installed(OPENVINO), reason="OpenVINO is not installed"
-)
 
 
 @pytest.mark.parametrize("engine", ["", "Auto", "onnx", "tensorflow "])
@@ -91,13 +87,8 @@ def test_crops_are_bit_for_bit_those_of_tensorflow(size_px: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of networks for these tests, which is filled as they go."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        network_files.configure_openvino(2)
-        yield folder / "batchfer" / network_files.FOLDER
+def cache() -> Path:
+    return locate_cache() / network_files.FOLDER
 
 
 @pytest.fixture(scope="module")

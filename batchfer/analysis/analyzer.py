@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from batchfer.engines import OPENVINO, choose_engine
+from batchfer.engines import OPENVINO
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
 from batchfer.faces.cuts import describe_frames
@@ -91,7 +91,7 @@ class Analyzer:
             ) from error
         # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
         cv2.setNumThreads(0)
-        self.options = _choose(options or AnalyzeOptions(), device)
+        self.options = (options or AnalyzeOptions()).on(device)
         self.engine = self.options.engine
         self.n_cores = count_cores(cores)
         # TensorFlow is imported here and not before: a finished folder and `--help` do without.
@@ -199,11 +199,6 @@ class Analyzer:
             identities = describe_people(frames.images, detections)
         readings = Readings(probabilities, quality)
         return AnalyzedBatch(frames, detections, readings, signatures, appearances, identities)
-
-
-def _choose(options: AnalyzeOptions, device: str) -> AnalyzeOptions:
-    """Return options with the engine that they come to on a device."""
-    return replace(options, engine=choose_engine(options.engine, device))
 
 
 def _configure(engine: str, device: str, at_once: int) -> str:

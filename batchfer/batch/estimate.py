@@ -18,7 +18,6 @@ import numpy as np
 from batchfer.analysis.analyzer import Analyzer, read_frames
 from batchfer.analysis.stream import analyze
 from batchfer.batch.jobs import Kind, plan_jobs
-from batchfer.batch.records import choose_for
 from batchfer.batch.tools import Tools
 from batchfer.emotions.card import find_model
 from batchfer.errors import InputError, NothingToDoError
@@ -112,7 +111,7 @@ def make_plan(
         NothingToDoError: There is neither video nor picture.
         ModelError: The model cannot be used.
     """
-    options = choose_for(options, machine.device)
+    options = options.on(machine.device)
     clips, closed = _list_jobs(inputs, output, "video")
     folders = [path for path in inputs if os.path.isdir(path)]  # noqa: PTH112 - never raises
     pictures, _ = _list_jobs(folders, output, "image")

@@ -10,7 +10,6 @@ from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.outcomes import recall_result, skip_result
 from batchfer.emotions.card import find_model
 from batchfer.emotions.read_outs import check_answer
-from batchfer.engines import choose_engine
 from batchfer.errors import Reason
 from batchfer.files import hash_file, mark_input, prepare_output
 from batchfer.options import AnalyzeOptions, OutputOptions
@@ -30,15 +29,6 @@ class Batch:
     options: AnalyzeOptions
     outputs: OutputOptions
     shard: Shard | None = None
-
-
-def choose_for(options: AnalyzeOptions, device: str = "auto") -> AnalyzeOptions:
-    """Return options with the engine that they come to on a device.
-
-    Raises:
-        MachineError: The engine is not installed.
-    """
-    return replace(options, engine=choose_engine(options.engine, device))
 
 
 class Records(ABC):
@@ -61,7 +51,7 @@ class Records(ABC):
             MachineError: The engine is not installed.
             OutputError: The output cannot be written, or what others wrote would be replaced.
         """
-        batch = self.batch = replace(batch, options=choose_for(batch.options))
+        batch = self.batch = replace(batch, options=batch.options.on("auto"))
         self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
         if batch.shard is not None:  # each has its name among all of them
             number, total = batch.shard

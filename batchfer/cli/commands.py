@@ -111,11 +111,11 @@ def _run(
 ) -> NoReturn:
     set_up_logging(telling)
     from batchfer.batch.ray_slots import choose_executor
-    from batchfer.batch.records import Batch, choose_for
+    from batchfer.batch.records import Batch
     from batchfer.pipeline import run_batch
 
     started = time.monotonic()
-    options = choose_for(options, spread.name_device(machine.device))
+    options = options.on(spread.name_device(machine.device))
     batch = Batch(kind, inputs, output, options, outputs, spread.shard)
     bars = ProgressBars if spread.cluster is None else ClusterBars
     with bars(telling.quiet) as progress, choose_executor(spread, machine, outputs) as executor:
