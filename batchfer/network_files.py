@@ -125,10 +125,15 @@ def load_networks(
     return load(folder)
 
 
+def locate_networks() -> Path:
+    """Return the folder below which networks are kept as files."""
+    return locate_cache() / FOLDER
+
+
 def _locate(maker: str, facts: Mapping[str, object]) -> Path:
     deciding = {**facts, "maker": maker, "batchfer": __version__, OPENVINO: tell_version(OPENVINO)}
     text = json.dumps(deciding, sort_keys=True, default=str)
-    return locate_cache() / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:32]
+    return locate_networks() / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _have_made(maker: str, folder: Path, request: object) -> None:

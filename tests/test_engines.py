@@ -130,6 +130,12 @@ def test_a_portrait_has_the_face_that_tensorflow_finds(detector: Detector) -> No
 
 
 @needs_openvino
+def test_it_computes_in_float32_whoever_begins(detector: Detector) -> None:
+    model = detector._networks._proposal._model  # type: ignore[attr-defined]
+    assert str(model.get_property("INFERENCE_PRECISION_HINT")) == "<Type: 'float32'>"
+
+
+@needs_openvino
 def test_a_face_has_the_probabilities_of_tensorflow(
     toy_on_openvino: Classifier, toy_model: Path
 ) -> None:
@@ -182,6 +188,15 @@ def test_a_cache_that_cannot_be_written_is_told(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(MachineError, match="cannot write"):
         load_classifier(toy_model, engine=OPENVINO)
+
+
+@needs_openvino
+@pytest.mark.slow
+def test_all_models_are_made_ready_on_request(capsys: pytest.CaptureFixture[str]) -> None:
+    from batchfer.cli import model_list
+
+    model_list.build_models()
+    assert "ready for OpenVINO" in capsys.readouterr().out
 
 
 AUDIT = """

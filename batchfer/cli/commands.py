@@ -353,12 +353,18 @@ def evaluate(
 
 
 @app.command(epilog="Example:  batchfer models")
-def models() -> None:
+def models(
+    build: Annotated[
+        bool, typer.Option("--build", help="Make them ready for the engine openvino, as first use.")
+    ] = False,
+) -> None:
     """List the models at hand with their figures, and check their files."""
-    from batchfer.cli.model_list import tell_models
+    from batchfer.cli.model_list import build_models, tell_models
 
     if not tell_models():
         raise typer.Exit(ExitCode.MODEL)
+    if build:
+        build_models()
 
 
 @app.callback(invoke_without_command=True)
