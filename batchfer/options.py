@@ -226,8 +226,7 @@ class AnalyzeOptions:
         ),
     ] = 0  # fmt: skip
     engine: Annotated[
-        str,
-        Flag("--engine", "auto, tensorflow or openvino.", HOW, "NAME", parse_engine, AUTO),
+        str, Flag("--engine", "auto, tensorflow or openvino.", HOW, "NAME", parse_engine, AUTO)
     ] = AUTO
     max_pixels: Annotated[
         int | None,

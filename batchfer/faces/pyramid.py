@@ -66,7 +66,7 @@ def _add_up(rows: Images) -> Floats:
     return sums
 
 
-def _add_between(rows: Images, sums: Floats, edges: npt.NDArray[np.float64]) -> Any:
+def _add_between(rows: Images, sums: Floats, edges: npt.NDArray[np.floating[Any]]) -> Any:
     """Return the sums of rows between one edge and the next, ``(len(edges) - 1, N)``."""
     whole = np.minimum(edges.astype(np.int64), len(rows) - 1)
     # What lies between an edge and the last whole row before it.
