@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel docs bench bench-stages bench-kernels bench-versions bench-cluster clean
+.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel docs bench bench-stages bench-start bench-kernels bench-versions bench-cluster clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -85,6 +85,9 @@ bench: $(VENV)/.installed-dev benchmarks/.venvs/.installed ## compare with peers
 
 bench-stages: $(VENV)/.installed-dev ## measure each stage alone; writes benchmarks/README.md
 	$(BIN)/python benchmarks/stages.py --model $(MODEL)
+
+bench-start: $(VENV)/.installed ## what the seconds of a short command go to; writes benchmarks/README.md
+	$(BIN)/python benchmarks/start.py --model $(MODEL)
 
 bench-kernels: $(VENV)/.installed-dev ## the speed with other processors' kernels; writes benchmarks/README.md
 	$(BIN)/python benchmarks/kernels.py --model $(MODEL) $(if $(BEFORE),--before $(BEFORE))

@@ -134,6 +134,17 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def locate_cache() -> Path:
+    """Return the folder for what can be made again, ``$XDG_CACHE_HOME/batchfer`` or as usual."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    if home:
+        return Path(home) / "batchfer"
+    try:
+        return Path.home() / ".cache" / "batchfer"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / "batchfer-cache"
+
+
 def prepare_output(output: Path) -> None:
     """Make the output folder and see that it can be written.
 

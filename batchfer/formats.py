@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from batchfer.errors import UsageError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -122,6 +124,15 @@ USUAL_FORMATS = ("csv", "parquet")
 
 PARTS_FORMAT = "parquet"
 """In which the rows of what is not finished are kept."""
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Return the table formats that a text such as ``csv,parquet`` names."""
+    formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    if not formats or set(formats) - set(FORMATS):
+        known = sorted(FORMATS)
+        raise UsageError(f"--format takes {', '.join(known)} or {','.join(known)}, not {text!r}")
+    return tuple(sorted(set(formats)))
 
 
 def name_tables(stem: str) -> Mapping[str, str]:

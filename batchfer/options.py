@@ -11,8 +11,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+from batchfer.engines import AUTO, choose_engine, parse_engine
 from batchfer.errors import UsageError, one_line
-from batchfer.formats import FORMATS, USUAL_FORMATS
+from batchfer.formats import FORMATS, USUAL_FORMATS, parse_formats
 from batchfer.schema import EMOTIONS
 
 WHAT = "What to analyze"
@@ -69,15 +70,6 @@ def parse_bin(text: str) -> float:
     if seconds <= 0:
         raise UsageError(f"--bin takes a length such as 1s, not {text!r}")
     return seconds
-
-
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Return the table formats that a text such as ``csv,parquet`` names."""
-    formats = tuple(part.strip().lower() for part in text.split(",") if part.strip())
-    if not formats or set(formats) - set(FORMATS):
-        known = sorted(FORMATS)
-        raise UsageError(f"--format takes {', '.join(known)} or {','.join(known)}, not {text!r}")
-    return tuple(sorted(set(formats)))
 
 
 def parse_device(text: str) -> str:
@@ -178,6 +170,7 @@ class AnalyzeOptions:
     the faces that the model was fitted to). ``labels`` and ``rescale`` describe a model that has no
     card. ``rotate`` turns pictures and frames clockwise, in degrees, besides what their files say.
     With ``whole_picture`` a small square picture in which no face was found is read as one.
+    ``engine`` computes the networks, see `batchfer.engines`; it decides the last digits.
     ``max_pixels`` bounds a decoded picture or frame (None: 100 million, or 8192 x 8192 for frames).
 
     Raises:
@@ -232,6 +225,9 @@ class AnalyzeOptions:
             least=0, most=270,
         ),
     ] = 0  # fmt: skip
+    engine: Annotated[
+        str, Flag("--engine", "auto, tensorflow or openvino.", HOW, "NAME", parse_engine, AUTO)
+    ] = AUTO
     max_pixels: Annotated[
         int | None,
         Flag(
@@ -253,6 +249,10 @@ class AnalyzeOptions:
             len(shares) != len(EMOTIONS) or not all(1e-6 <= share <= 1e6 for share in shares)
         ):
             raise UsageError(f"a prior has a number above 0 for each of {', '.join(EMOTIONS)}")
+
+    def on(self, device: str) -> "AnalyzeOptions":
+        """Return the options with the engine that computes on a device."""
+        return replace(self, engine=choose_engine(self.engine, device))
 
     def for_pictures(self) -> "AnalyzeOptions":
         """Return the options as `batchfer images` has them."""

@@ -94,6 +94,11 @@ class Spread:
         bool, Flag("--allow-mixed", "Let nodes with other versions work there.", SPREAD)
     ] = False
 
+    def name_device(self, device: str) -> str:
+        """Return what computes where this machine would take a device: slots may have no GPU."""
+        has_none = self.cluster is not None and not (self.slot and self.slot.gpus)
+        return "cpu" if has_none and device == "auto" else device
+
     def __post_init__(self) -> None:
         """Refuse options that exclude or need each other."""
         if self.cluster is None and (self.slot or self.slots or self.allow_mixed):

@@ -104,7 +104,9 @@ def count_operations(function: Any, *shapes: tuple[int, ...], dtype: str = "floa
 def count_proposal(detector: Any, height: int, width: int) -> float:
     """Return the GFLOP of the first network on all levels of one frame."""
     sizes, _ = detector._plan_pyramid(height, width)
-    return sum(count_operations(detector._proposal, (1, *size, 3)) for size in sizes.tolist())
+    return sum(
+        count_operations(detector._networks.proposal, (1, *size, 3)) for size in sizes.tolist()
+    )
 
 
 def count_classifier(path: Path, card: Any) -> float:

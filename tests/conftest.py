@@ -44,6 +44,14 @@ def operations_use_one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def tests_have_their_own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the user's alone; what is in it is kept for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def networks_are_loaded_once(operations_use_one_thread: None) -> Iterator[None]:
     """Let all analyzers that look for the same share their networks: loading them takes seconds."""
     from batchfer.emotions import classifier

@@ -2,17 +2,23 @@
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+
+import pytest
 
 from batchfer.batch.events import Event, Joint, Progress, Task
 from batchfer.batch.executors import InProcess
 from batchfer.batch.jobs import Kind
 from batchfer.batch.records import Batch
 from batchfer.batch.tools import Tools
+from batchfer.engines import OPENVINO
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
 from batchfer.spread import Shard
+
+needs_openvino = pytest.mark.skipif(find_spec(OPENVINO) is None, reason="OpenVINO is not installed")
 
 MACHINE = Machine("cpu", None, 2)
 get_tools = cache(Tools)

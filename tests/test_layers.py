@@ -17,22 +17,23 @@ FLOORS = [
     {"results", "analysis", "training"},
     {"timeline", "emotions"},
     {"faces", "media", "texts"},
-    {"locks"},
+    {"locks", "network_files"},
     {"files", "processes", "machine"},
     {"spread"},
     {"options"},
-    {"formats"},
+    {"formats", "engines"},
     {"schema"},
     {"errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = {
     "tensorflow": {
-        "analysis/stream", "emotions/classifier", "faces/detector", "faces/mtcnn", "machine",
-        "training/batches", "training/kernels",
+        "analysis/stream", "emotions/classifier", "faces/cascade_tensorflow",
+        "faces/cascade_openvino", "faces/mtcnn", "machine", "training/batches", "training/kernels",
     },
     "keras": {"emotions", "training"},
-    "mtcnn": {"faces/detector"},
+    "mtcnn": {"faces/cascade_tensorflow"},
+    "openvino": {"network_files"},
     "av": {"media"},
     "typer": {"cli"},
     "click": set(),

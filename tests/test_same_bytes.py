@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from running import needs_openvino
 from skimage import data
 
 from batchfer.analysis.analyzer import Analyzer
@@ -20,6 +21,7 @@ from batchfer.batch.executors import InProcess
 from batchfer.batch.records import Batch
 from batchfer.batch.tools import Tools
 from batchfer.emotions.classifier import Classifier, load_classifier
+from batchfer.engines import OPENVINO, TENSORFLOW
 from batchfer.faces.appearance import describe_faces
 from batchfer.faces.cuts import describe_frames, measure_differences
 from batchfer.faces.detector import Detector
@@ -33,6 +35,9 @@ CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])
 
 pytestmark = pytest.mark.same_bytes
+on_each_engine = pytest.mark.parametrize(
+    "engine", [TENSORFLOW, pytest.param(OPENVINO, marks=needs_openvino)]
+)
 
 
 def draw_orders(n: int, n_draws: int, seed: int) -> Iterator[np.ndarray]:
@@ -64,9 +69,12 @@ def of_frame(faces: FaceDetections, index: int) -> list[bytes]:
     return [own.boxes.tobytes(), own.scores.tobytes(), own.landmarks.tobytes()]
 
 
+@on_each_engine
 @pytest.mark.parametrize("min_face_px", [20, 40])
-def test_a_frame_has_the_same_faces_in_any_company(frames: Images, min_face_px: int) -> None:
-    detector = Detector(min_face_px, face_threshold=0.5)
+def test_a_frame_has_the_same_faces_in_any_company(
+    frames: Images, min_face_px: int, engine: str
+) -> None:
+    detector = Detector(min_face_px, face_threshold=0.5, engine=engine)
     whole = detector.detect(frames)
     assert len(np.unique(whole.image_index)) == 5 and len(whole) >= 8
     for order in draw_orders(len(frames), 8, seed=min_face_px):
@@ -75,8 +83,9 @@ def test_a_frame_has_the_same_faces_in_any_company(frames: Images, min_face_px: 
             assert of_frame(faces, place) == of_frame(whole, index)
 
 
-def test_a_box_is_refined_alike_in_any_company(frames: Images) -> None:
-    detector = Detector(20)
+@on_each_engine
+def test_a_box_is_refined_alike_in_any_company(frames: Images, engine: str) -> None:
+    detector = Detector(20, engine=engine)
     rng = np.random.default_rng(3)
     index = rng.integers(0, len(frames), 40)
     corners = rng.uniform(0, 120, (40, 2))
@@ -93,10 +102,18 @@ def test_a_box_is_refined_alike_in_any_company(frames: Images) -> None:
 
 
 @pytest.fixture(
-    scope="module", params=["mobilenetv2", pytest.param("vgg19", marks=pytest.mark.slow)]
+    scope="module",
+    params=[
+        ("mobilenetv2", TENSORFLOW),
+        pytest.param(("vgg19", TENSORFLOW), marks=pytest.mark.slow),
+        pytest.param(("mobilenetv2", OPENVINO), marks=[needs_openvino, pytest.mark.slow]),
+        pytest.param(("vgg19", OPENVINO), marks=[needs_openvino, pytest.mark.slow]),
+    ],
+    ids=lambda both: "-".join(both),
 )
 def classifier(request: pytest.FixtureRequest) -> Classifier:
-    return load_classifier(request.param)
+    model, engine = request.param
+    return load_classifier(model, engine=engine)
 
 
 def test_a_face_has_the_same_numbers_in_any_company(classifier: Classifier) -> None:
@@ -160,11 +177,18 @@ class Interruption:
             raise KeyboardInterrupt
 
 
+@on_each_engine
 @pytest.mark.parametrize("detect_every", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_clip_has_the_same_table_by_any_batches_and_interruptions(
-    detect_every: int, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detect_every: int,
+    engine: str,
+    toy_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = AnalyzeOptions(model=str(toy_model), end_s=2.0, detect_every=detect_every)
+    options = AnalyzeOptions(
+        model=str(toy_model), end_s=2.0, detect_every=detect_every, engine=engine
+    )
     outputs = OutputOptions(annotate=False, report=False)
     loaded = Analyzer(options, "cpu", batch_size=8, workers=1)
     expected = analyze_video(CLIP, analyzer=loaded).table

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from batchfer.engines import OPENVINO
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
 from batchfer.faces.cuts import describe_frames
@@ -20,6 +21,7 @@ from batchfer.faces.whole_pictures import add_whole_pictures
 from batchfer.machine import configure_tensorflow, count_cores, hide_stderr, pause_collector
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
+from batchfer.network_files import configure_openvino
 from batchfer.options import AnalyzeOptions
 from batchfer.schema import FaceDetections, Floats, FrameBatch, Readings
 
@@ -89,23 +91,23 @@ class Analyzer:
             ) from error
         # Sub-batches keep the cores busy; OpenCV's own threads would only spin beside them.
         cv2.setNumThreads(0)
+        self.options = (options or AnalyzeOptions()).on(device)
+        self.engine = self.options.engine
+        self.n_cores = count_cores(cores)
         # TensorFlow is imported here and not before: a finished folder and `--help` do without.
         with hide_stderr(), pause_collector():
             from batchfer.emotions.classifier import load_classifier
 
-            self.options = options or AnalyzeOptions()
-            self.n_cores = count_cores(cores)
-            self.tf_device = configure_tensorflow(
-                device, min(workers or self.n_cores, self.n_cores)
-            )
+            at_once = min(workers or self.n_cores, self.n_cores)
+            self.tf_device = _configure(self.engine, device, at_once)
             self.on_gpu = "GPU" in self.tf_device
             # More workers than cores: some wait for the interpreter's lock while others compute.
             spare = 0 if self.on_gpu else self.n_cores // 2
             self.workers = workers or self.n_cores + spare
             self._batch_size = batch_size
-            self.detector = FINDERS[USUAL_FINDER].load(
-                self.options.min_face_px, self.options.face_threshold, self.tf_device
-            )
+            least_px, least_score = self.options.min_face_px, self.options.face_threshold
+            load_finder = FINDERS[USUAL_FINDER].load
+            self.detector = load_finder(least_px, least_score, self.tf_device, self.engine)
             self.classifier = load_classifier(
                 self.options.model,
                 self.options.labels,
@@ -113,6 +115,7 @@ class Analyzer:
                 self.tf_device,
                 self.options.read_out,
                 self.options.prior,
+                self.engine,
             )
         _let_python_first()
 
@@ -196,6 +199,14 @@ class Analyzer:
             identities = describe_people(frames.images, detections)
         readings = Readings(probabilities, quality)
         return AnalyzedBatch(frames, detections, readings, signatures, appearances, identities)
+
+
+def _configure(engine: str, device: str, at_once: int) -> str:
+    """Set an engine up, and return TensorFlow's name of the device."""
+    if engine == OPENVINO:
+        configure_openvino(at_once)
+        return "/CPU:0"
+    return configure_tensorflow(device, at_once)
 
 
 def _let_python_first() -> None:

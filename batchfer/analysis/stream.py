@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
+from batchfer.engines import TENSORFLOW
 from batchfer.faces.keyframes import Neighbours, introduce_neighbours
 from batchfer.schema import FrameBatch, Images, Integers
 
@@ -147,11 +148,33 @@ _NO_IMAGES = np.zeros((0, 1, 1, 3), np.uint8)
 def _supply(
     analyzer: Analyzer, items: Iterator[Any], failure: list[BaseException]
 ) -> Generator[tuple[Any, Any]]:
-    """Yield items that ``tf.data`` has fetched ahead, with the images of batches as tensors.
+    """Yield items, with the images of batches as tensors for TensorFlow, which uploads them.
 
-    On a GPU these are uploaded. An exception of the source ends this generator and goes into
-    ``failure``.
+    An exception of the source ends this generator and goes into ``failure``.
     """
+    supply = _fetch_ahead if analyzer.engine == TENSORFLOW else _hand_on
+    return supply(analyzer, items, failure)
+
+
+def _hand_on(
+    _: Analyzer, items: Iterator[Any], failure: list[BaseException]
+) -> Generator[tuple[Any, Any]]:
+    """Yield items as they come: whoever asks for the next one does so ahead of its need."""
+    while True:
+        try:
+            item = next(items, None)
+        except BaseException as error:
+            failure.append(error)
+            return
+        if item is None:
+            return
+        yield item, None
+
+
+def _fetch_ahead(
+    analyzer: Analyzer, items: Iterator[Any], failure: list[BaseException]
+) -> Generator[tuple[Any, Any]]:
+    """Yield items that ``tf.data`` has fetched ahead, on a GPU with their images on it."""
     import tensorflow as tf
 
     held: dict[int, Any] = {}

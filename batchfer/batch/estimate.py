@@ -111,6 +111,7 @@ def make_plan(
         NothingToDoError: There is neither video nor picture.
         ModelError: The model cannot be used.
     """
+    options = options.on(machine.device)
     clips, closed = _list_jobs(inputs, output, "video")
     folders = [path for path in inputs if os.path.isdir(path)]  # noqa: PTH112 - never raises
     pictures, _ = _list_jobs(folders, output, "image")

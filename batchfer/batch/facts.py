@@ -9,12 +9,13 @@ import pandas as pd
 from batchfer import __version__
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.emotions.licences import list_licences
+from batchfer.engines import tell_version
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.files import describe_source
 from batchfer.machine import describe_processor
 from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader
-from batchfer.results.facts import FrameFacts, MediaFacts, Mended, ModelFacts, RunFacts
+from batchfer.results.facts import EngineFacts, FrameFacts, MediaFacts, Mended, ModelFacts, RunFacts
 from batchfer.schema import JobResult
 
 
@@ -65,7 +66,8 @@ def describe_run(analyzer: Analyzer) -> RunFacts:
     """Return what decided the numbers, and nothing of any input: options, model, versions."""
     classifier, calibration = analyzer.classifier, analyzer.classifier.calibration
     finder = FINDERS[USUAL_FINDER].library
-    libraries = ("tensorflow", "keras", finder, "av", "opencv-python", "numpy")
+    engine = analyzer.engine
+    libraries = (engine, "keras", finder, "av", "opencv-python", "numpy")
     return RunFacts(
         batchfer=__version__,
         options=asdict(analyzer.options),
@@ -76,6 +78,7 @@ def describe_run(analyzer: Analyzer) -> RunFacts:
             uncertain_below=calibration.uncertain_below,
             prior=dict(calibration.prior) or None,
         ),
+        engine=EngineFacts(name=engine, version=tell_version(engine)),
         device=analyzer.tf_device,
         machine=describe_processor(),
         versions={

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from batchfer.batch.events import Advanced, Analyzed, AtWork, Began, Event, Joint, Progress, Task
@@ -48,9 +48,10 @@ class Records(ABC):
                 are too short for a video.
             NothingToDoError: The folders hold no media.
             ModelError: The model is not there.
+            MachineError: The engine is not installed.
             OutputError: The output cannot be written, or what others wrote would be replaced.
         """
-        self.batch = batch
+        batch = self.batch = replace(batch, options=batch.options.on("auto"))
         self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
         if batch.shard is not None:  # each has its name among all of them
             number, total = batch.shard

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from batchfer import __version__
 from batchfer.batch.events import Advanced, Ended, Event, Joint, Leave, Opened, PutOff, Task
+from batchfer.engines import ENGINES
 from batchfer.machine import count_cores, describe_processor, measure_memory
 from batchfer.options import Machine
 from batchfer.processes import Helper, HelperDiedError
@@ -32,7 +33,7 @@ TICK_S = 0.5
 LEAST_MEMORY_BYTES = 4 * 1024**3
 """A worker may take so much, however small its share of the machine is."""
 
-LIBRARIES = ("tensorflow", "keras", "mtcnn", "av", "opencv-python", "numpy")
+LIBRARIES = (*ENGINES, "keras", "mtcnn", "av", "opencv-python", "numpy")
 
 
 class Hello(NamedTuple):

@@ -115,6 +115,7 @@ def _run(
     from batchfer.pipeline import run_batch
 
     started = time.monotonic()
+    options = options.on(spread.name_device(machine.device))
     batch = Batch(kind, inputs, output, options, outputs, spread.shard)
     bars = ProgressBars if spread.cluster is None else ClusterBars
     with bars(telling.quiet) as progress, choose_executor(spread, machine, outputs) as executor:
@@ -357,12 +358,18 @@ def evaluate(
 
 
 @app.command(epilog="Example:  batchfer models")
-def models() -> None:
+def models(
+    build: Annotated[
+        bool, typer.Option("--build", help="Make them ready for the engine openvino, as first use.")
+    ] = False,
+) -> None:
     """List the models at hand with their figures, and check their files."""
-    from batchfer.cli.model_list import tell_models
+    from batchfer.cli.model_list import build_models, tell_models
 
     if not tell_models():
         raise typer.Exit(ExitCode.MODEL)
+    if build:
+        build_models()
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,7 @@
 """What is told of the models at hand."""
 
+from pathlib import Path
+
 import typer
 
 from batchfer.emotions.card import ModelCard, list_model_folders, read_card
@@ -8,38 +10,61 @@ from batchfer.errors import BatchferError, one_line
 from batchfer.files import display_name, hash_file
 
 
+def build_models() -> None:
+    """Make the files of all models at hand for OpenVINO, and tell where they are.
+
+    Raises:
+        MachineError: OpenVINO is not installed, or the files cannot be written.
+    """
+    from batchfer.emotions.classifier import load_classifier
+    from batchfer.engines import OPENVINO, choose_engine
+    from batchfer.faces.cascade import load_cascade
+    from batchfer.network_files import locate_networks
+
+    choose_engine(OPENVINO)
+    load_cascade(OPENVINO, "/CPU:0")
+    for path in list_models():
+        load_classifier(path, engine=OPENVINO)
+    typer.echo(f"ready for OpenVINO  [{display_name(locate_networks())}]")
+
+
+def list_models() -> list[Path]:
+    """Return the models at hand; of several of one name the one that a command would take."""
+    found: dict[str, Path] = {}
+    for folder in list_model_folders():
+        for path in sorted(folder.glob("*.keras")) if folder.is_dir() else ():
+            found.setdefault(path.stem, path)
+    return list(found.values())
+
+
 def tell_models() -> bool:
     """Print a line a model, then all licences; return whether there are any, and all are whole."""
     damaged = False
-    seen: set[str] = set()
     cards: list[ModelCard] = []
-    for folder in list_model_folders():
-        for path in sorted(folder.glob("*.keras")) if folder.is_dir() else ():
-            if path.stem in seen:
-                continue
-            seen.add(path.stem)
-            try:
-                card = read_card(path)
-            except BatchferError as error:
-                damaged = True
-                typer.echo(f"{display_name(path.stem)}  {error}")
-                continue
-            cards.append(card)
-            try:
-                whole = card.sha256 == hash_file(path)
-            except OSError as error:
-                damaged = True
-                typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
-                continue
-            damaged = damaged or not whole
-            figures = ", ".join(
-                f"{one_line(name)} {100 * values['accuracy']:.1f} %"
-                for name, values in card.figures.items()
-                if isinstance(values, dict) and isinstance(values.get("accuracy"), float)
-            )
-            state = "whole" if whole else "DAMAGED: its SHA-256 is not the one in its card"
-            name = display_name(path.stem)
-            typer.echo(f"{name}  {card.input_size} px  {state}  {figures}  [{display_name(path)}]")
+    seen = list_models()
+    for path in seen:
+        try:
+            card = read_card(path)
+        except BatchferError as error:
+            damaged = True
+            typer.echo(f"{display_name(path.stem)}  {error}")
+            continue
+        cards.append(card)
+        try:
+            whole = card.sha256 == hash_file(path)
+        except OSError as error:
+            damaged = True
+            typer.echo(f"{path.stem}  cannot be read: {error.strerror}  [{path}]")
+            continue
+        damaged = damaged or not whole
+        figures = ", ".join(
+            f"{one_line(name)} {100 * values['accuracy']:.1f} %"
+            for name, values in card.figures.items()
+            if isinstance(values, dict) and isinstance(values.get("accuracy"), float)
+        )
+        state = "whole" if whole else "DAMAGED: its SHA-256 is not the one in its card"
+        name = display_name(path.stem)
+        typer.echo(f"{name}  {card.input_size} px  {state}  {figures}  [{display_name(path)}]")
     if not seen:
         typer.echo("no models; searched: " + ", ".join(map(str, list_model_folders())), err=True)
     typer.echo("licences:")

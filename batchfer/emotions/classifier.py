@@ -4,11 +4,11 @@ A model file is untrusted input: `batchfer.model_file` reads it, Keras never doe
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from batchfer.emotions.read_outs import (
     name_read_outs,
     split_read_outs,
 )
-from batchfer.emotions.views import iterate_views
+from batchfer.engines import OPENVINO, TENSORFLOW
 from batchfer.errors import ModelError
 from batchfer.faces.crops import align_faces, crop_faces
 from batchfer.files import display_name, hash_file
@@ -35,28 +35,35 @@ from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images
 logger = logging.getLogger(__name__)
 
 BATCH_MULTIPLE = 4
-"""Batches of more than two are padded to a multiple of this, so that kernels are prepared for few
-shapes, and one face to two: for a single picture other kernels round differently, so that a face's
-last bits would depend on its company.
+"""Batches of more than two are padded to a multiple of this for TensorFlow, so that kernels are
+prepared for few shapes, and one face to two: for a single picture other kernels round differently,
+so that a face's last bits would depend on its company.
 """
 FACES_AT_ONCE = 16
 GPU_FACTOR = 16
 """Bounds the memory of a crowd's activations; a GPU wants more work at a time."""
 
 
+Network = Callable[[Images], Floats]
+"""A model on an engine, without its last layers: crops ``(N,S,S,3)`` uint8 to features ``(V,N,F)``.
+
+Once for each view of a face (`batchfer.emotions.views`). It raises `MemoryError` where the device's
+memory is too small.
+"""
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A loaded model.
 
-    ``network`` maps crops ``(N,S,S,3)`` uint8 to the features that ``read_outs`` make probabilities
-    of, ``(V,N,F)``: once for each view of a face (`batchfer.emotions.views`). ``read_out`` is the
+    ``read_outs`` make probabilities of the features that ``network`` gives; ``read_out`` is the
     name of the one that `predict` answers by. Made by `load_classifier`. Thread-safe: several
     threads may predict at once.
     """
 
     card: ModelCard
     sha256: str
-    network: Any
+    network: Network
     read_outs: Mapping[str, ReadOut]
     read_out: str
     device: str
@@ -110,32 +117,58 @@ class Classifier:
 
     def _halve(self, crops: Images) -> list[Floats]:
         """Look at halves where the device's memory is too small for the whole."""
-        import tensorflow as tf
-
         try:
-            return [self._look_at_once(crops)]
-        except tf.errors.ResourceExhaustedError as error:
+            return [self.network(crops)]
+        except MemoryError as error:
             if len(crops) == 1:
                 raise MemoryError(f"too little memory on {self.device} for a face") from error
             _log_shrinking(self.device)
             half = len(crops) // 2
             return [*self._halve(crops[:half]), *self._halve(crops[half:])]
 
-    def _look_at_once(self, crops: Images) -> Floats:
+
+@dataclass(frozen=True)
+class TensorFlowNetwork:
+    """A `Network` that is a graph of TensorFlow on one of its devices.
+
+    Who converts the graph needs the ``model`` whose weights it reads, which nothing else keeps.
+    """
+
+    graph: Any
+    device: str
+    model: Any
+
+    def __call__(self, crops: Images) -> Floats:
+        """Return the features of crops."""
+        import tensorflow as tf
+
         n_faces = len(crops)
         padding = -n_faces % (BATCH_MULTIPLE if n_faces > 2 else 2)
         if padding:
             crops = np.concatenate([crops, np.zeros((padding, *crops.shape[1:]), np.uint8)])
-        import tensorflow as tf
-
-        with tf.device(self.device):
-            views: Floats = self.network(tf.constant(crops)).numpy()[:, :n_faces]
+        try:
+            with tf.device(self.device):
+                views: Floats = self.graph(tf.constant(crops)).numpy()[:, :n_faces]
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryError(f"too little memory on {self.device}") from error
         return views
 
 
 @cache
 def _log_shrinking(device: str) -> None:
     logger.warning("%s is short of memory: faces go through it in smaller batches", device)
+
+
+class Loaded(NamedTuple):
+    """A model on an engine: its card and SHA-256, `Classifier.network`, and the layers behind it.
+
+    ``lasts`` has the last layer of each read-out by its name, the first one first.
+    """
+
+    card: ModelCard
+    sha256: str
+    network: Network
+    lasts: Mapping[str, LastLayer | None]
 
 
 def load_classifier(
@@ -145,6 +178,7 @@ def load_classifier(
     device: str = "/CPU:0",
     read_out: str | None = None,
     prior: Sequence[float] | None = None,
+    engine: str = TENSORFLOW,
     views: int | None = None,
 ) -> Classifier:
     """Return the classifier that a model file and its card describe.
@@ -157,6 +191,7 @@ def load_classifier(
         device: TensorFlow device that runs it.
         read_out: Name of the output to answer by; None for the model's first.
         prior: The share of each of `EMOTIONS` that the user expects; None for the model's own.
+        engine: What computes it.
         views: How many views of a face are averaged, one of `VIEWS`; None for as many as the card
             says.
 
@@ -165,34 +200,49 @@ def load_classifier(
             picture to one finite probability per label, or has no such read-out.
     """
     path = find_model(str(model))
-    with hide_stderr():  # TensorFlow's first operation reports devices on stderr
-        card, keras_model, sha256 = load_network(path, labels)
-        card = card if views is None else replace(card, views=views)
-        name = choose_name(card, name_read_outs(keras_model), read_out)
-        network, lasts = _prepare(path, card, keras_model, rescale, device)
+    if engine == OPENVINO:
+        from batchfer.emotions.classifier_openvino import load_from_files
+
+        loaded = load_from_files(path, labels, rescale, views)
+    else:
+        with hide_stderr():  # TensorFlow's first operation reports devices on stderr
+            loaded = load_from_keras(path, labels, rescale, views, device)
+    card = loaded.card
+    name = choose_name(card, tuple(loaded.lasts), read_out)
     read_outs = {
         one: ReadOut(
             last, card.calibrate(one), follow_prior(card, one, prior if one == name else None)
         )
-        for one, last in lasts.items()
+        for one, last in loaded.lasts.items()
     }
-    return Classifier(card, sha256, network, read_outs, name, device)
+    return Classifier(card, loaded.sha256, loaded.network, read_outs, name, device)
 
 
-def _prepare(
-    path: Path, card: ModelCard, keras_model: Any, rescale: float | None, device: str
-) -> tuple[Any, dict[str, LastLayer | None]]:
-    """Return the graph of `Classifier.network`, and the layers behind it by name."""
+def load_from_keras(
+    path: Path,
+    labels: Sequence[str] | None,
+    rescale: float | None,
+    views: int | None,
+    device: str,
+) -> Loaded:
+    """Return a model as a graph of TensorFlow.
+
+    Raises:
+        ModelError: As `load_classifier`.
+    """
+    card, keras_model, sha256 = load_network(path, labels)
+    card = card if views is None else replace(card, views=views)
     try:
         folded = fold_layers(keras_model)
         _check_outputs(path, card, folded)
         features, lasts = split_read_outs(folded)
-        return _trace(features, card, rescale, device), lasts
+        graph = _trace(features, card, rescale, device)
     except ModelError:
         raise
     except Exception as error:  # Keras raises whatever its layers raise
         detail = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"{display_name(path)}: cannot be run ({detail[0][:200]})") from error
+    return Loaded(card, sha256, TensorFlowNetwork(graph, device, features), lasts)
 
 
 def load_network(
@@ -215,15 +265,25 @@ def load_network(
     else:
         card = read_card(path, labels)
         keras_model = load_network_file(path)
-    sha256 = hash_file(path)
-    if card.sha256 and card.sha256 != sha256:
-        raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
+    sha256 = check_hash(path, card)
     card = _check_shape(path, card, keras_model)
     if read_out is not None and len(keras_model.outputs) > 1:
         name = choose_name(card, name_read_outs(keras_model), read_out)
         own = asdict(card.calibrate(name))
         return replace(card, read_outs={}, **own), keep_read_out(keras_model, name), sha256
     return card, keras_model, sha256
+
+
+def check_hash(path: Path, card: ModelCard) -> str:
+    """Return the SHA-256 of a model file.
+
+    Raises:
+        ModelError: Its card tells another one.
+    """
+    sha256 = hash_file(path)
+    if card.sha256 and card.sha256 != sha256:
+        raise ModelError(f"{display_name(path)}: its SHA-256 is not the one in its card")
+    return sha256
 
 
 def _check_shape(path: Path, card: ModelCard, model: Any) -> ModelCard:
@@ -255,8 +315,10 @@ def _check_outputs(path: Path, card: ModelCard, model: Any) -> None:
 
 
 def _trace(model: Any, card: ModelCard, rescale: float | None, device: str) -> Any:
-    """Return the graph of `Classifier.network`."""
+    """Return the graph of a `Network`."""
     import tensorflow as tf
+
+    from batchfer.emotions.views import iterate_views
 
     size = card.input_size
     # No Python here depends on a tensor: rewriting it would take time and leave files in the

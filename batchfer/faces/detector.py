@@ -13,42 +13,26 @@ Networks", 2016.
 import logging
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
-from mtcnn.stages import StageONet, StagePNet, StageRNet
 
+from batchfer.engines import TENSORFLOW
 from batchfer.errors import UsageError
 from batchfer.faces.boxes import clip_boxes, square_boxes, suppress_overlaps
-from batchfer.faces.mtcnn import (
-    PROPOSAL_STRIDE_PX,
-    OutputNetwork,
-    ProposalNetwork,
-    RefinementNetwork,
-    join_tables,
-    look_at_crops,
-    make_cpu_resize,
-    make_gpu_resize,
-)
+from batchfer.faces.cascade import PROPOSAL_SIZE_PX, PROPOSAL_STRIDE_PX, load_cascade, logit
 from batchfer.faces.quality import LOW_SCORE_BELOW
-from batchfer.machine import find_bfloat16_unit, measure_cache
 from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 _log = logging.getLogger(__name__)
 
-# Fixed by mtcnn 1.0.0: windows of the networks, the pyramid, thresholds.
-PROPOSAL_SIZE_PX = 12
-REFINEMENT_SIZE_PX = 24
-OUTPUT_SIZE_PX = 48
+# Fixed by mtcnn 1.0.0: the pyramid, thresholds.
 PYRAMID_FACTOR = 0.709
 STOCK_MIN_FACE_PX = 20
 FINEST_SCALE = PROPOSAL_SIZE_PX / STOCK_MIN_FACE_PX
-PROPOSAL_THRESHOLD = 0.6
 REFINEMENT_THRESHOLD = 0.7
 LEVEL_OVERLAP = 0.5
 OVERLAP = 0.7
@@ -73,26 +57,9 @@ CLOSE_LEAST_SHARE = 0.75
 UP_LOOK = (-0.12, 1.0, 0.78)
 LOWER_LOOK = (0.12, 0.8, 0.43)
 
-# Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
-# pixels of a level that are made at once, and pixels and crops that go through a network at once,
-# few enough for its maps to stay in a core's cache: 60,000 pixels a MiB were best with one MiB a
-# core, and with two. A GPU wants more work at a time.
-_FRAME_PIXELS = 2_000_000
-_PROPOSAL_PIXELS = 300_000
-_STRIP_PIXELS = int(60_000 * min(max(measure_cache() / 2**20, 0.5), 2))
-_REFINEMENT_CROPS = 32
-_OUTPUT_CROPS = 32
-_GPU_FACTOR = 16
-# Frames up to this size become float32 once before all levels are made of them, which takes four
-# times their memory; larger ones become it anew for each level.
-_FLOAT_PIXELS = 2_500_000
-# Crops come in multiples of this, so that TensorFlow prepares its kernels for few different shapes
-# and never sees a batch of one, which other kernels may round differently.
-_CROP_MULTIPLE = 4
-
 
 class Detector:
-    """The MTCNN cascade on one device; many threads may share it.
+    """The MTCNN cascade on one engine and device; many threads may share it.
 
     Args:
         min_face_px: smallest face to look for, by the longer side of its box in px. Pyramid levels
@@ -100,13 +67,18 @@ class Detector:
             finest level shows is a face.
         face_threshold: least score of the last network, in [0, 1].
         device: TensorFlow's name of the device, see `batchfer.machine.configure_tensorflow`.
+        engine: What computes the networks.
 
     Raises:
         UsageError: the minimum face is not positive.
     """
 
     def __init__(
-        self, min_face_px: int = 40, face_threshold: float = 0.8, device: str | None = None
+        self,
+        min_face_px: int = 40,
+        face_threshold: float = 0.8,
+        device: str | None = None,
+        engine: str = TENSORFLOW,
     ) -> None:
         """Load the three networks."""
         if min_face_px < 1:
@@ -114,32 +86,8 @@ class Detector:
         self.min_face_px = min_face_px
         self.face_threshold = face_threshold
         self.device = device or "/CPU:0"
-        self._on_gpu = "GPU" in self.device.upper()
-        self._at_once = _GPU_FACTOR if self._on_gpu else 1
+        self._networks = load_cascade(engine, self.device)
         self._most_frames = sys.maxsize
-        # TensorFlow has no kernel for GPUs that cuts crops from uint8.
-        self._dtype = tf.float32 if self._on_gpu else tf.uint8
-        frames = tf.TensorSpec((None, None, None, 3), self._dtype)
-        crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
-        with tf.device(self.device):
-            # bfloat16 pays with AMX tiles; with AVX-512 vectors it was slower, on GPUs not tried.
-            pays = not self._on_gpu and find_bfloat16_unit() == "tiles"
-            screen = tf.bfloat16 if pays else None
-            self._proposal = ProposalNetwork(StagePNet().model, screen)
-            self._refinement = RefinementNetwork(StageRNet().model)
-            self._output = OutputNetwork(StageONet().model)
-            # Graphs take any size and count, so that each is traced once; and here, not by all
-            # threads at once when the first frames come.
-            self._run_proposal = {
-                dtype: _trace(
-                    self._trace_proposal,
-                    tf.TensorSpec(frames.shape, dtype),
-                    tf.TensorSpec((None, 5), tf.int32),
-                )
-                for dtype in {self._dtype, tf.float32}
-            }
-            self._run_refinement = _trace(self._trace_refinement, *crops)
-            self._run_output = _trace(self._trace_output, *crops)
 
     def detect(self, images: Images) -> FaceDetections:
         """Return the faces of a batch of frames ``(B, H, W, 3)`` RGB uint8, array or tensor.
@@ -158,7 +106,7 @@ class Detector:
             part = images[start : start + self._most_frames]
             try:
                 found = self._search(part, closely)
-            except tf.errors.ResourceExhaustedError as error:
+            except MemoryError as error:
                 if len(part) == 1:
                     raise MemoryError(f"too little memory on {self.device} for a frame") from error
                 self._most_frames = min(self._most_frames, len(part) // 2)
@@ -205,15 +153,14 @@ class Detector:
         sizes, scales = self._plan_pyramid(height, width, min_face_px)
         if not len(scales):
             return FaceDetections.empty()
-        with tf.device(self.device):
-            frames = tf.cast(images, self._dtype)
-            index, boxes = self._propose_faces(frames, sizes, scales)
-            threshold = CLOSE_REFINEMENT_THRESHOLD if closely else REFINEMENT_THRESHOLD
-            index, boxes = self._refine_faces(frames, index, boxes, threshold)
-            faces = self._locate_faces(frames, index, boxes)
-            if closely:
-                faces = self._look_again(frames, faces)
-                faces = faces.select(_fill_frame(faces.boxes, height, width))
+        frames = self._networks.place(images)
+        index, boxes = self._propose_faces(frames, sizes, scales)
+        threshold = CLOSE_REFINEMENT_THRESHOLD if closely else REFINEMENT_THRESHOLD
+        index, boxes = self._refine_faces(frames, index, boxes, threshold)
+        faces = self._locate_faces(frames, index, boxes)
+        if closely:
+            faces = self._look_again(frames, faces)
+            faces = faces.select(_fill_frame(faces.boxes, height, width))
         least = max(self.face_threshold, CLOSE_FACE_THRESHOLD) if closely else self.face_threshold
         faces = faces.select(faces.scores > least)
         keep = suppress_overlaps(faces.boxes, faces.scores, faces.image_index, OVERLAP, "min")
@@ -248,9 +195,8 @@ class Detector:
             boxes: ``(N, 4)`` px.
         """
         height, width = images.shape[1:3]
-        with tf.device(self.device):
-            squares = square_boxes(np.asarray(boxes, np.float64))
-            faces = self._locate_faces(tf.cast(images, self._dtype), image_index, squares)
+        squares = square_boxes(np.asarray(boxes, np.float64))
+        faces = self._locate_faces(self._networks.place(images), image_index, squares)
         return _clip_faces(faces, height, width)
 
     def find_covered(self, images: Images, faces: FaceDetections) -> npt.NDArray[np.bool_]:
@@ -269,11 +215,11 @@ class Detector:
             centres = middles + np.hstack([0 * sides, down * sides])
             return np.hstack([centres - side * sides / 2, centres + side * sides / 2])
 
-        with tf.device(self.device):
-            frames, index = tf.cast(images, self._dtype), faces.image_index
-            up = _run_on_crops(self._run_output, frames, index, frame(*UP_LOOK))[:, 14]
-            lower = _run_on_crops(self._run_refinement, frames, index, frame(*LOWER_LOOK))[:, 4]
-        missed = (up < _logit(UP_LOOK[2])) | (lower < _logit(LOWER_LOOK[2]))
+        networks, index = self._networks, faces.image_index
+        frames = networks.place(images)
+        up = _look_at(networks.decide, frames, index, frame(*UP_LOOK))[:, 14]
+        lower = _look_at(networks.refine, frames, index, frame(*LOWER_LOOK))[:, 4]
+        missed = (up < logit(UP_LOOK[2])) | (lower < logit(LOWER_LOOK[2]))
         return np.asarray(missed, np.bool_)
 
     def _plan_pyramid(
@@ -297,13 +243,7 @@ class Detector:
 
     def _propose_faces(self, frames: Any, sizes: Any, scales: Any) -> tuple[Integers, Any]:
         """Slide the first network over all levels; return frame indices and square boxes."""
-        height, width = frames.shape[1:3]
-        step = max(_FRAME_PIXELS * self._at_once // (height * width), 1)
-        tables = []
-        for start in range(0, len(frames), step):
-            table = self._look_at_levels(frames[start : start + step], sizes)
-            tables.append(table + np.array([start] + [0] * 8, np.float32))
-        table = np.concatenate(tables)
+        table = self._networks.propose(frames, sizes)
         index, level, logits = table[:, 0].astype(np.int64), table[:, 3].astype(int), table[:, 8]
         corners = table[:, [2, 1]].astype(np.float64) * PROPOSAL_STRIDE_PX
         boxes = np.concatenate([corners + 1, corners + PROPOSAL_SIZE_PX], axis=1)
@@ -317,8 +257,8 @@ class Detector:
         self, frames: Any, index: Integers, boxes: Any, threshold: float
     ) -> tuple[Integers, Any]:
         """Let the second network drop and move boxes; return what it keeps as squares."""
-        found = _run_on_crops(self._run_refinement, frames, index, boxes)
-        good = found[:, 4] > _logit(threshold)
+        found = _look_at(self._networks.refine, frames, index, boxes)
+        good = found[:, 4] > logit(threshold)
         index, logits = index[good], found[good, 4]
         boxes = _move_boxes(boxes[good], found[good, :4])
         keep = suppress_overlaps(boxes, logits, index, OVERLAP)
@@ -326,7 +266,7 @@ class Detector:
 
     def _locate_faces(self, frames: Any, index: Integers, boxes: Any) -> FaceDetections:
         """Let the last network look at each box; return a face for each, good or not."""
-        found = _run_on_crops(self._run_output, frames, index, boxes)
+        found = _look_at(self._networks.decide, frames, index, boxes)
         sides = boxes[:, 2:] - boxes[:, :2] + 1
         points = found[:, 4:14].reshape(-1, 2, 5).transpose(0, 2, 1)
         landmarks = points * sides[:, None] + boxes[:, None, :2] - 1
@@ -337,85 +277,22 @@ class Detector:
             landmarks.astype(np.float32),
         )
 
-    def _look_at_levels(self, frames: Any, sizes: Any) -> Floats:
-        """Return what passes the first threshold, ``(M, 9)``.
-
-        Columns are frame, row, column and level, four box offsets, and the logit.
-        """
-        is_small = frames.shape[1] * frames.shape[2] <= _FLOAT_PIXELS
-        dtype = tf.float32 if is_small else self._dtype
-        looks = []
-        for level, (height, width) in enumerate(sizes.tolist()):
-            # Coarse levels take more frames at once: a call on few pixels takes as long as on many.
-            step = max(_PROPOSAL_PIXELS * self._at_once // (height * width), 1)
-            looks += [
-                (level, height, width, start, min(start + step, len(frames)))
-                for start in range(0, len(frames), step)
-            ]
-        table = self._run_proposal[dtype](tf.cast(frames, dtype), np.array(looks, np.int32))
-        return np.asarray(table.numpy())
-
-    def _trace_proposal(self, frames: Any, looks: Any) -> Any:
-        """Return the table of `_look_at_levels`; a look is level, height, width, and frames.
-
-        TensorFlow takes several looks at a time where it has threads to spare.
-        """
-        resize = make_gpu_resize(frames) if self._on_gpu else make_cpu_resize(frames)
-        at_once = _STRIP_PIXELS * self._at_once
-
-        def look(number: Any) -> Any:
-            level, height, width, start, stop = tf.unstack(looks[number])
-            pictures = resize((height, width), slice(start, stop))
-            found = self._proposal.find(pictures, _logit(PROPOSAL_THRESHOLD), at_once)
-            place = found[:, :3] + tf.cast([start, 0, 0], tf.float32)
-            levels = tf.fill((tf.shape(found)[0], 1), tf.cast(level, tf.float32))
-            return tf.concat([place, levels, found[:, 3:]], axis=1)
-
-        return join_tables(look, tf.shape(looks)[0], 9)
-
-    def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
-        at_once, size_px = _REFINEMENT_CROPS * self._at_once, REFINEMENT_SIZE_PX
-        return look_at_crops(self._refinement, 5, frames, boxes, index, size_px, at_once)
-
-    def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
-        at_once, size_px = _OUTPUT_CROPS * self._at_once, OUTPUT_SIZE_PX
-        return look_at_crops(self._output, 15, frames, boxes, index, size_px, at_once)
-
-
-def _trace(function: Callable[..., Any], *specs: Any) -> Any:
-    """Return the graph of a function of tensors like these.
-
-    No Python in it depends on a tensor; TensorFlow would rewrite it all the same, which takes time
-    and leaves files in the temporary folder.
-    """
-    return tf.function(function, autograph=False).get_concrete_function(*specs)
-
 
 @cache
 def _log_shrinking(device: str) -> None:
     _log.warning("%s is short of memory: frames go through it in smaller batches", device)
 
 
-def _run_on_crops(graph: Any, frames: Any, index: Integers, boxes: Any) -> Floats:
-    """Run a network's graph on the crops of boxes; return its table ``(N, C)``."""
+def _look_at(network: Any, frames: Any, index: Integers, boxes: Any) -> Floats:
+    """Run a network on the crops of boxes; return its table ``(N, C)``."""
     height, width = frames.shape[1:3]
     places = (boxes / [width, height, width, height])[:, [1, 0, 3, 2]].astype(np.float32)
-    padding = -len(boxes) % _CROP_MULTIPLE
-    found = graph(
-        frames,
-        np.pad(places, ((0, padding), (0, 0))),
-        np.pad(index.astype(np.int32), (0, padding)),
-    )
-    return np.asarray(found.numpy()[: len(boxes)])
+    return np.asarray(network(frames, places, index.astype(np.int32)), np.float32)
 
 
 def _count_steps(scale: float) -> float:
     """Return the number of pyramid steps from the finest scale to another; may be a fraction."""
     return math.log(scale / FINEST_SCALE) / math.log(PYRAMID_FACTOR)
-
-
-def _logit(probability: float) -> float:
-    return math.log(probability / (1 - probability))
 
 
 def _move_boxes(boxes: Any, regression: Any) -> Any:

@@ -61,18 +61,19 @@ class FaceFinder(Protocol):
 class Finder(NamedTuple):
     """How a detector is made, the library whose version decides what it finds, and its licence.
 
-    ``load`` takes the smallest face in px, the least score, and TensorFlow's name of the device.
+    ``load`` takes the smallest face in px, the least score, TensorFlow's name of the device, and
+    the engine, see `batchfer.engines`.
     """
 
-    load: Callable[[int, float, str], FaceFinder]
+    load: Callable[[int, float, str, str], FaceFinder]
     library: str
     licence: str
 
 
-def _load_mtcnn(min_face_px: int, face_threshold: float, device: str) -> FaceFinder:
+def _load_mtcnn(min_face_px: int, face_threshold: float, device: str, engine: str) -> FaceFinder:
     from batchfer.faces.detector import Detector
 
-    return Detector(min_face_px, face_threshold, device)
+    return Detector(min_face_px, face_threshold, device, engine)
 
 
 MTCNN_LICENCE = (

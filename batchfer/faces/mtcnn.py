@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-PROPOSAL_STRIDE_PX = 2
+from batchfer.faces.cascade import OUTSIDE, PROPOSAL_STRIDE_PX
 
 # Where bfloat16 is fast, the last two layers of the first network look at all cells in it, and
 # again in float32 at those whose logit is no further below the threshold than this. In 84 frames of
@@ -59,11 +59,15 @@ def _weigh_areas(n_pixels: Any, n_cells: Any) -> Any:
 # The networks. Each maps pixels in [0, 255] to a table whose columns are the four box offsets,
 # for the last network ten landmark coordinates, and the logit of being a face.
 class Layer(NamedTuple):
-    """Weights of a convolution or dense layer, and the slopes of the PReLU after it."""
+    """Weights of a convolution or dense layer, and the slopes of the PReLU after it.
+
+    One that ``is_plain`` is written as other engines know its parts, see `write_plainly`.
+    """
 
     kernel: Any
     bias: Any
     alpha: Any = None
+    is_plain: bool = False
 
 
 def _read_layer(layer: Any, prelu: Any = None) -> Layer:
@@ -76,7 +80,7 @@ def _read_first_layer(layer: Any, prelu: Any) -> Layer:
 
     Right because these layers do not pad.
     """
-    kernel, bias, alpha = _read_layer(layer, prelu)
+    kernel, bias, alpha, _ = _read_layer(layer, prelu)
     return Layer(kernel / 128, bias - 127.5 / 128 * kernel.sum(axis=(0, 1, 2)), alpha)
 
 
@@ -91,10 +95,22 @@ def _read_heads(*layers: Any) -> Layer:
 
 def _read_flattened(layer: Any, prelu: Any, n_channels: int) -> Layer:
     """Return a dense layer that takes maps flattened by rows; mtcnn flattens them by columns."""
-    kernel, bias, alpha = _read_layer(layer, prelu)
+    kernel, bias, alpha, _ = _read_layer(layer, prelu)
     side = math.isqrt(kernel.shape[0] // n_channels)
     maps = kernel.reshape(side, side, n_channels, -1).transpose(1, 0, 2, 3)
     return Layer(maps.reshape(kernel.shape), bias, alpha)
+
+
+def write_plainly(network: Any) -> None:
+    """Write a network's layers as other engines know them, which compute PReLU in passing."""
+    for name, layer in vars(network).items():
+        if isinstance(layer, Layer):
+            setattr(network, name, layer._replace(is_plain=True))
+
+
+def _rectify(x: Any, alpha: Any) -> Any:
+    """Return the PReLU of x; x itself without slopes."""
+    return x if alpha is None else tf.nn.relu(x) - alpha * tf.nn.relu(-x)
 
 
 class ProposalNetwork:
@@ -157,7 +173,7 @@ class ProposalNetwork:
         What weights w on PReLU(x) = a x + (1 - a) max(x, 0) make of w a x is a convolution with one
         output, and the maximum comes for nothing with the convolution before.
         """
-        kernel, bias, alpha = self.conv3
+        kernel, bias, alpha, _ = self.conv3
         weights = self.heads.kernel[..., 4:]
         straight = kernel @ (alpha[:, None] * weights)
         constant = float(self.heads.bias[4] + (bias * alpha * weights[0, 0, :, 0]).sum())
@@ -173,7 +189,7 @@ class ProposalNetwork:
 
     def _look_at_cells(self, maps: Any, cells: Any) -> Any:
         """Return the table's columns for some cells ``(M, 3)``, ``(M, 5)``."""
-        kernel, bias, alpha = self.conv3
+        kernel, bias, alpha, _ = self.conv3
         side, _, n_channels, n_hidden = kernel.shape
         n_cells, shape = tf.shape(cells)[0], tf.shape(maps, tf.int64)
         cells = tf.pad(cells, [[0, -n_cells % _CELL_MULTIPLE], [0, 0]])
@@ -235,6 +251,9 @@ def _convolve(x: Any, layer: Layer, pool: tuple[int, str] | None = None) -> Any:
     monotone, waits until the maxima have left fewer values.
     """
     x = tf.nn.bias_add(tf.nn.conv2d(x, layer.kernel, 1, "VALID"), layer.bias)
+    if layer.is_plain:
+        x = _rectify(x, layer.alpha)
+        return x if pool is None else tf.nn.max_pool2d(x, pool[0], 2, pool[1])
     if layer.alpha is not None:
         # Large maps, those to be pooled, are scaled faster as a convolution of each channel alone.
         scale = _scale_channels if pool is None else _scale_large_maps
@@ -261,11 +280,15 @@ def _scale_large_maps(x: Any, factors: Any) -> Any:
 def _connect(x: Any, layer: Layer) -> Any:
     """Apply a dense layer with PReLU to flattened maps."""
     x = tf.matmul(tf.reshape(x, (-1, layer.kernel.shape[0])), layer.kernel) + layer.bias
+    if layer.is_plain:
+        return _rectify(x, layer.alpha)
     return x if layer.alpha is None else tf.maximum(x, x * layer.alpha)
 
 
 def _connect_crops(x: Any, dense: Layer, heads: Layer) -> Any:
     """Apply the last two layers to the maps of crops, to each as if there were no others."""
+    if dense.is_plain:
+        return _connect(_connect(x, dense), heads)
     n_crops = tf.shape(x)[0]
     n_rows = tf.maximum(n_crops + _DUMMY_ROWS, _DENSE_ROWS)
     x = tf.pad(tf.reshape(x, (n_crops, -1)), [[0, n_rows - n_crops], [0, 0]])
@@ -284,7 +307,7 @@ def look_at_crops(
     def look(part: Any) -> Any:
         rows = slice(part * at_once, (part + 1) * at_once)
         crops = tf.image.crop_and_resize(
-            frames, boxes[rows], index[rows], (size_px, size_px), extrapolation_value=127.5
+            frames, boxes[rows], index[rows], (size_px, size_px), extrapolation_value=OUTSIDE
         )
         return network(crops)
 

@@ -110,6 +110,14 @@ class OutputFacts:
 
 
 @dataclass(frozen=True)
+class EngineFacts:
+    """What computed the networks: one of `batchfer.engines.ENGINES`, and its version."""
+
+    name: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
 class RunFacts:
     """The content of ``run.json``. What a file of another version does not tell has its default.
 
@@ -132,6 +140,7 @@ class RunFacts:
     blur_faces: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
     model: ModelFacts = ModelFacts()
+    engine: EngineFacts = EngineFacts()
     device: str = ""
     machine: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from batchfer import __version__
+from batchfer.engines import tell_version
 from batchfer.errors import OutputError, Reason
 from batchfer.files import PARTS_FOLDER, mark_input
 from batchfer.machine import uses_onednn
@@ -120,7 +121,8 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
 
     The model counts by its content, so that a renamed file is the same model and a retrained one
     is not; the same holds for the user's events. TensorFlow's kernels count, since their last
-    digits differ; the processor does not, so that another one can go on with a folder. How a batch
+    digits differ, and so does the engine with its version; the processor does not, so that another
+    one can go on with a folder. How a batch
     goes on (``overwrite``, ``fail_fast``, ``timeout_s``) does not count, nor who took part: that is
     told beside the results.
     """
@@ -130,7 +132,12 @@ def hash_settings(options: AnalyzeOptions, outputs: OutputOptions, model_sha256:
     if outputs.events is not None:
         written["events"] = mark_input(outputs.events)
     deciding = asdict(options)
-    deciding |= {"model": model_sha256, "version": __version__, "onednn": uses_onednn()}
+    deciding |= {
+        "model": model_sha256,
+        "version": __version__,
+        "engine": f"{options.engine} {tell_version(options.engine)}",
+        "onednn": uses_onednn(),
+    }
     return Settings(_hash(deciding), _hash(deciding | written))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from batchfer.emotions.card import find_model, read_card
+from batchfer.engines import ENGINES, TENSORFLOW
 from batchfer.errors import BatchferError
 from batchfer.results.facts import RunFacts
 from batchfer.results.journal import JOURNAL_NAME, Journal
@@ -112,14 +113,21 @@ def _option(all_facts: Sequence[RunFacts], name: str) -> str:
     return _join(facts.options.get(name, "an unknown") for facts in all_facts)
 
 
+def _tell_engine(facts: RunFacts) -> str:
+    """Return what computed the networks; what older versions do not tell is TensorFlow."""
+    name = facts.engine.name or TENSORFLOW
+    version = facts.engine.version or facts.versions.get(name, "unknown")
+    return f"{ENGINES.get(name, name)} {version}"
+
+
 def _tell_faces(all_facts: Sequence[RunFacts]) -> str:
     n_frames = sum(facts.frames.analyzed or 0 for facts in all_facts)
     versions = [facts.versions for facts in all_facts]
     sampling = _join(_tell_sampling(facts) for facts in all_facts)
     return (
         f"{len(all_facts)} recordings ({n_frames:,} analyzed frames) were processed with batchfer "
-        f"{_join(facts.batchfer for facts in all_facts)} (TensorFlow "
-        f"{_join(told.get('tensorflow', 'unknown') for told in versions)}, mtcnn "
+        f"{_join(facts.batchfer for facts in all_facts)} "
+        f"({_join(_tell_engine(facts) for facts in all_facts)}, mtcnn "
         f"{_join(told.get('mtcnn', 'unknown') for told in versions)}), analyzing {sampling}. Faces "
         "were found with MTCNN (Zhang et al., 2016) where its score was at least "
         f"{_option(all_facts, 'face_threshold')} and the longer side of the face at least "

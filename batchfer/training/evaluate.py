@@ -22,7 +22,7 @@ from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.faces.whole_pictures import add_whole_pictures
-from batchfer.files import display_name, prepare_output
+from batchfer.files import display_name, locate_cache, prepare_output
 from batchfer.locks import lock_output
 from batchfer.machine import choose_device, hide_stderr
 from batchfer.media.images import read_image
@@ -34,7 +34,7 @@ from batchfer.training.evaluation import (
     record_figures,
     write_results,
 )
-from batchfer.training.face_sets import FaceSet, load_faces, locate_cache
+from batchfer.training.face_sets import FaceSet, load_faces
 from batchfer.training.figures import (
     Figures,
     apply_temperature,

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -85,17 +84,6 @@ class FaceSet:
 def _count_classes(labels: Integers) -> dict[str, int]:
     counts = np.bincount(labels, minlength=len(EMOTIONS)).tolist()
     return dict(zip(EMOTIONS, counts, strict=True))
-
-
-def locate_cache() -> Path:
-    """Return the folder for decoded pictures: ``$XDG_CACHE_HOME/batchfer`` or its usual place."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    if home:
-        return Path(home) / "batchfer"
-    try:
-        return Path.home() / ".cache" / "batchfer"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / "batchfer-cache"
 
 
 def load_faces(

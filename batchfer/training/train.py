@@ -14,13 +14,13 @@ from batchfer.emotions.card import ModelCard
 from batchfer.emotions.classifier import load_network
 from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError, UsageError
-from batchfer.files import PARTS_FOLDER, display_name, prepare_output
+from batchfer.files import PARTS_FOLDER, display_name, locate_cache, prepare_output
 from batchfer.locks import lock_output
 from batchfer.schema import EMOTIONS, Floats
 from batchfer.training.batches import spread_over_gpus
 from batchfer.training.checkpoints import hash_faces, read_state
 from batchfer.training.evaluate import Progress
-from batchfer.training.face_sets import FaceSet, Splits, check_classes, load_faces, locate_cache
+from batchfer.training.face_sets import FaceSet, Splits, check_classes, load_faces
 from batchfer.training.figures import apply_temperature
 from batchfer.training.head import add_people
 from batchfer.training.layouts import FaceList, list_faces, read_votes, tell_skipped

@@ -9,6 +9,7 @@ from mtcnn.stages import StagePNet
 from skimage import data
 
 from batchfer.errors import MachineError, UsageError
+from batchfer.faces import cascade_tensorflow
 from batchfer.faces import detector as detector_module
 from batchfer.faces import mtcnn as mtcnn_module
 from batchfer.faces.boxes import measure_iou
@@ -149,12 +150,12 @@ def test_splitting_large_work_changes_no_bit(
 ) -> None:
     frames = np.stack([CROWD, CROWD[:, ::-1]])
     whole = detector.detect(frames)
-    monkeypatch.setattr(detector_module, "_FLOAT_PIXELS", 0)
-    monkeypatch.setattr(detector_module, "_FRAME_PIXELS", 1)
-    monkeypatch.setattr(detector_module, "_PROPOSAL_PIXELS", 1)
-    monkeypatch.setattr(detector_module, "_STRIP_PIXELS", 5_000)
-    monkeypatch.setattr(detector_module, "_REFINEMENT_CROPS", 12)
-    monkeypatch.setattr(detector_module, "_OUTPUT_CROPS", 4)
+    monkeypatch.setattr(cascade_tensorflow, "_FLOAT_PIXELS", 0)
+    monkeypatch.setattr(cascade_tensorflow, "_FRAME_PIXELS", 1)
+    monkeypatch.setattr(cascade_tensorflow, "_PROPOSAL_PIXELS", 1)
+    monkeypatch.setattr(cascade_tensorflow, "_STRIP_PIXELS", 5_000)
+    monkeypatch.setattr(cascade_tensorflow, "_REFINEMENT_CROPS", 12)
+    monkeypatch.setattr(cascade_tensorflow, "_OUTPUT_CROPS", 4)
     assert_same(Detector(min_face_px=20).detect(frames), whole)
 
 
@@ -164,7 +165,7 @@ def test_too_little_memory_halves_the_batch_for_good(
 ) -> None:
     detector = Detector(min_face_px=20)
     whole = detector.detect(MOVING)
-    look, sizes, most = detector._look_at_levels, [], 1
+    look, sizes, most = detector._networks._look_at_levels, [], 1
 
     def fail_on_many(frames, levels):  # type: ignore[no-untyped-def]
         sizes.append(len(frames))
@@ -172,7 +173,7 @@ def test_too_little_memory_halves_the_batch_for_good(
             raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
         return look(frames, levels)
 
-    monkeypatch.setattr(detector, "_look_at_levels", fail_on_many)
+    monkeypatch.setattr(detector._networks, "_look_at_levels", fail_on_many)
     detector_module._log_shrinking.cache_clear()
     with caplog.at_level("WARNING"):
         assert_same(detector.detect(MOVING), whole)
@@ -197,7 +198,7 @@ def test_every_frame_size_is_served(detector: Detector) -> None:
     for side in range(150, 180, 3):
         frame = cv2.resize(PORTRAIT, (side, side + 7), interpolation=cv2.INTER_AREA)
         assert len(detector.detect(frame[None])) == 1, side
-    for graph in detector._run_proposal.values():
+    for graph in detector._networks._run_proposal.values():
         assert isinstance(graph, tf.types.experimental.ConcreteFunction), "one graph"
 
 

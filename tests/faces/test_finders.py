@@ -27,7 +27,7 @@ POINTS = [(32, 26), (48, 26), (40, 34), (34, 42), (46, 42)]
 class OneFace:
     """Sees a face at the same place of every frame, and nothing else; has no method but these."""
 
-    def __init__(self, min_face_px: int, face_threshold: float, device: str) -> None:
+    def __init__(self, min_face_px: int, face_threshold: float, device: str, engine: str) -> None:
         self.min_face_px, self.face_threshold = min_face_px, face_threshold
 
     def detect(self, images: Any) -> FaceDetections:
