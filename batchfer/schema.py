@@ -288,6 +288,7 @@ class Job:
     name: str
     destination: Path
     named: bool = True
+    url: str = ""
 
 
 Status = Literal["ok", "partial", "failed", "skipped"]

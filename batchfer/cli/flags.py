@@ -18,6 +18,15 @@ Inputs = Annotated[
         help="Files and folders; folders are walked.", show_default=False, readable=False
     ),
 ]
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders and URLs, as s3://bucket/study; all below them.", show_default=False
+    ),
+]
+PlaceOfResults = Annotated[
+    str, typer.Option("-o", "--output", metavar="PATH", help="Folder or URL for the results.")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 People = Annotated[
     Path | None,
