@@ -33,6 +33,9 @@ SETTLE_S = 2.0
 N_THREADS = 16
 """Objects that are fetched or put at a time."""
 
+CHUNK_BYTES = 16 * 1024**2
+"""What is asked for at a time of an object that is copied."""
+
 HELD = f"{PARTS_FOLDER}/held.json"
 """The object that says who holds what lies beside it."""
 
@@ -170,13 +173,14 @@ class Store:
             FileNotFoundError: It is not there.
             OSError: The file cannot be written.
         """
-        from pyarrow.fs import LocalFileSystem, copy_files
 
-        target = str(path)
-        self._ask(
-            name,
-            lambda: copy_files(self._locate(name), target, self._system, LocalFileSystem()),
-        )
+        def fetch() -> None:
+            opened = self._system.open_input_stream(self._locate(name), compression=None)
+            with opened as stream, path.open("wb") as file:
+                while chunk := stream.read(CHUNK_BYTES):  # a request each
+                    file.write(chunk)
+
+        self._ask(name, fetch)
 
     def put(self, name: str, path: Path) -> None:
         """Copy a file to an object, which appears when all of it is there."""
@@ -184,7 +188,8 @@ class Store:
 
         def put() -> None:
             self._make_room(name)
-            copy_files(str(path), self._locate(name), LocalFileSystem(), self._system)
+            target = self._locate(name)
+            copy_files(str(path), target, LocalFileSystem(), self._system, chunk_size=CHUNK_BYTES)
 
         self._ask(name, put)
 
@@ -244,25 +249,34 @@ def _connect(url: Url) -> tuple[Any, str]:
     import pyarrow
     from pyarrow.fs import FileSystem
 
-    text = f"{url.scheme}://{url.place}" + (f"?{url.query}" if url.query else "")
-    if url.scheme == "file":
-        text = "file:///"
-    elif url.scheme in ("gs", "gcs") and "retry_limit_seconds" not in url.query:
-        text += ("&" if url.query else "?") + "retry_limit_seconds=60"  # else a quarter of an hour
     try:
-        try:
-            return FileSystem.from_uri(text)  # type: ignore[no-any-return]
-        except pyarrow.ArrowInvalid as error:
-            if "Unrecognized filesystem" not in str(error):
-                raise
-            return FileSystem.from_uri(f"fsspec+{text}")  # type: ignore[no-any-return]
-    except ImportError as error:
-        told = f"{url}: needs fsspec, and what it needs for {url.scheme}: pip install fsspec"
-        raise MachineError(told) from error
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, ValueError) as error:
-        raise UsageError(f"{url}: {one_line(error)}") from error
-    except OSError as error:
-        raise StoreError(f"{url}: {one_line(error)}") from error
+        for text in _name_systems(url):
+            try:
+                return FileSystem.from_uri(text)  # type: ignore[no-any-return]
+            except pyarrow.ArrowInvalid as refused:
+                error = refused
+    except ImportError as lack:
+        told = f"{url}: needs fsspec, and what that needs for {url.scheme}: pip install fsspec"
+        raise MachineError(told) from lack
+    except (pyarrow.ArrowNotImplementedError, ValueError) as refused:
+        error = refused
+    except OSError as silence:
+        raise StoreError(f"{url}: {one_line(silence)}") from silence
+    raise UsageError(f"{url}: {one_line(error)}") from error
+
+
+def _name_systems(url: Url) -> Iterator[str]:
+    """Yield how a store may be asked for, the best way first."""
+    text = f"{url.scheme}://{url.place}" if url.scheme != "file" else "file:///"
+    if url.scheme in ("gs", "gcs") and "retry_limit_seconds" not in url.query:
+        yield f"{text}?{'&'.join((*filter(None, [url.query]), 'retry_limit_seconds=60'))}"
+        return  # else a quarter of an hour
+    if url.scheme == "s3":  # one request for a small object; PyArrow before 19 does not know it
+        yield f"{text}?{'&'.join((*filter(None, [url.query]), 'allow_delayed_open=true'))}"
+    text += f"?{url.query}" if url.query else ""
+    yield text
+    if url.scheme != "s3":
+        yield f"fsspec+{text}"
 
 
 def work_together(works: Iterable[Callable[[], object]]) -> None:

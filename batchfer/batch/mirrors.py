@@ -185,8 +185,8 @@ class Mirror(Near):
         self.home, self.output = url, self.locate(url)
         marks = dict(store.list())
         inner = {name: marks.pop(name) for name in list(marks) if _is_inner(name)}
-        for name in _list_half_put(store, inner, marks):
-            marks.pop(name, None)
+        for note in (name for name in inner if name.endswith(f"/{PUBLISHING}")):
+            self._look_at_half_put(store, note, inner, marks)
         self.joined = frozenset(JOINED_NAMES) & marks.keys()
         self._make(self.output, url, marks)
         self._read(store, marks)
@@ -238,6 +238,20 @@ class Mirror(Near):
         except OSError as error:
             raise OutputError(f"{store.url / name}: {one_line(error)}") from error
 
+    def _look_at_half_put(
+        self, store: Store, note: str, inner: Marks, marks: dict[str, Mapping[str, int]]
+    ) -> None:
+        """Pass over what a run that was killed has put of a result, or remove what it has left."""
+        parts = note.rpartition("/")[0]
+        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            told = json.loads(store.read(note))
+            folder, names = told["folder"], list(told["files"])
+            if f"{folder}/{FACTS_NAME}" not in marks:
+                for name in names:
+                    marks.pop(f"{folder}/{name}", None)
+            elif f"{RECORDS}/{parts.rpartition('/')[2]}.json" in inner:
+                store.delete_below(parts)
+
     def _recall(self, store: Store, names: Sequence[str]) -> None:
         """Let the records of a run that did not come to its end be read like those of a shard."""
         if not names:
@@ -264,15 +278,6 @@ def _can_be_file(name: str) -> bool:
     return all(
         part not in ("", ".", "..") and len(part.encode()) <= MAX_NAME_BYTES for part in parts
     )
-
-
-def _list_half_put(store: Store, inner: Marks, marks: Marks) -> Iterator[str]:
-    """Yield the objects of results that a run was putting when it was killed."""
-    for note in (name for name in inner if name.endswith(f"/{PUBLISHING}")):
-        with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            told = json.loads(store.read(note))
-            if f"{told['folder']}/{FACTS_NAME}" not in marks:
-                yield from (f"{told['folder']}/{name}" for name in told["files"])
 
 
 class AtStores:
@@ -353,7 +358,7 @@ class AtStores:
             lines = file.read().splitlines()
             self._n_read = file.tell()
             names = [str(json.loads(line)["input"]) for line in lines]
-            keys = (hashlib.sha256(name.encode()).hexdigest()[:16] for name in names)
+            keys = (locate_parts(output, name).name for name in names)
             for key, line in zip(keys, lines, strict=True):
                 store.write(f"{RECORDS}/{key}.json", line)
         for result in ended:
