@@ -1,34 +1,24 @@
-"""Object stores: what lies below a URL, to be listed, fetched and put; and who holds it.
+"""Object stores: what lies below a URL, to be listed, fetched and put.
 
 An object appears whole or not at all, but nothing can be renamed, several objects do not appear at
-once, and nobody can be kept out. `pyarrow.fs` speaks to S3, Google Cloud Storage and more, and with
-fsspec, if that is installed, to others.
+once. `pyarrow.fs` speaks to S3, Google Cloud Storage and more, and with fsspec, if that is installed,
+to others.
 """
 
-import json
 import re
-import secrets
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from filelock import FileLock, Timeout
-
 from batchfer.errors import MachineError, OutputError, UsageError, one_line
-from batchfer.files import PARTS_FOLDER
-from batchfer.locks import BEAT_S, LOCK_PATIENCE_S, SILENCE_S
 
 PAUSES_S = (5.0, 25.0)
 """How long a store that does not answer is waited for before it is asked again."""
-
-SETTLE_S = 2.0
-"""Of two runs that begin at the same moment, the one that was heard last has the store."""
 
 N_THREADS = 16
 """Objects that are fetched or put at a time."""
@@ -36,11 +26,10 @@ N_THREADS = 16
 CHUNK_BYTES = 16 * 1024**2
 """What is asked for at a time of an object that is copied."""
 
-HELD = f"{PARTS_FOLDER}/held.json"
-"""The object that says who holds what lies beside it."""
-
 PUBLISHING = "publishing.json"
 """The object that tells, among the parts of an input, which files of its result are being put."""
+
+MAX_NAME_BYTES = 255
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "THROTTL", "UNAVAILABLE", "INTERNAL", "TIMEOUT")
@@ -60,6 +49,18 @@ class StoreError(OutputError):
         """Keep what it is about beside what is said of it."""
         super().__init__(message)
         self.is_refused = is_refused
+
+
+def can_be_file(name: str) -> bool:
+    """Return whether the name of an object can be that of a file below a folder, "" the folder's.
+
+    Of a name with ``..`` it would lie elsewhere.
+    """
+    parts = name.split("/") if name else []
+    return all(
+        part not in ("", ".", "..") and "\0" not in part and len(part.encode()) <= MAX_NAME_BYTES
+        for part in parts
+    )
 
 
 def is_url(text: str) -> bool:
@@ -108,8 +109,12 @@ class Url:
 class Store:
     """The objects below a URL, by their names there; the object itself has the name ""."""
 
-    def __init__(self, url: Url) -> None:
+    def __init__(self, url: Url, pauses_s: Sequence[float] | None = None) -> None:
         """Reach the store.
+
+        Args:
+            url: What is looked at.
+            pauses_s: How long it is waited for each time that it does not answer.
 
         Raises:
             UsageError: There is no such kind of store.
@@ -117,6 +122,7 @@ class Store:
             StoreError: It cannot be reached.
         """
         self.url = url
+        self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self._system, base = _connect(replace(url, key=""))
         self._path = f"{base.rstrip('/')}/{url.key}".rstrip("/") if url.key else base
 
@@ -223,7 +229,7 @@ class Store:
             OSError: The fault is of this machine.
             StoreError: It does not answer, or refuses.
         """
-        for pause_s in (*PAUSES_S, None):
+        for pause_s in (*self._pauses_s, None):
             try:
                 return work()
             except FileNotFoundError:
@@ -284,124 +290,3 @@ def work_together(works: Iterable[Callable[[], object]]) -> None:
     with ThreadPoolExecutor(N_THREADS, thread_name_prefix="batchfer-store") as pool:
         for future in [pool.submit(work) for work in works]:
             future.result()
-
-
-class Hold:
-    """Says all the time that a run holds what lies below a URL, until somebody else says so."""
-
-    def __init__(self, store: Store, token: str, file: int) -> None:
-        """Begin with having it.
-
-        Args:
-            store: What is held.
-            token: Tells this run from others.
-            file: The open file that holds it against others of this machine.
-        """
-        self.file = file
-        self._store, self._token, self._n_beats = store, token, 0
-        self._is_over, self._is_lost = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._tell, name="batchfer-beat", daemon=True)
-
-    def check(self) -> None:
-        """See that nobody has taken it for left.
-
-        Raises:
-            OutputError: Somebody has.
-        """
-        if self._is_lost.is_set():
-            raise OutputError(f"{self._store.url}: another run has begun to write there")
-
-    def __enter__(self) -> Self:
-        """Say so for the first time, and see that one is heard.
-
-        Raises:
-            OutputError: Another run was heard instead.
-        """
-        self._beat()
-        time.sleep(SETTLE_S)
-        if _read_token(self._store) != self._token:
-            raise OutputError(f"{self._store.url}: another run is writing there")
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave it."""
-        self._is_over.set()
-        self._thread.join()
-        with suppress(StoreError):
-            if _read_token(self._store) == self._token:
-                self._store.delete(HELD)
-
-    def _beat(self) -> None:
-        beat = {"token": self._token, "beat": self._n_beats}
-        self._store.write(HELD, json.dumps(beat).encode())
-        self._n_beats += 1
-
-    def _tell(self) -> None:
-        while not self._is_over.wait(BEAT_S):
-            with suppress(StoreError):  # whoever writes results there meets that, too
-                if _read_token(self._store) != self._token:
-                    self._is_lost.set()
-                    return
-                self._beat()
-
-
-@contextmanager
-def hold_store(store: Store, lock: Path) -> Iterator[Hold]:
-    """Hold what lies below a URL alone, by an object that changes every few seconds.
-
-    A store keeps nobody out: whoever is overtaken learns it within seconds, and ends.
-
-    Args:
-        store: What is held.
-        lock: A file of this machine for it. A run of this machine that was killed is known by it,
-            and need not be watched.
-
-    Raises:
-        OutputError: Another run holds it.
-    """
-    taken = f"{store.url}: another run is writing there"
-    own, last = FileLock(lock), lock.with_suffix(".token")
-    try:
-        own.acquire(timeout=LOCK_PATIENCE_S)
-    except Timeout as error:
-        raise OutputError(taken) from error
-    try:
-        before = last.read_text(encoding="utf-8") if last.is_file() else None
-        if _read_token(store) not in (None, before) and not _is_left(store):
-            raise OutputError(taken)
-        token = secrets.token_hex(8)
-        last.write_text(token, encoding="utf-8")
-        # The library has no other name for it.
-        with Hold(store, token, own._context.lock_file_fd or 0) as hold:
-            yield hold
-    finally:
-        own.release()
-
-
-def _read_beat(store: Store) -> bytes | None:
-    try:
-        return store.read(HELD)
-    except FileNotFoundError:
-        return None
-
-
-def _read_token(store: Store) -> str | None:
-    """Return who holds a store, None if nobody does."""
-    content = _read_beat(store)
-    if content is None:
-        return None
-    with suppress(ValueError, KeyError, TypeError):
-        return str(json.loads(content)["token"])
-    return ""
-
-
-def _is_left(store: Store) -> bool:
-    """Return whether whoever holds a store is silent; watches, until it is heard."""
-    first = _read_beat(store)
-    end_s = time.monotonic() + SILENCE_S
-    while time.monotonic() < end_s:
-        time.sleep(BEAT_S / 4)
-        if _read_beat(store) != first:
-            return False
-    return True

@@ -17,6 +17,7 @@ FLOORS = [
     {"results", "analysis", "training"},
     {"timeline", "emotions"},
     {"faces", "media", "texts"},
+    {"store_locks"},
     {"stores"},
     {"locks", "scratch"},
     {"files", "processes", "machine"},

@@ -34,15 +34,14 @@ from batchfer.results.journal import DONE, JOURNAL_NAME
 from batchfer.schema import JobResult
 from batchfer.scratch import find_scratch, remove_left, scratch_folder
 from batchfer.spread import Spread
-from batchfer.stores import PUBLISHING, Hold, Marks, Store, Url, hold_store, is_url, work_together
+from batchfer.store_locks import Hold, hold_store
+from batchfer.stores import PUBLISHING, Marks, Store, Url, can_be_file, is_url, work_together
 
 RECORDS = f"{PARTS_FOLDER}/records"
 """The outcomes of single inputs, an object each, until the journal has them."""
 
 READ_NAMES = frozenset({FACTS_NAME, SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME})
 """Files of results that are read again when a batch is planned and joined."""
-
-MAX_NAME_BYTES = 255
 
 
 class ExecutorInUse(Executor, Protocol):
@@ -209,7 +208,7 @@ class Mirror(Near):
         for name, mark in marks.items():
             target = path / name
             try:
-                if not _can_be_file(name):
+                if not can_be_file(name):
                     raise OSError("no file can have this name")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with target.open("wb") as file:
@@ -226,7 +225,8 @@ class Mirror(Near):
         names = []
         for name in marks:
             folder, _, last = name.rpartition("/")
-            if name == JOURNAL_NAME or (last in READ_NAMES and folder in results):
+            is_read = name == JOURNAL_NAME or (last in READ_NAMES and folder in results)
+            if is_read and can_be_file(name):
                 names.append(name)
         work_together(partial(self._fetch, store, name, marks[name]) for name in names)
 
@@ -271,13 +271,6 @@ class Mirror(Near):
 def _is_inner(name: str) -> bool:
     """Return whether an object is none of the results, but helps to make them."""
     return name.startswith(f"{PARTS_FOLDER}/")
-
-
-def _can_be_file(name: str) -> bool:
-    parts = name.split("/")[name == "" :]
-    return all(
-        part not in ("", ".", "..") and len(part.encode()) <= MAX_NAME_BYTES for part in parts
-    )
 
 
 class AtStores:

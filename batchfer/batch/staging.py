@@ -30,7 +30,7 @@ from batchfer.results.folder import ResultFolder
 from batchfer.results.journal import DONE
 from batchfer.schema import JobResult
 from batchfer.scratch import scratch_folder
-from batchfer.stores import PUBLISHING, Store, StoreError, Url, work_together
+from batchfer.stores import PUBLISHING, Store, StoreError, Url, can_be_file, work_together
 
 SPARE_BYTES = 256 * 1024**2
 """What is left free on the disk beside an input and as much again for its results."""
@@ -218,6 +218,8 @@ def _fetch_past(home: Url, task: Task, staged: Task) -> None:
         wanted.append((Store(home / name), staged.destination))
     for store, folder in wanted:
         for name, mark in store.list().items():
+            if not can_be_file(name):
+                continue
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             store.fetch(name, path)

@@ -13,7 +13,7 @@ from clips import make_clip
 from running import MACHINE, get_tools
 from typer.testing import CliRunner
 
-from batchfer import scratch, stores
+from batchfer import scratch, store_locks, stores
 from batchfer.batch import mirrors, parts, staging
 from batchfer.batch.events import Task
 from batchfer.batch.executors import InProcess
@@ -26,7 +26,8 @@ from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
 from batchfer.scratch import find_scratch, scratch_folder
-from batchfer.stores import HELD, PUBLISHING, Store, StoreError, Url, hold_store, is_url
+from batchfer.store_locks import HELD, hold_store
+from batchfer.stores import PUBLISHING, Store, StoreError, Url, is_url
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = OutputOptions(annotate=False, report=False)
@@ -36,10 +37,10 @@ TABLES = OutputOptions(annotate=False, report=False)
 def nothing_takes_long(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Pauses are short, and scratch folders are this test's."""
     monkeypatch.setattr(stores, "PAUSES_S", (0.01, 0.01))
-    monkeypatch.setattr(stores, "SETTLE_S", 0.05)
-    monkeypatch.setattr(stores, "BEAT_S", 0.2)
-    monkeypatch.setattr(stores, "SILENCE_S", 0.6)
-    monkeypatch.setattr(stores, "LOCK_PATIENCE_S", 0.1)
+    monkeypatch.setattr(store_locks, "SETTLE_S", 0.05)
+    monkeypatch.setattr(store_locks, "BEAT_S", 0.2)
+    monkeypatch.setattr(store_locks, "SILENCE_S", 0.6)
+    monkeypatch.setattr(store_locks, "LOCK_PATIENCE_S", 0.1)
     own = tmp_path / "scratch"
     own.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(own))
@@ -203,7 +204,7 @@ def test_a_store_that_does_not_answer_is_asked_again(
 def test_a_store_is_held_alone(
     bucket: Url, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stores, "SILENCE_S", 60.0)
+    monkeypatch.setattr(store_locks, "SILENCE_S", 60.0)
     store = Store(bucket / "out")
     with hold_store(store, tmp_path / "one.lock"):
         for lock in ("one.lock", "another.lock"):  # of this machine, and of another
@@ -228,7 +229,7 @@ def test_who_was_killed_here_is_known_and_elsewhere_is_watched(
     def watch(_: Store) -> bool:
         raise AssertionError("it was of this machine")
 
-    monkeypatch.setattr(stores, "_is_left", watch)
+    monkeypatch.setattr(store_locks, "_is_left", watch)
     with hold_store(store, (tmp_path / "lock.lock")):
         pass
 
@@ -249,7 +250,7 @@ def test_of_two_that_begin_together_the_later_one_has_it(
 ) -> None:
     store = Store(bucket / "out")
     other = json.dumps({"token": "other", "beat": 0}).encode()
-    monkeypatch.setattr(stores.time, "sleep", lambda _: store.write(HELD, other))
+    monkeypatch.setattr(store_locks.time, "sleep", lambda _: store.write(HELD, other))
     with (
         pytest.raises(OutputError, match="another run is writing there"),
         hold_store(store, tmp_path / "lock"),
@@ -631,11 +632,34 @@ def test_what_cannot_be_done_is_told_in_one_line(
     assert tell("video", bucket / "odd", "-o", tmp_path / "out") == told
 
 
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "a//b", "./a", "/a", "a/", "x" * 256])
+def test_a_name_that_leads_elsewhere_is_none_of_a_file(name: str) -> None:
+    assert not stores.can_be_file(name)
+    assert stores.can_be_file("") and stores.can_be_file("a/..b/ c.mp4")
+
+
+@pytest.mark.slow
+def test_no_object_is_brought_to_another_place(
+    at_store: AtStore, study: Url, bucket: Url, server: str
+) -> None:
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
+    parts = locate_parts(Path(), "c.mp4").as_posix()
+    evil = ["out/../../../evil/run.json", f"out/{parts}/../../../../../evil", "out/a//run.json"]
+    for key in evil:
+        client.put_object(Bucket=bucket.place, Key=key, Body=b"evil")
+    assert at_store(study / "sub", bucket / "out")["c.mp4"].status == "ok"
+    assert not [path for path in find_scratch().parent.parent.rglob("evil*")]
+    assert not [key for key in at_store.fetched if ".." in key or "//" in key]
+
+
 @pytest.mark.slow
 def test_the_command_does_it_with_a_worker(
     server: str, bucket: Url, study: Url, tmp_path: Path, toy_model: Path
 ) -> None:
-    given = ["video", study, "-o", bucket / "out", "--model", toy_model, "--no-annotate"]
+    given = ["video", study / "sub", study / "a b.mp4", "-o", bucket / "out"]
+    given += ["--model", toy_model, "--no-annotate"]
     for status in ("ok", "skipped"):
         done = subprocess.run(
             [sys.executable, "-m", "batchfer", *map(str, given), "--json"],
@@ -643,6 +667,6 @@ def test_the_command_does_it_with_a_worker(
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         told = {entry["input"]: entry for entry in map(json.loads, done.stdout.splitlines())}
-        assert {told[name]["status"] for name in ("a b.mp4", "sub/c.mp4")} == {status}
+        assert {told[name]["status"] for name in ("a b.mp4", "c.mp4")} == {status}
         assert f"results in {bucket}/out" in done.stderr
     assert mirrors.RECORDS not in {name.rpartition("/")[0] for name in Store(bucket / "out").list()}
