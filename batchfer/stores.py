@@ -1,8 +1,8 @@
 """Object stores: what lies below a URL, to be listed, fetched and put.
 
 An object appears whole or not at all, but nothing can be renamed, several objects do not appear at
-once. `pyarrow.fs` speaks to S3, Google Cloud Storage and more, and with fsspec, if that is installed,
-to others.
+once. `pyarrow.fs` speaks to S3, Google Cloud Storage and more, and by fsspec, if that is there, to
+others.
 """
 
 import re

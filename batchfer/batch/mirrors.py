@@ -124,9 +124,13 @@ class Mirror(Near):
 
     def locate(self, url: Url) -> Path:
         """Return the path of what stands for an object or a prefix."""
-        shown = str(replace(url, key="")).partition("://")[2]
-        bucket = self.root / url.scheme / (shown or "_")
-        self._urls[bucket] = replace(url, key="")
+        place = replace(url, key="")
+        name = str(place).partition("://")[2] or "_"
+        if url.query or url.place not in (name, ""):  # another server may have one of that name
+            opened = f"{url.place}?{url.query}".encode()
+            name = f"{name}~{hashlib.sha256(opened).hexdigest()[:8]}"
+        bucket = self.root / url.scheme / name
+        self._urls[bucket] = place
         return bucket / url.key if url.key else bucket
 
     def find_url(self, path: Path) -> Url | None:
@@ -154,7 +158,7 @@ class Mirror(Near):
 
     def translate(self, text: str) -> str:
         """Return a text in which stand-ins have the names of what they stand for."""
-        for bucket, url in self._urls.items():
+        for bucket, url in sorted(self._urls.items(), reverse=True):  # longer names first
             text = text.replace(str(bucket), str(url))
         return text
 

@@ -71,6 +71,19 @@ def test_what_opens_a_store_is_not_shown() -> None:
     assert str(Url.parse("abfs://container@account/x")) == "abfs://container@account/x"
 
 
+def test_what_stands_for_an_object_is_told_by_its_url(tmp_path: Path) -> None:
+    mirror = mirrors.Mirror([], Path("out"), tmp_path)
+    texts = ("s3://b/x", "s3://b2/x", "s3://b/x?endpoint_override=h", "gs://b/x", "file:///b/x")
+    urls = [Url.parse(text) for text in texts]
+    paths = [mirror.locate(url / "a b.mp4") for url in urls]
+    assert len(set(paths)) == 5  # two servers may have a bucket of one name
+    assert [mirror.find_url(path) for path in paths] == [url / "a b.mp4" for url in urls]
+    assert (
+        mirror.translate(f"{paths[1]}: is {paths[2]}") == "s3://b2/x/a b.mp4: is s3://b/x/a b.mp4"
+    )
+    assert mirror.find(tmp_path / "elsewhere") == ""
+
+
 def test_a_slip_in_a_url_is_told_in_one_line() -> None:
     with pytest.raises(UsageError, match=r"^s3:///x: no bucket is named$"):
         Url.parse("s3:///x")
