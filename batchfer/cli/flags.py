@@ -21,7 +21,8 @@ Inputs = Annotated[
 Places = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders and URLs, as s3://bucket/study; all below them.", show_default=False
+        help="Files and folders, which are walked; of videos also URLs, as s3://bucket/study.",
+        show_default=False,
     ),
 ]
 PlaceOfResults = Annotated[
