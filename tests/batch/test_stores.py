@@ -1,6 +1,7 @@
 """Batches whose inputs and results lie in an object store: moto's server on loopback."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -677,6 +678,7 @@ def test_the_command_does_it_with_a_worker(
         done = subprocess.run(
             [sys.executable, "-m", "batchfer", *map(str, given), "--json"],
             cwd=ROOT, capture_output=True, text=True, timeout=300,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         told = {entry["input"]: entry for entry in map(json.loads, done.stdout.splitlines())}
