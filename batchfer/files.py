@@ -178,8 +178,8 @@ def drop_links(folder: Path) -> None:
 
 
 def describe_source(job: Job) -> str:
-    """Return the absolute path of an input, as ``run.json`` names it."""
-    return str(display_name(Path(os.path.abspath(job.source))))  # noqa: PTH100
+    """Return the absolute path of an input, or its URL, as ``run.json`` names it."""
+    return job.url or str(display_name(Path(os.path.abspath(job.source))))  # noqa: PTH100
 
 
 def locate_parts(output: Path, name: str) -> Path:

@@ -278,6 +278,7 @@ class Job:
     name: str
     destination: Path
     named: bool = True
+    url: str = ""
 
 
 Status = Literal["ok", "partial", "failed", "skipped"]

@@ -136,6 +136,7 @@ class OnCluster:
         self._silence_s = silence_s
         self._heard_s: dict[int, float] = {}
         self._token = secrets.token_hex(4)
+        self._output: Path | None = None
         self._mark: Path | None = None
         self._room = self._n_started = self._n_vain = 0
         self._starting: set[int] = set()
@@ -154,13 +155,14 @@ class OnCluster:
         if self._mark is not None:
             with suppress(OSError):
                 self._mark.unlink()
+        if self._output is not None:
             self._engine.close()
 
     def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
         """Do tasks, see `Executor`; ``lock`` stays with the driver."""
         if not tasks:
             return
-        self._open(tasks[0].output)
+        self._open(tasks[0].output, is_shared=tasks[0].home is None)
         dispatcher = Dispatcher(tasks, self._token)
         for slot, hello in self._slots.items():
             dispatcher.welcome(slot, hello.node)
@@ -194,7 +196,7 @@ class OnCluster:
     def join(self, joint: Joint) -> None:
         """Write what is about all inputs: in a slot, or here if that cannot."""
         slot = next(iter(self._slots), None)
-        if slot is None:
+        if slot is None or self._mark is None:  # no slot sees what an object store is told of
             join(joint, self._load)
             return
         self._engine.join(slot, joint)
@@ -216,14 +218,16 @@ class OnCluster:
 
         return Tools(self._machine).load(options)
 
-    def _open(self, output: Path) -> None:
-        """Connect, and leave a mark in the output folder by which slots know it."""
-        if self._mark is not None:
+    def _open(self, output: Path, is_shared: bool) -> None:
+        """Connect, and leave a mark in a shared output folder by which slots know it."""
+        if self._output is not None:
             return
-        mark = output.absolute() / PARTS_FOLDER / f"cluster-{self._token}"
-        with atomic_write(mark) as path:
-            path.write_text(self._token, encoding="utf-8")
-        self._mark = mark
+        mark = None
+        if is_shared:
+            mark = output.absolute() / PARTS_FOLDER / f"cluster-{self._token}"
+            with atomic_write(mark) as path:
+                path.write_text(self._token, encoding="utf-8")
+        self._output, self._mark = output, mark
         timeout_s, memory_bytes = self._limits
         level = logging.getLogger("batchfer").getEffectiveLevel()
         machine = self._machine
@@ -309,8 +313,8 @@ class OnCluster:
         """
         self._n_vain = 0
         if not hello.sees_output:
-            assert self._mark is not None
-            where = display_name(self._mark.parent.parent)
+            assert self._output is not None
+            where = display_name(self._output)
             raise OutputError(f"{hello.host} does not see {where}: give an -o that all nodes share")
         own = describe_versions()
         others = [
@@ -364,8 +368,8 @@ class OnCluster:
             return
         for result in ended:
             for name in (result.job.name, f"{result.job.name}\0anew"):
-                assert self._mark is not None
-                shutil.rmtree(locate_parts(self._mark.parent.parent, name), ignore_errors=True)
+                assert self._output is not None
+                shutil.rmtree(locate_parts(self._output, name), ignore_errors=True)
             for slot, current in list(self._current.items()):
                 if current.label == result.job.name:
                     del self._current[slot]

@@ -13,6 +13,7 @@ from batchfer.batch.jobs import Kind
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import Entry
 from batchfer.schema import EventWindow, Job, JobResult, NeutralRecording
+from batchfer.stores import Url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,8 @@ class Task(Job):
     what the journal tells of the same numbers, if only other results are to be made of them.
     ``key`` tells the unfinished rows of pictures from those of others who work at the same time,
     ``attempt`` the unfinished parts of a video from those of others who may be at work on it still.
+    ``origin`` and ``home`` are where in object stores the input and the output folder lie, None for
+    those of the file system.
     """
 
     kind: Kind = field(compare=False)
@@ -42,6 +45,8 @@ class Task(Job):
     known: Entry | None = field(compare=False, default=None)
     key: str = field(compare=False, default="")
     attempt: str = field(compare=False, default="")
+    origin: Url | None = field(compare=False, default=None)
+    home: Url | None = field(compare=False, default=None)
 
 
 class Opened(NamedTuple):

@@ -3,9 +3,11 @@
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from batchfer.batch.events import Joint, Leave, Ready, Task, Wanting
 from batchfer.batch.joining import join
+from batchfer.batch.staging import is_staged, perform_staged
 from batchfer.batch.tools import Tools
 from batchfer.batch.videos import perform_feed
 from batchfer.batch.worker import perform
@@ -94,7 +96,10 @@ def serve(owner: Owner) -> None:
 
     def do(work: Sequence[Task] | Joint | Feed) -> None:
         if isinstance(work, Feed):
-            perform_feed(iter(work), tools, owner.tell, gate.wait, work.end)
+            feed = iter(work)
+            if (first := next(feed, None)) is not None:
+                perform_all = perform_staged if is_staged(first) else perform_feed
+                perform_all(chain([first], feed), tools, owner.tell, gate.wait, work.end)
             return
         if isinstance(work, Sequence):
             perform(work, tools, owner.tell)

@@ -1,7 +1,7 @@
 """What is on record of the inputs of a batch: what is to do, and what came of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +21,10 @@ from batchfer.spread import Shard
 
 @dataclass(frozen=True)
 class Batch:
-    """What a command asks for: files and folders of one kind, and where their results go."""
+    """What a command asks for: files and folders of one kind, and where their results go.
+
+    ``find_url`` returns where in an object store lies what a path stands for, "" for a file.
+    """
 
     kind: Kind
     inputs: Sequence[Path]
@@ -29,6 +32,7 @@ class Batch:
     options: AnalyzeOptions
     outputs: OutputOptions
     shard: Shard | None = None
+    find_url: Callable[[Path], str] | None = None
 
 
 class Records(ABC):
@@ -53,6 +57,8 @@ class Records(ABC):
         """
         batch = self.batch = replace(batch, options=batch.options.on("auto"))
         self.jobs, self.skipped = plan_jobs(batch.inputs, batch.output, batch.kind)
+        if (find_url := batch.find_url) is not None:
+            self.jobs = [replace(job, url=find_url(job.source)) for job in self.jobs]
         if batch.shard is not None:  # each has its name among all of them
             number, total = batch.shard
             self.jobs = self.jobs[number - 1 :: total]
@@ -152,7 +158,7 @@ class Records(ABC):
     def _make_task(self, job: Job) -> Task:
         batch = self.batch
         return Task(
-            *(job.source, job.name, job.destination, job.named),
+            *(job.source, job.name, job.destination, job.named, job.url),
             kind=batch.kind,
             output=batch.output,
             mark=mark_input(job.source),

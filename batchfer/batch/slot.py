@@ -87,12 +87,12 @@ class Place:
     """What a slot has to know.
 
     ``token`` is the content of the file ``mark``, by which it sees that it has the driver's
-    output folder before it. ``memory_bytes`` is what its worker may take, its share of the machine
-    if None; ``timeout_s`` the longest time for one input.
+    output folder before it; None where that lies in an object store. ``memory_bytes`` is what its
+    worker may take, its share of the machine if None; ``timeout_s`` the longest time for one input.
     """
 
     folder: Path
-    mark: Path
+    mark: Path | None
     token: str
     machine: Machine
     memory_bytes: int | None = None
@@ -140,7 +140,8 @@ class Slot:
         """Say where it is; ``node`` is how the cluster calls that."""
         place = self._place
         try:
-            sees_output = place.mark.read_text(encoding="utf-8") == place.token
+            mark = place.mark
+            sees_output = mark is None or mark.read_text(encoding="utf-8") == place.token
         except OSError:
             sees_output = False
         processor = str(describe_processor()["processor"])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from batchfer.batch.events import Joint, Task, Tell
 from batchfer.batch.joining import join
 from batchfer.batch.pictures import perform_pictures
+from batchfer.batch.staging import is_staged, perform_staged
 from batchfer.batch.tools import Tools
 from batchfer.batch.videos import perform_videos
 from batchfer.errors import BatchferError
@@ -21,6 +22,9 @@ def perform(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
         ModelError: The model cannot be used.
         MachineError: The device asked for is not there.
     """
+    if is_staged(tasks[0]):
+        perform_staged(iter(tasks), tools, tell)
+        return
     (perform_videos if tasks[0].kind == "video" else perform_pictures)(tasks, tools, tell)
 
 

@@ -10,7 +10,17 @@ import typer
 from typer.core import TyperGroup
 
 from batchfer import __version__
-from batchfer.cli.flags import Inputs, Only, Output, People, Results, Without, takes
+from batchfer.cli.flags import (
+    Inputs,
+    Only,
+    Output,
+    People,
+    PlaceOfResults,
+    Places,
+    Results,
+    Without,
+    takes,
+)
 from batchfer.cli.output import ClusterBars, Outcomes, ProgressBars, format_plan, set_up_logging
 from batchfer.errors import ExitCode, UsageError
 from batchfer.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, display_name
@@ -72,13 +82,13 @@ Replace = Annotated[
 @app.command(epilog="Example:  batchfer video interviews/ -o results --every 2")
 @takes
 def video(
-    inputs: Inputs,
+    inputs: Places,
     options: Annotated[AnalyzeOptions, Without(OF_PICTURES)],
     outputs: OutputOptions,
     machine: Machine,
     spread: Spread,
     telling: BatchTelling,
-    output: Output = Path("batchfer-results"),
+    output: PlaceOfResults = "batchfer-results",
 ) -> None:
     """Analyze videos: one folder each with timeline, annotated video and report."""
     _run("video", inputs, output, options, outputs, machine, spread, telling)
@@ -87,13 +97,13 @@ def video(
 @app.command(epilog="Example:  batchfer images photos/ -o results --min-face 30")
 @takes
 def images(
-    inputs: Inputs,
+    inputs: Places,
     options: Annotated[AnalyzeOptions, Without(OF_VIDEOS)],
     outputs: Annotated[OutputOptions, Without(OF_TIME)],
     machine: Machine,
     spread: Spread,
     telling: BatchTelling,
-    output: Output = Path("batchfer-results"),
+    output: PlaceOfResults = "batchfer-results",
 ) -> None:
     """Analyze pictures: one table for all, and annotated copies."""
     _run("image", inputs, output, options, outputs, machine, spread, telling)
@@ -101,8 +111,8 @@ def images(
 
 def _run(
     kind: "Kind",
-    inputs: list[Path],
-    output: Path,
+    inputs: list[str],
+    output: str,
     options: AnalyzeOptions,
     outputs: OutputOptions,
     machine: Machine,
@@ -110,18 +120,24 @@ def _run(
     telling: BatchTelling,
 ) -> NoReturn:
     set_up_logging(telling)
+    from batchfer.batch.mirrors import reach
     from batchfer.batch.ray_slots import choose_executor
     from batchfer.batch.records import Batch
     from batchfer.pipeline import run_batch
 
     started = time.monotonic()
     options = options.on(spread.name_device(machine.device))
-    batch = Batch(kind, inputs, output, options, outputs, spread.shard)
     bars = ProgressBars if spread.cluster is None else ClusterBars
-    with bars(telling.quiet) as progress, choose_executor(spread, machine, outputs) as executor:
-        outcomes = Outcomes(telling)
+    outcomes = Outcomes(telling)
+    with (
+        bars(telling.quiet) as progress,
+        reach(inputs, output) as near,
+        near.wrap(choose_executor(spread, machine, outputs)) as executor,
+    ):
+        near.check(kind, spread)
+        batch = Batch(kind, near.inputs, near.output, options, outputs, spread.shard, near.find)
         for result in run_batch(batch, executor, progress):
-            outcomes.add(result)
+            outcomes.add(near.tell(result))
     raise typer.Exit(outcomes.end(output, time.monotonic() - started))
 
 

@@ -18,6 +18,16 @@ Inputs = Annotated[
         help="Files and folders; folders are walked.", show_default=False, readable=False
     ),
 ]
+Places = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files and folders, which are walked; of videos also URLs, as s3://bucket/study.",
+        show_default=False,
+    ),
+]
+PlaceOfResults = Annotated[
+    str, typer.Option("-o", "--output", metavar="PATH", help="Folder or URL for the results.")
+]
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for the results.")]
 People = Annotated[
     Path | None,

@@ -180,7 +180,7 @@ class BatchSummary:
         is_done = not counts["failed"] and (allow_partial or not counts["partial"])
         return ExitCode.OK if is_done else ExitCode.INCOMPLETE
 
-    def format(self, output: Path, seconds: float) -> Iterator[str]:
+    def format(self, output: Path | str, seconds: float) -> Iterator[str]:
         """Yield the table, a row per input, the totals, and what went wrong."""
         header = ("file", "status", "frames", "faces", "people", "emotion", "fps")
         rows = [header, *self._rows]
@@ -278,7 +278,7 @@ class Outcomes:
 
             self._stdout.write(json.dumps(Entry.of(result).tell()))
 
-    def end(self, output: Path, seconds: float) -> ExitCode:
+    def end(self, output: Path | str, seconds: float) -> ExitCode:
         """Print the closing table, and return what the process tells the shell.
 
         Raises:

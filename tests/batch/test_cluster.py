@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from batchfer.batch import ray_slots
 from batchfer.batch.cluster import OnCluster
 from batchfer.batch.events import AtWork
+from batchfer.batch.mirrors import reach
 from batchfer.batch.ray_slots import RaySlots, split_address
 from batchfer.batch.records import Batch
 from batchfer.batch.slot import Place
@@ -34,6 +35,7 @@ from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
 from batchfer.spread import SlotSize, parse_slot
+from batchfer.stores import Store, Url
 
 # Ray reads it while it is imported: 127.0.0.1 is to stay what it is.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -607,6 +609,45 @@ def test_a_slot_that_was_declared_lost_and_goes_on_publishes_nothing(
     assert list_files(tmp_path) == before
     assert marks == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("timeline.*")}
     assert_same(tmp_path, one_machine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_what_lies_in_an_object_store_is_staged_by_each_slot(
+    is_killed: bool, cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path,
+    server: str, bucket: Url,
+) -> None:  # fmt: skip
+    for path in clips.iterdir():
+        Store(bucket / "in").put(path.name, path)
+    # Slots know of the store what its URL tells.
+    opened = f"s3://test:test@{bucket.place}/%s?endpoint_override={server}&scheme=http"
+
+    def kill() -> None:
+        one, other = find_processes("ray::Slot")
+        os.kill(one, signal.SIGKILL)
+        os.kill(list_children(other)[0], signal.SIGKILL)
+
+    drive, results = Driver(cluster, toy_model), []
+    with (
+        reach([opened % "in"], opened % "out") as near,
+        near.wrap(OnCluster(drive.engine, Machine("cpu"))) as executor,
+    ):
+        options = AnalyzeOptions(model=str(toy_model))
+        batch = Batch("video", near.inputs, near.output, options, OutputOptions(), None, near.find)
+        for result in run_batch(batch, executor):
+            results.append(near.tell(result))
+            if is_killed and len(results) == 2:
+                kill()
+    assert [(result.status, result.detail) for result in results] == 8 * [("ok", "")]
+    store = Store(bucket / "out")
+    made, own = {name: store.read(name) for name in store.list()}, list_files(one_machine)
+    assert made.keys() == {*own, "run.jsonl", "index.html"}
+    of_sources = [name for name in own if name.endswith("run.json")]
+    different = [name for name in own if made[name] != own[name]]
+    assert sorted(different) == sorted(of_sources)
+    told = json.loads(made["0.mp4/run.json"])
+    assert told["source"] == f"s3://{bucket.place}/in/0.mp4"
+    assert len(made["run.jsonl"].splitlines()) == 8
 
 
 @pytest.mark.slow
