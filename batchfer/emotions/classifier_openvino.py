@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -101,7 +101,7 @@ def save_networks(folder: Path, model: Model) -> None:
     assert isinstance(loaded.network, TensorFlowNetwork)
     shape = (FACES_A_CALL, card.input_size, card.input_size, 3)
     save_graph(loaded.network.graph, folder, NETWORK, shape)
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for number, last in enumerate(loaded.lasts.values()):
         if last is not None:
             arrays[f"weights{number}"], arrays[f"biases{number}"] = last.weights, last.biases

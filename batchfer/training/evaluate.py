@@ -19,6 +19,7 @@ from batchfer import __version__
 from batchfer.emotions.card import find_model
 from batchfer.emotions.classifier import Classifier, load_classifier
 from batchfer.emotions.read_outs import LABELS
+from batchfer.engines import TENSORFLOW
 from batchfer.errors import DataError
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.faces.whole_pictures import add_whole_pictures
@@ -201,7 +202,7 @@ def _predict_end_to_end(
 ) -> dict[str, Floats]:
     """Return what `_predict` does of the largest face in each picture, NaN where there is none."""
     load = FINDERS[USUAL_FINDER].load
-    detector = load(options.min_face_px, options.face_threshold, classifier.device)
+    detector = load(options.min_face_px, options.face_threshold, classifier.device, TENSORFLOW)
     pictures = [picture for one in lists for picture in one.pictures]
 
     nothing = np.full((1, len(EMOTIONS)), np.nan, np.float32)
