@@ -160,13 +160,14 @@ def _hand_on(
     _: Analyzer, items: Iterator[Any], failure: list[BaseException]
 ) -> Generator[tuple[Any, Any]]:
     """Yield items as they come: whoever asks for the next one does so ahead of its need."""
+    over = object()  # None is an item: the end of a clip
     while True:
         try:
-            item = next(items, None)
+            item = next(items, over)
         except BaseException as error:
             failure.append(error)
             return
-        if item is None:
+        if item is over:
             return
         yield item, None
 

@@ -3,13 +3,12 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from batchfer import __version__
+from batchfer.cli.first_word import Commands
 from batchfer.cli.flags import (
     Inputs,
     Only,
@@ -23,7 +22,6 @@ from batchfer.cli.flags import (
 )
 from batchfer.cli.output import ClusterBars, Outcomes, ProgressBars, format_plan, set_up_logging
 from batchfer.errors import ExitCode, UsageError
-from batchfer.files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, display_name
 from batchfer.options import (
     OF_PICTURES,
     OF_TIME,
@@ -44,25 +42,6 @@ DATA_KINDS = "Class folders, fer2013.csv or RAF-DB"
 
 if TYPE_CHECKING:
     from batchfer.batch.jobs import Kind
-
-
-class Commands(TyperGroup):
-    """The commands; who gives a file in the place of one is told which command takes it."""
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return the command that the first word names.
-
-        Raises:
-            UsageError: It is a file or a folder.
-        """
-        path = Path(args[0])
-        if self.get_command(ctx, args[0]) is None and (path.exists() or path.suffix):
-            takers = [] if path.suffix.lower() in VIDEO_SUFFIXES else ["images"]
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                takers.insert(0, "video")
-            told = " or ".join(f"`batchfer {taker} {quote(args[0])}`" for taker in takers)
-            raise UsageError(f"{display_name(path)} is no command: type {told}")
-        return super().resolve_command(ctx, args)
 
 
 app = typer.Typer(

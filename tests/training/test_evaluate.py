@@ -390,7 +390,7 @@ def test_models_are_listed_and_checked(
     figures = {"validation": {"accuracy": 0.625}}
     card = replace(read_card(toy_model), sha256=hash_file(model), figures=figures)
     locate_card(model).write_text(format_card(card), encoding="utf-8")
-    monkeypatch.setattr("batchfer.emotions.card.list_model_folders", lambda: [tmp_path])
+    monkeypatch.setattr("batchfer.cli.model_list.list_model_folders", lambda: [tmp_path])
     assert run("models") == ExitCode.OK
     assert "toy  32 px  whole  validation 62.5 %" in capsys.readouterr().out
     with model.open("ab") as stream:
