@@ -163,7 +163,10 @@ def make_networks(maker: str, folder: Path, request: object) -> None:
             temporary.replace(folder)
     except OSError as error:
         if not folder.exists():
-            raise MachineError(f"{folder.parent}: cannot write, {error.strerror}") from error
+            raise MachineError(
+                f"{folder.parent}: cannot write, {error.strerror}; set XDG_CACHE_HOME, or take "
+                "--engine tensorflow"
+            ) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -183,6 +183,7 @@ def list_entries(output: Path) -> list[dict[str, object]]:
     return sorted(entries, key=str)
 
 
+@pytest.mark.slow
 def test_joined_shards_of_videos_are_as_one_run(toy_model: Path, tmp_path: Path) -> None:
     clips, one, parts = make_clips(tmp_path / "in"), tmp_path / "one", tmp_path / "parts"
     run("video", clips, one, toy_model)
