@@ -60,13 +60,13 @@ def networks_are_loaded_once(operations_use_one_thread: None) -> Iterator[None]:
     load = classifier.load_classifier
 
     @cache
-    def load_once(marks: object, *arguments: Any) -> Any:
-        return load(*arguments)
+    def load_once(marks: object, *arguments: Any, **named: Any) -> Any:
+        return load(*arguments, **named)
 
-    def load_classifier(model: str, *arguments: Any) -> Any:
+    def load_classifier(model: str, *arguments: Any, **named: Any) -> Any:
         path = find_model(model)
         marks = tuple(str(mark_input(one)) for one in (path, locate_card(path)))
-        return load_once(marks, model, *arguments)
+        return load_once(marks, model, *arguments, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(detector, "Detector", cache(detector.Detector))

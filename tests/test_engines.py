@@ -274,9 +274,9 @@ def test_clips_have_the_same_timeline_on_both(clip: str, cache: Path, tmp_path: 
         assert told["versions"][engine] == told["engine"]["version"] != "none"
     mine, theirs = tables
     assert mine["face_id"].tolist() == theirs["face_id"].tolist()
-    # Half a thousandth of a pixel makes another pixel of some crops one step lighter.
-    for emotion in EMOTIONS:
-        np.testing.assert_allclose(mine[emotion], theirs[emotion], atol=0.01)
+    # Half a thousandth of a pixel may move a crop by a step of OpenCV's, a 32nd of a pixel.
+    differences = (mine[list(EMOTIONS)] - theirs[list(EMOTIONS)]).abs().to_numpy()
+    assert differences.max() < 0.02 and differences.mean() < 5e-4
 
 
 def test_a_result_of_another_engine_is_not_up_to_date() -> None:

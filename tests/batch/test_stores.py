@@ -521,7 +521,7 @@ def test_other_results_are_made_of_numbers_that_are_there(
     Store(bucket / "out").write("a b.mp4/notes.txt", b"mine")
     at_store(study, bucket / "out", replace(TABLES, bin_s=0.5, formats=("csv",)))
     after = read_all(bucket / "out/a b.mp4")
-    assert after.keys() == {*before, "bins.csv", "notes.txt"} - {"timeline.parquet"}
+    assert after.keys() == {*before, "bins.csv", "bins.json", "notes.txt"} - {"timeline.parquet"}
     assert after["timeline.csv"] == before["timeline.csv"]
     assert after["notes.txt"] == b"mine"
     assert "bins.csv" in Store(bucket / "out").list()
