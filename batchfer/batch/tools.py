@@ -42,8 +42,9 @@ class Tools:
             ModelError: The model is unknown, unsafe or unfit.
             MachineError: The device is not there.
         """
+        machine = self._machine
+        options = options.on(machine.device)  # as the analyzer keeps them
         if self._analyzer is None or self._analyzer.options != options:
-            machine = self._machine
             self._analyzer = Analyzer(
                 options, machine.device, machine.batch_size, machine.workers, machine.cores
             )

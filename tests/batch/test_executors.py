@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -163,6 +164,16 @@ def run_here(
 ) -> Generator[Event]:
     monkeypatch.setattr(worker, "perform", lambda tasks, _, tell: work(tasks, tell))
     return InProcess(Machine("cpu"), Tools(Machine("cpu"))).run(tasks, None)
+
+
+def test_networks_are_loaded_once_whoever_chooses_the_engine(toy_model: Path) -> None:
+    tools = Tools(Machine("cpu"))
+    options = AnalyzeOptions(model=str(toy_model))
+    assert options.engine == "auto"
+    first = tools.load(options)
+    assert tools.load(options) is first
+    assert tools.load(options.on("cpu")) is first
+    assert tools.load(replace(options, every=2)) is not first
 
 
 def test_what_happens_in_a_thread_is_told_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
