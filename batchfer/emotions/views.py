@@ -15,17 +15,16 @@ def iterate_views(pixels: Any, n_views: int) -> Iterator[Any]:
     One is the crop alone; ten are its four corners and its middle, brought to its size (Krizhevsky
     et al. 2012).
     """
-    size_px = pixels.shape[1]
-    room = size_px - round(CUT * size_px)
-    places = [(0, 0)]
-    if n_views == 10:
-        places = [(0, 0), (0, room), (room, 0), (room, room), (room // 2, room // 2)]
-    for top, left in places:
-        view = pixels
-        if n_views == 10:
-            part = pixels[:, top : top + size_px - room, left : left + size_px - room]
-            part = keras.ops.cast(part, "float32")
-            view = keras.ops.image.resize(part, (size_px, size_px), data_format="channels_last")
+    for view in _cut_parts(pixels) if n_views == 10 else [pixels]:
         yield view
         if n_views > 1:
             yield keras.ops.flip(view, axis=2)
+
+
+def _cut_parts(pixels: Any) -> Iterator[Any]:
+    size_px = pixels.shape[1]
+    cut_px = round(CUT * size_px)
+    end = size_px - cut_px
+    for top, left in ((0, 0), (0, end), (end, 0), (end, end), (end // 2, end // 2)):
+        part = keras.ops.cast(pixels[:, top : top + cut_px, left : left + cut_px], "float32")
+        yield keras.ops.image.resize(part, (size_px, size_px), data_format="channels_last")

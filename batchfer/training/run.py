@@ -12,13 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import keras
-
 from batchfer.emotions.read_outs import LABELS
-from batchfer.errors import MachineError, ModelError, UsageError
+from batchfer.errors import ModelError, UsageError
 from batchfer.files import PARTS_FOLDER, atomic_write, display_name
 from batchfer.training.batches import TrainingBatches
 from batchfer.training.checkpoints import (
@@ -349,13 +346,6 @@ class TrainingRun:
         if rest == 0 and n_validated < n_trained:
             # The run was killed between the checkpoint and its validation.
             self.validate_epoch()
-
-
-def _open_tensorboard(folder: Path) -> Any:
-    try:
-        return keras.callbacks.TensorBoard(folder, write_graph=False)
-    except ImportError as error:
-        raise MachineError("--tensorboard needs the package tensorboard") from error
 
 
 @contextmanager
