@@ -199,7 +199,8 @@ class OnCluster:
 
     def join(self, joint: Joint) -> None:
         """Write what is about all inputs: in a slot that has nothing to do, or here."""
-        slot = next(iter(self._slots), None)
+        able = (slot for slot, hello in self._slots.items() if hello.node not in self._out)
+        slot = next(able, None)
         # No slot sees what an object store is told of.
         if slot is None or self._mark is None or self._is_at_work:
             join(joint, self._load)
@@ -330,36 +331,30 @@ class OnCluster:
         if others and hello.node not in self._out:
             told = f"{hello.host} has {', '.join(others)}"
             if not self._allow_mixed:
-                self._reason = MachineError(f"{told}; --allow-mixed lets it work all the same")
-                self._exclude(dispatcher, slot, hello.node, self._reason)
-                return
-            logger.warning("%s: last digits may differ", told)
+                reason = MachineError(f"{told}; --allow-mixed lets it work all the same")
+                self._exclude(dispatcher, hello.node, reason)
+            else:
+                logger.warning("%s: last digits may differ", told)
         processors = {known.processor for known in self._slots.values()}
         if len(processors) == 1 and hello.processor not in processors:
             logger.warning("the nodes have different processors: last digits may differ")
-        if hello.node in self._out:
-            self._room -= 1
-            self._drop(slot)
-            return
         self._slots[slot] = hello
         dispatcher.welcome(slot, hello.node)
 
-    def _exclude(self, dispatcher: Dispatcher, slot: int, node: str, reason: BatchferError) -> None:
-        """Let a node do nothing any more."""
+    def _exclude(self, dispatcher: Dispatcher, node: str, reason: BatchferError) -> None:
+        """Let a node do nothing any more; its slots stay, so that no others are made there."""
         logger.warning("%s", reason)
-        self._room -= 1
+        self._reason = reason
         self._out.add(node)
         dispatcher.banned.add(node)
-        self._drop(slot)
 
     def _take_error(self, dispatcher: Dispatcher, slot: int, error: Exception) -> Generator[Event]:
         """Let what a worker has raised end the batch, or its node if it may be to blame."""
         if not isinstance(error, ModelError | MachineError):
             raise error
-        self._reason = error
         node = dispatcher.hands[slot].node
         yield from self._end(dispatcher.lose(slot))
-        self._exclude(dispatcher, slot, node, error)
+        self._exclude(dispatcher, node, error)
 
     def _drop(self, slot: int) -> None:
         self._slots.pop(slot, None)

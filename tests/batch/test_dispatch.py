@@ -566,6 +566,37 @@ def test_a_model_that_no_node_can_load_ends_the_batch_and_one_node_only_itself(
     assert set(list_results(events).values()) == {"ok"}
 
 
+def test_a_node_with_other_versions_does_nothing_and_costs_no_place_elsewhere(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of one slot each, of which the bad one is taken whenever it is free."""
+    engine, started, n_lost = FakeEngine(random.Random(0), room=2), Counter[str](), 0
+
+    def start(slot: int) -> None:
+        held = {own.node for own in engine.slots.values()}
+        FakeEngine.start(engine, slot)
+        engine.slots[slot].node = next(node for node in ("bad", "good") if node not in held)
+        started[engine.slots[slot].node] += 1
+
+    def greet(hello: Hello, node: str) -> Hello:
+        other = {"keras": "2.0"} if node == "bad" else {}
+        return hello._replace(node=node, versions={**describe_versions(), **other})
+
+    def step(own: FakeSlot) -> list[Message]:
+        nonlocal n_lost
+        assert not own.steps or own.node == "good"
+        if own.steps and own in engine.slots.values() and n_lost < 2:
+            n_lost += 1
+            return [Lost("it is gone")]
+        return FakeEngine.step(engine, own)
+
+    monkeypatch.setattr(f"{__name__}.replace_hello", greet)
+    engine.start, engine.step = start, step  # type: ignore[method-assign]
+    tasks = [make_task(str(number), 1, output) for number in range(12)]
+    assert set(list_results(run(engine, tasks, monkeypatch)).values()) == {"ok"}
+    assert started == {"bad": 1, "good": 3}
+
+
 def test_an_output_that_is_full_ends_the_batch(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
