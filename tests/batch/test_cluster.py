@@ -506,7 +506,9 @@ def find_workers(module: str = "batchfer.batch.feeding") -> dict[int, int]:
     found = {}
     for pid in find_processes(f"{module!r}"):
         with suppress(OSError):
-            found[int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])] = pid
+            slot = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if Path(f"/proc/{slot}/cmdline").read_bytes().startswith(b"ray::"):
+                found[slot] = pid  # else its slot is gone, and somebody else has taken it over
     return found
 
 
