@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 from batchfer.batch import dispatch, ray_slots
 from batchfer.batch.cluster import OnCluster
 from batchfer.batch.events import AtWork, Ended, Opened, Task
+from batchfer.batch.joining import Pace
 from batchfer.batch.mirrors import reach
 from batchfer.batch.ray_slots import RaySlots, split_address
 from batchfer.batch.records import Batch
@@ -452,6 +453,7 @@ def test_a_cluster_makes_the_same_bytes_and_either_knows_the_others_results(
             rows.append(len({line.split(",")[0] for line in table}) - 1)
 
     monkeypatch.setattr("batchfer.batch.cluster.JOIN_EVERY_S", 0.0)
+    monkeypatch.setattr(Pace, "SHARE", 1.0)
     drive = Driver(cluster, toy_model)
     drive(clips, tmp_path, after=3, then=look)
     assert_same(tmp_path, one_machine)
