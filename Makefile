@@ -92,8 +92,10 @@ bench-start: $(VENV)/.installed ## what the seconds of a short command go to; wr
 bench-kernels: $(VENV)/.installed-dev ## the speed with other processors' kernels; writes benchmarks/README.md
 	$(BIN)/python benchmarks/kernels.py --model $(MODEL) $(if $(BEFORE),--before $(BEFORE))
 
-bench-cluster: $(VENV)/.installed-dev ## simulate 10,000 videos on clusters, a minute; writes benchmarks/README.md
+bench-cluster: $(VENV)/.installed-dev ## simulate 10,000 videos on clusters, measure what one takes; writes benchmarks/README.md
 	$(BIN)/python benchmarks/cluster.py
+	$(BIN)/python benchmarks/cluster_driver.py
+	$(BIN)/python benchmarks/cluster_cost.py
 
 bench-versions: $(VENV)/.installed-dev ## the speed beside that of another checkout (BEFORE=); writes benchmarks/README.md
 	$(BIN)/python benchmarks/versions.py --model $(MODEL) --before $(BEFORE)

@@ -3,11 +3,13 @@
 Inputs -> jobs -> what is on record -> executor -> outcomes -> what joins them.
 """
 
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 
 from batchfer.batch.events import Ended, Progress, Silence, Task
 from batchfer.batch.executors import Executor
+from batchfer.batch.joining import Pace
 from batchfer.batch.picture_records import PictureRecords
 from batchfer.batch.records import Batch, Records
 from batchfer.batch.video_records import VideoRecords
@@ -34,14 +36,20 @@ def run_batch(
         yield from results
         if records.are_over(settled):
             return
+
+        def join() -> None:
+            if (joint := records.join(results, are_new=bool(tasks))) is not None:
+                executor.join(joint)
+
+        pace = Pace(executor.join_every_s if batch.kind == "video" else math.inf)
         with closing(perform(tasks, records, executor, lock, progress or Silence())) as told:
             for result in told:
                 results.append(result)
                 yield result
                 if batch.outputs.fail_fast and result.status == "failed":
                     return
-        if (joint := records.join(results, are_new=bool(tasks))) is not None:
-            executor.join(joint)
+                pace.do(join)
+        join()
 
 
 def perform(

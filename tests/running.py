@@ -27,6 +27,8 @@ get_tools = cache(Tools)
 class Watched:
     """An executor whose events somebody else hears as well."""
 
+    join_every_s = InProcess.join_every_s
+
     def __init__(self, tell: Callable[[Event], object], machine: Machine = MACHINE) -> None:
         self._tell, self._own = tell, InProcess(machine, get_tools(machine))
 

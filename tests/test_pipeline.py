@@ -1,6 +1,7 @@
 """Whole runs on the samples: what is written, what is skipped, and what one bad file does."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -899,6 +900,8 @@ def test_a_video_that_ended_the_process_is_not_tried_again(
         raise InputError(Reason.TIMEOUT, "too long")
 
     class Hanging:
+        join_every_s = math.inf
+
         def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
             return share_out(Hands(tasks), hang)
 

@@ -54,6 +54,9 @@ SILENCE_S = 60.0
 MOST_VAIN_STARTS = 3
 """So many slots may be lost one after the other before they have said where they are."""
 
+JOIN_EVERY_S = 300.0
+"""How often tables and pages tell of what is done so far."""
+
 MOST_SHOWN = 3
 """Inputs that progress names: those that were begun first."""
 
@@ -133,9 +136,9 @@ class OnCluster:
         self._engine, self._machine = engine, machine
         self._limits = timeout_s, memory_bytes
         self._allow_mixed, self._most_slots = allow_mixed, most_slots
-        self._silence_s = silence_s
+        self._silence_s, self.join_every_s = silence_s, JOIN_EVERY_S
         self._heard_s: dict[int, float] = {}
-        self._token = secrets.token_hex(4)
+        self._token, self._is_at_work = secrets.token_hex(4), False
         self._output: Path | None = None
         self._mark: Path | None = None
         self._room = self._n_started = self._n_vain = 0
@@ -168,7 +171,7 @@ class OnCluster:
             dispatcher.welcome(slot, hello.node)
         dispatcher.banned |= self._out
         yield Began(f"{len(tasks)} {'videos' if tasks[0].kind == 'video' else 'pictures'}", None)
-        is_over = False
+        is_over, self._is_at_work = False, True
         try:
             while dispatcher.has_work:
                 self._start_slots(dispatcher)
@@ -188,15 +191,18 @@ class OnCluster:
                 yield from self._show(dispatcher)
             is_over = True
         finally:
+            self._is_at_work = False
             for slot, hand in dispatcher.hands.items():
                 if slot in self._slots and (hand.epoch or (hand.units and not is_over)):
                     # In the midst of something, or with ends behind it of which the next knows not.
                     self._drop(slot)
 
     def join(self, joint: Joint) -> None:
-        """Write what is about all inputs: in a slot, or here if that cannot."""
-        slot = next(iter(self._slots), None)
-        if slot is None or self._mark is None:  # no slot sees what an object store is told of
+        """Write what is about all inputs: in a slot that has nothing to do, or here."""
+        able = (slot for slot, hello in self._slots.items() if hello.node not in self._out)
+        slot = next(able, None)
+        # No slot sees what an object store is told of.
+        if slot is None or self._mark is None or self._is_at_work:
             join(joint, self._load)
             return
         self._engine.join(slot, joint)
@@ -325,36 +331,30 @@ class OnCluster:
         if others and hello.node not in self._out:
             told = f"{hello.host} has {', '.join(others)}"
             if not self._allow_mixed:
-                self._reason = MachineError(f"{told}; --allow-mixed lets it work all the same")
-                self._exclude(dispatcher, slot, hello.node, self._reason)
-                return
-            logger.warning("%s: last digits may differ", told)
+                reason = MachineError(f"{told}; --allow-mixed lets it work all the same")
+                self._exclude(dispatcher, hello.node, reason)
+            else:
+                logger.warning("%s: last digits may differ", told)
         processors = {known.processor for known in self._slots.values()}
         if len(processors) == 1 and hello.processor not in processors:
             logger.warning("the nodes have different processors: last digits may differ")
-        if hello.node in self._out:
-            self._room -= 1
-            self._drop(slot)
-            return
         self._slots[slot] = hello
         dispatcher.welcome(slot, hello.node)
 
-    def _exclude(self, dispatcher: Dispatcher, slot: int, node: str, reason: BatchferError) -> None:
-        """Let a node do nothing any more."""
+    def _exclude(self, dispatcher: Dispatcher, node: str, reason: BatchferError) -> None:
+        """Let a node do nothing any more; its slots stay, so that no others are made there."""
         logger.warning("%s", reason)
-        self._room -= 1
+        self._reason = reason
         self._out.add(node)
         dispatcher.banned.add(node)
-        self._drop(slot)
 
     def _take_error(self, dispatcher: Dispatcher, slot: int, error: Exception) -> Generator[Event]:
         """Let what a worker has raised end the batch, or its node if it may be to blame."""
         if not isinstance(error, ModelError | MachineError):
             raise error
-        self._reason = error
         node = dispatcher.hands[slot].node
         yield from self._end(dispatcher.lose(slot))
-        self._exclude(dispatcher, slot, node, error)
+        self._exclude(dispatcher, node, error)
 
     def _drop(self, slot: int) -> None:
         self._slots.pop(slot, None)

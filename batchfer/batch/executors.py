@@ -4,6 +4,7 @@ A third, slots on many machines, is `batchfer.batch.cluster.OnCluster`.
 """
 
 import logging
+import math
 import queue
 import signal
 import threading
@@ -33,7 +34,13 @@ WORKER = "batchfer.batch.worker"
 
 
 class Executor(Protocol):
-    """Does tasks somewhere."""
+    """Does tasks somewhere.
+
+    ``join_every_s`` is how often `join` is called while it has tasks; infinite if the work would
+    wait for that.
+    """
+
+    join_every_s: float
 
     def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
         """Do tasks. Each ends exactly once; nothing else is promised, not even the order.
@@ -149,6 +156,8 @@ class InProcess:
     What happens is told in step: the work goes on when whoever listens has taken it in.
     """
 
+    join_every_s = math.inf
+
     def __init__(self, machine: Machine, tools: "Tools | None" = None) -> None:
         """Get ready.
 
@@ -217,6 +226,8 @@ class OneWorker:
     The worker may be killed at any moment, since whatever is finished is on disk; a new one goes
     on.
     """
+
+    join_every_s = math.inf
 
     def __init__(self, machine: Machine, timeout_s: float | None = None) -> None:
         """Start nothing yet.

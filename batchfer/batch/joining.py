@@ -1,5 +1,6 @@
-"""What is written of all inputs of a batch when each has its outcome."""
+"""What is written of all inputs of a batch: at its end, and now and then before."""
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -30,3 +31,23 @@ def join(joint: Joint, load: "Callable[[AnalyzeOptions], Analyzer]") -> None:
         from batchfer.batch.pictures import join_pictures
 
         join_pictures(joint, load)
+
+
+class Pace:
+    """When something is due that may take a small part of the time only."""
+
+    SHARE = 0.05
+    """Of the time that it may take."""
+
+    def __init__(self, every_s: float) -> None:
+        """Let it be due after so many seconds for the first time."""
+        self._every_s, self._due_s = every_s, time.monotonic() + every_s
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do it if it is due."""
+        began_s = time.monotonic()
+        if began_s < self._due_s:
+            return
+        work()
+        took_s = time.monotonic() - began_s
+        self._due_s = began_s + max(self._every_s, took_s / self.SHARE)

@@ -289,6 +289,7 @@ class AtStores:
         """
         self._own, self._mirror = executor, mirror
         self._n_read = 0
+        self.join_every_s = executor.join_every_s
 
     def __enter__(self) -> Self:
         """Return it."""

@@ -14,7 +14,7 @@ from batchfer.batch.cluster import OnCluster
 from batchfer.batch.dispatch import VERDICT_S
 from batchfer.batch.events import Joint, Task
 from batchfer.batch.executors import OneWorker
-from batchfer.batch.slot import Broke, Lost, Message, Place, Slot
+from batchfer.batch.slot import Broke, Hello, Lost, Message, Place, Slot
 from batchfer.errors import MachineError, UsageError, one_line
 from batchfer.options import Machine, OutputOptions
 from batchfer.spread import SlotSize, Spread
@@ -31,6 +31,12 @@ LOST_S = 60.0
 REACH_S = 5.0
 """How long the address of a cluster is waited for."""
 
+GATHER_S = 1e-4
+"""A slot; so long news is gathered, since waiting takes a driver the more the more slots it has."""
+
+N_STARTS = 3
+"""Tries to start Ray here: on a busy machine it gives up what is not there within 15 s."""
+
 LOCAL = {
     # Else it would take the outward address of this machine for 127.0.0.1, and listen there.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -40,6 +46,16 @@ LOCAL = {
 
 N_THREADS = 8
 """Calls that a slot answers at a time: two inputs, its news, leaves, and some to spare."""
+
+
+class RaySlot(Slot):
+    """A slot that knows which node of Ray it is on: several may be one machine."""
+
+    def describe(self) -> Hello:
+        """Say where it is."""
+        hello = super().describe()
+        node = import_ray().get_runtime_context().get_node_id()
+        return hello._replace(node=f"{hello.host} ({node[:8]})")
 
 
 class RaySlots:
@@ -60,7 +76,6 @@ class RaySlots:
         self._asked: dict[Any, int] = {}
         self._calls: dict[int, list[Any]] = {}
         self._unreached_s: dict[int, float] = {}
-        self._nodes: dict[str, str] = {}
 
     def open(self, place: Place) -> int:
         """Connect to the machines, and return how many slots they have room for.
@@ -102,7 +117,7 @@ class RaySlots:
     def start(self, slot: int) -> None:
         """Have a slot made."""
         actor = (
-            self._ray.remote(Slot)
+            self._ray.remote(RaySlot)
             .options(**self._options, name=f"batchfer-slot-{slot}-{secrets.token_hex(3)}")
             .remote(self._place)
         )
@@ -144,6 +159,7 @@ class RaySlots:
             return []
         ready, _ = self._ray.wait(refs, num_returns=1, timeout=timeout_s, fetch_local=False)
         if ready:  # and whatever else has come meanwhile
+            time.sleep(len(refs) * GATHER_S)
             ready, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
         news: list[tuple[int, Sequence[Message]]] = []
         for ref in ready:
@@ -242,15 +258,19 @@ def connect(ray: Any, address: str) -> None:
             _see_listens(*split_address(address), address)
         _warn_of_strangers(address)
         options |= {"address": address}
-    try:
-        ray.init(**options)
-    except (ConnectionError, TimeoutError) as error:
-        if address == "auto":
-            told = "--cluster auto: no cluster here; set RAY_ADDRESS, or give HOST:PORT or local"
-            raise MachineError(told) from error
-        raise MachineError(f"--cluster {address}: {one_line(error)}") from error
-    except Exception as error:  # other versions, a wrong token, a cluster that does not start
-        raise MachineError(f"--cluster {address}: {one_line(error)}") from error
+    for n_left in reversed(range(N_STARTS if address == "local" else 1)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # other versions, a wrong token, a cluster that does not start
+            if n_left:
+                logger.info("Ray does not start: %s", one_line(error))
+                ray.shutdown()
+                continue
+            told = one_line(error)
+            if address == "auto" and isinstance(error, ConnectionError | TimeoutError):
+                told = "no cluster here; set RAY_ADDRESS, or give HOST:PORT or local"
+            raise MachineError(f"--cluster {address}: {told}") from error
 
 
 def split_address(address: str) -> tuple[str, int]:

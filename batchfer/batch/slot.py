@@ -37,7 +37,7 @@ LIBRARIES = (*ENGINES, "keras", "mtcnn", "av", "opencv-python", "numpy")
 
 
 class Hello(NamedTuple):
-    """Where a slot is, and what is installed there."""
+    """Where a slot is, and what is installed there; ``node`` is what may be lost or left alone."""
 
     node: str
     host: str
@@ -136,8 +136,8 @@ class Slot:
         log.setLevel(place.log_level)
         log.addHandler(_Saying(self))
 
-    def describe(self, node: str = "") -> Hello:
-        """Say where it is; ``node`` is how the cluster calls that."""
+    def describe(self) -> Hello:
+        """Say where it is."""
         place = self._place
         try:
             mark = place.mark
@@ -145,7 +145,8 @@ class Slot:
         except OSError:
             sees_output = False
         processor = str(describe_processor()["processor"])
-        return Hello(node, platform.node(), describe_versions(), processor, sees_output)
+        host = platform.node()
+        return Hello(host, host, describe_versions(), processor, sees_output)
 
     def give(self, tasks: Sequence[Task], epoch: int, factor: int = 1) -> None:
         """Do inputs; returns when they are done, or the worker is gone.

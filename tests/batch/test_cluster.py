@@ -2,13 +2,16 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +23,20 @@ import pytest
 from clips import make_clip
 from PIL import Image
 from running import run_jobs
+from toy_feeding import ToySlot
 from typer.testing import CliRunner
 
-from batchfer.batch import ray_slots
+from batchfer.batch import dispatch, ray_slots
 from batchfer.batch.cluster import OnCluster
-from batchfer.batch.events import AtWork
+from batchfer.batch.events import AtWork, Ended, Opened, Task
+from batchfer.batch.joining import Pace
 from batchfer.batch.mirrors import reach
 from batchfer.batch.ray_slots import RaySlots, split_address
 from batchfer.batch.records import Batch
-from batchfer.batch.slot import Place
+from batchfer.batch.slot import Hello, Message, Place
 from batchfer.cli.commands import app
 from batchfer.errors import MachineError, OutputError, UsageError
+from batchfer.files import prepare_output
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
@@ -112,9 +118,7 @@ def test_an_address_where_nobody_listens_is_told_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_slots, "import_ray", FakeRay)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = find_port()
     for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
         with pytest.raises(MachineError, match=f"--cluster {address}: cannot be reached, "):
             ray_slots.connect(FakeRay(), address)
@@ -123,17 +127,20 @@ def test_an_address_where_nobody_listens_is_told_at_once(
 class FakeRay:
     """What `connect` uses of Ray."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
-        self.options: dict[str, Any] = {}
+    def __init__(self, error: Exception | None = None, n_errors: int = 99) -> None:
+        self.error, self.n_errors = error, n_errors
+        self.n_starts = self.n_ends = 0
 
     def is_initialized(self) -> bool:
         return False
 
     def init(self, **options: Any) -> None:
-        self.options = options
-        if self.error is not None:
+        self.n_starts += 1
+        if self.error is not None and self.n_starts <= self.n_errors:
             raise self.error
+
+    def shutdown(self) -> None:
+        self.n_ends += 1
 
 
 def test_what_ray_says_is_told_in_one_line() -> None:
@@ -141,6 +148,20 @@ def test_what_ray_says_is_told_in_one_line() -> None:
         ray_slots.connect(FakeRay(ConnectionError("not found")), "auto")
     with pytest.raises(MachineError, match=r"^--cluster local: Version mismatch: a b$"):
         ray_slots.connect(FakeRay(RuntimeError("Version mismatch:\n a\n b")), "local")
+
+
+def test_ray_is_started_again_where_it_does_not_start_and_is_ours() -> None:
+    slow = FakeRay(RuntimeError("timed out during startup"), 2)
+    ray_slots.connect(slow, "local")
+    assert (slow.n_starts, slow.n_ends) == (3, 2)
+    never = FakeRay(RuntimeError("timed out during startup"))
+    with pytest.raises(MachineError, match=r"^--cluster local: timed out during startup$"):
+        ray_slots.connect(never, "local")
+    assert never.n_starts == 3
+    elsewhere = FakeRay(RuntimeError("no"))
+    with pytest.raises(MachineError):
+        ray_slots.connect(elsewhere, "auto")
+    assert (elsewhere.n_starts, elsewhere.n_ends) == (1, 0)
 
 
 def test_a_cluster_without_a_token_is_warned_of(
@@ -166,10 +187,9 @@ class TwoNodes:
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "node_ip_address": "127.0.0.1", **QUIET},
-        )
+        head = {"num_cpus": 0, "ray_client_server_port": find_port(), **lean()}
+        self.client_address = f"ray://127.0.0.1:{head['ray_client_server_port']}"
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
         self.nodes: list[Any] = []
         try:
             self.fill()
@@ -182,15 +202,31 @@ class TwoNodes:
         for node in [node for node in self.nodes if not node.any_processes_alive()]:
             self.nodes.remove(node)
         while len(self.nodes) < 2:
-            self.nodes.append(
-                self.cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1", **QUIET)
-            )
+            self.nodes.append(self.cluster.add_node(num_cpus=1, **lean()))
 
     def remove(self) -> None:
         self.cluster.remove_node(self.nodes.pop(), allow_graceful=False)
 
 
-QUIET = {"include_dashboard": False, "dashboard_host": "127.0.0.1"}
+def find_port() -> int:
+    """Return a port of loopback that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+AGENT_PORTS = (
+    "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)  # fmt: skip
+"""Where a port is given, Ray does not give up a node whose agent is slow to tell its own."""
+
+
+def lean() -> dict[str, Any]:
+    """Return what lets a node be reached from this machine alone, and start on a busy one."""
+    ports = {name: find_port() for name in AGENT_PORTS}
+    address = {"node_ip_address": "127.0.0.1", "dashboard_host": "127.0.0.1"}
+    return {"include_dashboard": False, **address, **ports}
 
 
 SPOILS = """
@@ -401,12 +437,28 @@ def list_listening() -> set[str]:
 
 @pytest.mark.slow
 def test_a_cluster_makes_the_same_bytes_and_either_knows_the_others_results(
-    cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
-) -> None:
+    cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import ray
+
     listening: set[str] = set()
+    rows: list[int] = []
+    actors: list[str] = []
+
+    def look() -> None:
+        listening.update(list_listening())
+        actors.extend(ray.util.list_named_actors())
+        with (tmp_path / "summary.csv").open() as table:
+            rows.append(len({line.split(",")[0] for line in table}) - 1)
+
+    monkeypatch.setattr("batchfer.batch.cluster.JOIN_EVERY_S", 0.0)
+    monkeypatch.setattr(Pace, "SHARE", 1.0)
     drive = Driver(cluster, toy_model)
-    drive(clips, tmp_path, after=3, then=lambda: listening.update(list_listening()))
+    drive(clips, tmp_path, after=3, then=look)
     assert_same(tmp_path, one_machine)
+    assert rows == [2], "what was done so far"
+    assert len(actors) == 2 and all(name.startswith("batchfer-slot-") for name in actors)
     assert listening and listening <= LOOPBACK, "it listens to others"
     assert max(work.n_slots for work in drive.work) == 2
     assert any(name.endswith(".mp4") for work in drive.work for name, _ in work.oldest)
@@ -451,15 +503,22 @@ def test_pictures_are_the_same_bytes(
     assert list_entries(many) == list_entries(one)
 
 
-def list_children(pid: int) -> list[int]:
-    threads = Path(f"/proc/{pid}/task").iterdir()
-    return [int(child) for path in threads for child in (path / "children").read_text().split()]
+def find_workers(module: str = "batchfer.batch.feeding") -> dict[int, int]:
+    """Slots, each with its worker; Ray calls a slot by the file in its hands, too."""
+    found = {}
+    for pid in find_processes(f"{module!r}"):
+        with suppress(OSError):
+            slot = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            if Path(f"/proc/{slot}/cmdline").read_bytes().startswith(b"ray::"):
+                found[slot] = pid  # else its slot is gone, and somebody else has taken it over
+    return found
 
 
-def kill_one(text: str) -> None:
-    pids = find_processes(text)
-    assert pids
-    os.kill(pids[0], signal.SIGKILL)
+def kill_slot_and_worker() -> None:
+    """Kill a slot, and the worker of another, if there is one already."""
+    workers = find_workers()
+    os.kill(list(workers.values())[-1], signal.SIGKILL)
+    os.kill(next(iter(workers)), signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -467,16 +526,69 @@ def kill_one(text: str) -> None:
 def test_whatever_is_killed_all_are_ok_and_the_same(
     what: str, cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
 ) -> None:
-    def kill_processes() -> None:
-        one, other = find_processes("ray::Slot")
-        os.kill(one, signal.SIGKILL)
-        os.kill(list_children(other)[0], signal.SIGKILL)
-
-    kill = {"processes": kill_processes, "node": cluster.remove}
+    kill = {"processes": kill_slot_and_worker, "node": cluster.remove}
     results = Driver(cluster, toy_model)(clips, tmp_path, after=2, then=kill[what])
     assert sorted(result.status for result in results) == 8 * ["ok"]
     assert len({result.job.name for result in results}) == 8
     assert_same(tmp_path, one_machine)
+
+
+N_KILLS = 50
+
+
+@pytest.mark.slow
+def test_no_file_is_lost_or_done_twice_whatever_is_killed_when(
+    cluster: TwoNodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real slots, processes and nodes; workers that are toys, so that there may be many kills."""
+    for module in (dispatch, ray_slots):
+        monkeypatch.setattr(module, "VERDICT_S", 0.3)
+    monkeypatch.setattr(ray_slots, "RaySlot", ToySlot)
+    rng, killed, n_again = random.Random(28), Counter[str](), 0
+    prepare_output(tmp_path)
+
+    def kill(what: str, after_s: float) -> None:
+        time.sleep(after_s)
+        end_s = time.monotonic() + 5
+        while not (workers := find_workers(ToySlot.__module__)) and time.monotonic() < end_s:
+            time.sleep(0.05)
+        if what == "node":
+            cluster.remove()
+        elif workers:
+            victims = workers if what == "slot" else workers.values()
+            with suppress(ProcessLookupError):
+                os.kill(rng.choice(list(victims)), signal.SIGKILL)
+        killed[what] += what == "node" or bool(workers)
+
+    with (
+        OnCluster(RaySlots(cluster.cluster.address, SlotSize(1)), Machine("cpu")) as executor,
+        ThreadPoolExecutor(1) as killer,
+    ):
+        for run in range(N_KILLS):
+            cluster.fill()
+            what = "node" if run % 25 == 24 else rng.choice(["slot", "worker", "worker"])
+            tasks = [make_toy_task(f"{run}-{number}", tmp_path) for number in range(8)]
+            done = killer.submit(kill, what, rng.uniform(0.0, 0.8))
+            events = list(executor.run(tasks, None))
+            done.result()
+            told = [one for event in events if isinstance(event, Ended) for one in event.results]
+            assert sorted(one.job.name for one in told) == sorted(task.name for task in tasks), run
+            assert {one.status for one in told} == {"ok"}, run
+            for one in told:
+                attempts = (tmp_path / one.job.name).read_text().splitlines()
+                assert isinstance(one.job, Task)
+                assert attempts[-1] == one.job.attempt, "another one has published after it"
+                n_again += len(attempts) - 1  # killed after it had published, before it could tell
+    assert killed.total() > 0.8 * N_KILLS and killed["node"] == N_KILLS // 25
+    assert n_again <= killed.total()
+
+
+def make_toy_task(name: str, output: Path) -> Task:
+    return Task(
+        *(Path(name), name, output / name),
+        kind="video", output=output, mark={}, options=AnalyzeOptions(), outputs=OutputOptions(),
+        numbers="",
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -489,7 +601,7 @@ def test_a_file_whose_slot_is_killed_goes_on_from_its_part(
     options = AnalyzeOptions(model=str(toy_model))
     list(run_jobs("video", [folder], one, options, OutputOptions()))
     drive = Driver(cluster, toy_model)
-    drive.when_advanced = lambda: kill_one("ray::Slot")
+    drive.when_advanced = lambda: os.kill(next(iter(find_workers())), signal.SIGKILL)
     with caplog.at_level("INFO", "batchfer"):
         (result,) = drive(folder, many)
     assert result.status == "ok"
@@ -532,18 +644,35 @@ def wait_for_entries(driver: "subprocess.Popen[str]", output: Path, n_entries: i
 
 
 @pytest.mark.slow
-def test_a_file_that_crashes_its_worker_fails_alone(
-    cluster: TwoNodes, clips: Path, toy_model: Path, tmp_path: Path
+def test_a_file_that_crashes_its_worker_is_tried_elsewhere_and_fails_alone(
+    cluster: TwoNodes, clips: Path, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "in"
     shutil.copytree(clips, folder)
     (folder / "3.mp4").rename(folder / "segv.mp4")
-    results = Driver(cluster, toy_model)(folder, tmp_path / "out")
+    drive, nodes = Driver(cluster, toy_model), {}
+    tried_at: list[str] = []
+    hear = drive.engine.wait
+
+    def wait(timeout_s: float) -> list[tuple[int, Sequence[Message]]]:
+        news = hear(timeout_s)
+        for slot, messages in news:
+            for message in messages:
+                if isinstance(message, Hello):
+                    nodes[slot] = message.node
+                if message == Opened("segv.mp4"):
+                    tried_at.append(nodes[slot])
+        return news
+
+    monkeypatch.setattr(drive.engine, "wait", wait)
+    results = drive(folder, tmp_path / "out")
     told = {result.job.name: result for result in results}
     assert len(results) == 8
     failed = told.pop("segv.mp4")
     assert (failed.status, failed.reason) == ("failed", "internal")
     assert failed.detail == "a library crashed on this file (SIGSEGV)"
+    assert len(set(nodes.values())) == 2
+    assert len(tried_at) >= 2 and tried_at[-1] != tried_at[-2]
     assert {result.status for result in told.values()} == {"ok"}
 
 
@@ -584,14 +713,23 @@ def test_when_the_driver_dies_the_same_command_goes_on(
 
 
 @pytest.mark.slow
+def test_a_command_that_is_no_part_of_the_cluster_does_the_same(
+    cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    given = ["video", clips, "-o", tmp_path, "--model", toy_model, "--slot", "1"]
+    done = command(*given, "--cluster", cluster.client_address, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, one_machine)
+
+
+@pytest.mark.slow
 def test_a_slot_that_was_declared_lost_and_goes_on_publishes_nothing(
     cluster: TwoNodes, clips: Path, one_machine: Path, toy_model: Path, tmp_path: Path
 ) -> None:
     stopped: list[int] = []
 
     def stop() -> None:
-        pid = find_processes("ray::Slot")[0]
-        for one in [pid, *list_children(pid)]:
+        for one in next(iter(find_workers().items())):
             os.kill(one, signal.SIGSTOP)
             stopped.append(one)
 
@@ -622,11 +760,6 @@ def test_what_lies_in_an_object_store_is_staged_by_each_slot(
     # Slots know of the store what its URL tells.
     opened = f"s3://test:test@{bucket.place}/%s?endpoint_override={server}&scheme=http"
 
-    def kill() -> None:
-        one, other = find_processes("ray::Slot")
-        os.kill(one, signal.SIGKILL)
-        os.kill(list_children(other)[0], signal.SIGKILL)
-
     drive, results = Driver(cluster, toy_model), []
     with (
         reach([opened % "in"], opened % "out") as near,
@@ -637,7 +770,7 @@ def test_what_lies_in_an_object_store_is_staged_by_each_slot(
         for result in run_batch(batch, executor):
             results.append(near.tell(result))
             if is_killed and len(results) == 2:
-                kill()
+                kill_slot_and_worker()
     assert [(result.status, result.detail) for result in results] == 8 * [("ok", "")]
     store = Store(bucket / "out")
     made, own = {name: store.read(name) for name in store.list()}, list_files(one_machine)

@@ -23,11 +23,14 @@ from batchfer.batch.events import (
     Task,
     Wanting,
 )
+from batchfer.batch.joining import Pace
+from batchfer.batch.records import Batch
 from batchfer.batch.slot import (
     Broke,
     Hello,
     Lost,
     Message,
+    Over,
     Place,
     Raised,
     describe_versions,
@@ -35,6 +38,7 @@ from batchfer.batch.slot import (
 )
 from batchfer.errors import BatchferError, MachineError, ModelError, OutputError, Reason
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
+from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
 
 CRASH = Broke("crashed", "a library crashed on this file (SIGSEGV)")
@@ -284,6 +288,7 @@ class FakeEngine:
         self.now_s = 0.0
         self.hello = Hello("", "host", describe_versions(), "cpu", True)
         self.n_faults = 0
+        self.joints: list[Joint] = []
 
     def open(self, place: Place) -> int:
         self.place = place
@@ -302,7 +307,8 @@ class FakeEngine:
         self.slots[slot].may.add(name)
 
     def join(self, slot: int, joint: Joint) -> None:
-        raise AssertionError("nothing is to be joined")
+        assert not self.slots[slot].steps, "it has other things to do"
+        self.joints.append(joint)
 
     def drop(self, slot: int) -> None:
         if (own := self.slots.pop(slot, None)) is not None:
@@ -324,7 +330,7 @@ class FakeEngine:
                 own.is_known = True
                 news.append((number, [replace_hello(self.hello, own.node)]))
             else:
-                news.append((number, self.step(own)))
+                news.append((number, [Over()] if self.joints else self.step(own)))
         return news
 
     def fail(self, own: FakeSlot) -> list[Message]:
@@ -434,6 +440,47 @@ def test_a_slot_that_is_given_up_publishes_nothing(
     assert kept[0].steps, "it waits for leave for ever"
 
 
+def test_tables_and_pages_tell_of_what_is_done_so_far(
+    tmp_path: Path, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, output = FakeEngine(random.Random(0)), tmp_path / "out"
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: engine.now_s)
+    monkeypatch.setattr(cluster, "JOIN_EVERY_S", 0.5)
+    (tmp_path / "in").mkdir()
+    for number in range(9):
+        (tmp_path / "in" / f"{number}.mp4").write_bytes(b"x")
+    options = AnalyzeOptions(model=str(toy_model))
+    batch = Batch("video", [tmp_path / "in"], output, options, OutputOptions())
+    told: list[int] = []
+    with OnCluster(engine, Machine()) as executor:
+        for _ in run_batch(batch, executor):
+            page = output / "index.html"
+            told.append(page.read_text().count('"href"') if page.is_file() else 0)
+    # Several may have ended at one moment.
+    assert told[0] == 0 and set(told[1:]) <= set(range(1, 9)) and told == sorted(told)
+    assert len(set(told)) > 3
+    assert [len(joint.results) for joint in engine.joints] == [9], "at the end in a slot"
+
+
+def test_what_is_due_takes_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s, took_s, done_s = 0.0, 1.0, []
+
+    def work() -> None:
+        nonlocal now_s
+        done_s.append(now_s)
+        now_s += took_s
+
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: now_s)
+    pace = Pace(10.0)
+    while now_s < 200:
+        pace.do(work)
+        now_s += 1
+        took_s = 1.0 if now_s < 100 else 0.1
+    assert done_s[0] == 10
+    assert done_s[1] == 30, "a second in twenty"
+    assert done_s[-1] - done_s[-2] <= 12
+
+
 def test_leaving_early_ends_slots_in_the_midst_of_something(
     output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,6 +564,37 @@ def test_a_model_that_no_node_can_load_ends_the_batch_and_one_node_only_itself(
         make_engine(["node1"]), [make_task(str(n), 1, output) for n in range(9)], monkeypatch
     )
     assert set(list_results(events).values()) == {"ok"}
+
+
+def test_a_node_with_other_versions_does_nothing_and_costs_no_place_elsewhere(
+    output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes of one slot each, of which the bad one is taken whenever it is free."""
+    engine, started, n_lost = FakeEngine(random.Random(0), room=2), Counter[str](), 0
+
+    def start(slot: int) -> None:
+        held = {own.node for own in engine.slots.values()}
+        FakeEngine.start(engine, slot)
+        engine.slots[slot].node = next(node for node in ("bad", "good") if node not in held)
+        started[engine.slots[slot].node] += 1
+
+    def greet(hello: Hello, node: str) -> Hello:
+        other = {"keras": "2.0"} if node == "bad" else {}
+        return hello._replace(node=node, versions={**describe_versions(), **other})
+
+    def step(own: FakeSlot) -> list[Message]:
+        nonlocal n_lost
+        assert not own.steps or own.node == "good"
+        if own.steps and own in engine.slots.values() and n_lost < 2:
+            n_lost += 1
+            return [Lost("it is gone")]
+        return FakeEngine.step(engine, own)
+
+    monkeypatch.setattr(f"{__name__}.replace_hello", greet)
+    engine.start, engine.step = start, step  # type: ignore[method-assign]
+    tasks = [make_task(str(number), 1, output) for number in range(12)]
+    assert set(list_results(run(engine, tasks, monkeypatch)).values()) == {"ok"}
+    assert started == {"bad": 1, "good": 3}
 
 
 def test_an_output_that_is_full_ends_the_batch(

@@ -4,10 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from clips import make_clip
@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from batchfer import scratch, store_locks, stores
 from batchfer.batch import mirrors, parts, staging
-from batchfer.batch.events import Task
+from batchfer.batch.events import Ended, Event, Joint, Task
 from batchfer.batch.executors import InProcess
+from batchfer.batch.joining import Pace, join
 from batchfer.batch.mirrors import reach
 from batchfer.batch.records import Batch
 from batchfer.cli.commands import app
@@ -486,6 +487,47 @@ def test_results_are_those_of_a_folder_wherever_they_go(
         entries = [json.loads(line) for line in made["run.jsonl"].splitlines()]
         assert [entry["input"] for entry in entries] == ["a b.mp4", "sub/c.mp4"]
     assert not [path for path in find_scratch().iterdir() if path.is_dir()]
+
+
+class Pretending:
+    """An executor that does nothing, and can join meanwhile."""
+
+    join_every_s = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
+        for task in tasks:
+            yield Ended((JobResult(task, "ok"),))
+
+    def join(self, joint: Joint) -> None:
+        join(joint, get_tools(MACHINE).load)
+
+
+def test_tables_of_what_is_done_so_far_are_put_as_well(
+    bucket: Url, toy_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pace, "SHARE", 1.0)
+    store, told = Store(bucket / "out"), []
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        Store(bucket / "study").write(name, b"x")
+    with (
+        reach([f"{bucket}/study"], f"{bucket}/out") as near,
+        near.wrap(Pretending()) as executor,
+    ):
+        options = AnalyzeOptions(model=str(toy_model))
+        batch = Batch("video", near.inputs, near.output, options, TABLES, None, near.find)
+        for _ in run_batch(batch, executor):
+            there = store.list()
+            tables = [store.read(name) for name in ("summary.csv", "run.jsonl") if name in there]
+            told.append([table.count(b".mp4") for table in tables])
+    assert told == [[], [1, 1], [2, 2]]
+    made = read_all(bucket / "out")
+    assert made["summary.csv"].count(b".mp4") == made["run.jsonl"].count(b".mp4") == 3
+    assert not [name for name in made if name.startswith(".batchfer/")]
 
 
 @pytest.mark.slow
