@@ -817,6 +817,41 @@ def test_an_event_is_named_and_jumped_to(browser: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.browser
+def test_bands_are_named_as_far_as_there_is_room(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    events = [EventWindow("a name that is longer", 0, 0.6), EventWindow("short", 1, 6)]
+    write_report(page, make_timeline(175, 1), FACTS, events=events)
+    open_page(browser, page)
+    labels = "return Bokeh.documents[0].roots()[0].renderers[0].data_source.data.label.join('|')"
+    cut, whole = wait_for(browser, labels).split("|")
+    assert whole == "short" and cut.endswith("…") and "a name that is longer".startswith(cut[:-1])
+    for _ in range(2):
+        browser.execute_script("document.querySelector('[data-zoom=in]').click()")
+    at = "return Bokeh.documents[0].roots()[0].renderers[0].data_source.data.label_at[1]"
+    start = browser.execute_script("return Bokeh.documents[0].roots()[0].x_range.start")
+    assert start > 1000, "the band begins before what is shown"
+    wait_for(browser, f"{at} === {start}")
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_charts_are_made_small_enough_for_paper(browser: Any, report: Path) -> None:
+    open_page(browser, report)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        sizes = browser.execute_script(
+            "return [...document.querySelectorAll('.chart')].map((chart) =>"
+            " [Number(getComputedStyle(chart).zoom),"
+            "  chart.style.getPropertyValue('--on-paper') * 1])"
+        )
+        assert all(zoom == pytest.approx(told, abs=1e-4) for zoom, told in sizes)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    width = browser.execute_script("return document.querySelector('.chart').clientWidth")
+    assert width > 680 and sizes[0][0] == pytest.approx(680 / width, abs=0.01)
+
+
+@pytest.mark.browser
 def test_zooming_and_the_legend(browser: Any, report: Path) -> None:
     from selenium.webdriver import ActionChains
     from selenium.webdriver.common.by import By
