@@ -115,6 +115,25 @@ def test_many_faces_stand_in_a_row_and_are_counted(tmp_path: Path) -> None:
     assert {name: int(count) for name, count in told.items()} == expected
 
 
+def test_numbers_on_the_page_are_those_of_the_table() -> None:
+    rows = make_rows([f"{index}.png" for index in range(40)], 3)
+    text = " ".join(render_images_report(rows, RunFacts()).split())
+    assert "120 faces in 40 of 40 pictures." in text
+    told = re.findall(r"</i>(\w+) <b>(\d+)</b> <small>(\d+%)</small>", text)
+    is_sure = ~rows["uncertain"].astype(bool)
+    expected = rows["emotion"][is_sure].value_counts().to_dict() | {"uncertain": (~is_sure).sum()}
+    assert {name: (int(n), part) for name, n, part in told} == {
+        name: (n, f"{n / 120:.0%}") for name, n in expected.items() if n
+    }
+    first = text.split('<figure class="card picture"')[1].split("</figure>")[0]
+    faces = re.findall(r'title="([^"]*)".*?</i>(\w+)</b> <small>(\d+%)(, uncertain)?<', first)
+    for (title, emotion, part, doubt), (_, row) in zip(faces, rows.head(3).iterrows(), strict=True):
+        assert (emotion, part) == (row["emotion"], f"{row['emotion_confidence']:.0%}")
+        assert bool(doubt) == row["uncertain"]
+        probabilities = ", ".join(f"{name} {row[name]:.0%}" for name in EMOTIONS)
+        assert title.startswith(probabilities)
+
+
 def test_folders_are_compared_as_conditions() -> None:
     names = [f"{folder}/{i}.png" for folder in ("film", "text") for i in range(6)]
     rows = make_rows(names)

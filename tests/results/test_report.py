@@ -51,6 +51,8 @@ from batchfer.schema import (
     MediaInfo,
 )
 from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.summaries import summarize_people
+from batchfer.timeline.table import name_persons
 from batchfer.timeline.timeline import Timeline
 
 draw = PersonLines.draw
@@ -392,6 +394,30 @@ def test_events_are_bands_on_the_axis_of_time() -> None:
     assert max(stack_events(many)) == 5
     without = check_page(render_report(make_timeline(175, 1), FACTS))
     assert "chart-events" not in without.json[0] and "Events" not in without.text
+
+
+def test_numbers_on_the_page_are_those_of_the_summary() -> None:
+    timeline = make_timeline(500, 3)
+    lines = draw(timeline.table.assign(person=name_persons(timeline.table)))
+    summary = summarize_people(lines).set_index("person")
+    text = " ".join(render_report(timeline, FACTS, lines=lines).split())
+    articles = text.split("<article ")[1:]
+    assert len(articles) == len(summary) == 3
+    for article, (person, row) in zip(articles, summary.iterrows(), strict=True):
+        assert f"<h3>{person} " in article
+        assert f"{format_clock(row['seconds_on_screen'], 1)} on screen" in article
+        for name, value in (
+            ("Episodes", row["episodes"]), ("Changes", row["transitions"]),
+            ("Uncertain", f"{row['share_uncertain']:.0%}"),
+            ("Longest", f"{row['longest_episode_emotion']}, "
+                        f"{format_clock(row['longest_episode'], 1)}"),
+        ):  # fmt: skip
+            assert f"<dt>{name}</dt><dd>{value}</dd>" in article, (person, name)
+        told = dict(re.findall(r"</i>(\w+) <b>(\d+%)</b>", article))
+        certain = 1 - row["share_uncertain"]
+        parts = {name: certain * row[f"share_certain_{name}"] for name in EMOTIONS}
+        parts["uncertain"] = row["share_uncertain"]
+        assert told == {name: f"{part:.0%}" for name, part in parts.items() if part >= 0.005}
 
 
 def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:
