@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from batchfer.errors import DataError, UsageError
+from batchfer.errors import DataError, UsageError, one_line
 from batchfer.files import display_name
 
 Refusal = type[UsageError] | type[DataError]
@@ -51,7 +51,11 @@ def read_rows(
         while columns and not columns[-1]:
             columns.pop()
         if lacking := [column for column in needed if column not in columns]:
-            raise refusal(f"{name} needs the columns {', '.join(needed)}; it lacks {lacking[0]}")
+            noun = "column" if len(needed) == 1 else "columns"
+            first = f"; its first line is {one_line(header)}" if header.strip() else ""
+            raise refusal(
+                f"{name} needs the {noun} {', '.join(needed)}; it lacks {lacking[0]}{first}"
+            )
         if any(columns.count(column) > 1 for column in columns if column):
             raise refusal(f"{name} names a column twice")
         reader = csv.reader(file, delimiter=mark, strict=True)

@@ -233,6 +233,30 @@ def test_the_template_runs_without_a_table(
     assert "288 trials" in told and "C(condition)[T.treated]" in told
 
 
+def has_lme4() -> bool:
+    if shutil.which("Rscript") is None:
+        return False
+    asked = ["Rscript", "-e", "quit(status = !requireNamespace('lme4', quietly = TRUE))"]
+    return subprocess.run(asked, capture_output=True, timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("effect", [None, 0.0, EFFECT])
+def test_the_template_in_r_finds_the_effect_of_a_study(
+    tmp_path: Path, effect: float | None
+) -> None:
+    if not has_lme4():
+        pytest.skip("R and its package lme4 are not installed")
+    table = [] if effect is None else [str(write_study(tmp_path, effect))]
+    command = ["Rscript", str(DOCS / "analysis.R"), *table]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    n_trials = re.findall(r"^(\d+) trials", done.stdout, re.MULTILINE)
+    assert n_trials == ["288" if effect is None else "128"]
+    row = next(line for line in done.stdout.splitlines() if line.startswith("conditiontreated"))
+    _, least, most = (float(word) for word in row.split()[1:])
+    expected = 10.0 if effect is None else 100 * effect
+    assert least < expected < most and most - least < 6, "points"
+
+
 def test_what_cannot_be_used_is_left_out_and_told(
     analysis: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,7 +69,7 @@ def test_a_broken_row_is_refused_or_empty(row: str, message: str, tmp_path: Path
     ("content", "message"),
     [
         (b"", "needs the columns file, name; it lacks file"),
-        (b"file\na\n", "it lacks name"),
+        (b"file\na\n", "it lacks name; its first line is file$"),
         (b"file,name,FILE\n", "names a column twice"),
         (b'file,name\n"a,b\n', "no CSV table"),
         (b"file,name\n\x81\xff\n", "is no text"),

@@ -197,10 +197,23 @@ class BatchSummary:
             yield f"... and {hidden} more that are fine"
         yield ""
         told = ", ".join(f"{n} {status}" for status, n in self._counts.items() if n)
-        yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {output}"
+        page = find_page(output)
+        where = f"{output}; to look at them, open {page}" if page else output
+        yield f"{told or 'nothing to do'} in {seconds:.1f} s; results in {where}"
         if told := tell_small(self._smaller):
             yield told
         yield from self._problems
+
+
+def find_page(output: Path | str) -> Path | None:
+    """Return the page of a batch that was written last, None where there is none on this machine.
+
+    That of videos and that of pictures may lie in one folder.
+    """
+    from batchfer.results.folder import INDEX_NAME, REPORT_NAME
+
+    pages = [page for name in (INDEX_NAME, REPORT_NAME) if (page := Path(output, name)).is_file()]
+    return max(pages, key=lambda page: page.stat().st_mtime, default=None)
 
 
 def format_plan(plan: "Plan") -> Iterator[str]:

@@ -3,13 +3,13 @@
 Every number is one of the ``run.json`` of the results, or of the journal beside them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from batchfer.emotions.card import find_model, read_card
+from batchfer.emotions.card import ModelCard, find_model, read_card
 from batchfer.engines import ENGINES, TENSORFLOW
 from batchfer.errors import BatchferError
-from batchfer.results.facts import RunFacts
+from batchfer.results.facts import ModelFacts, OutputFacts, RunFacts
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.schema import NeutralRecording
 
@@ -166,19 +166,29 @@ def _tell_model(all_facts: Sequence[RunFacts]) -> str:
         "Each face was classified as angry, disgusted, fearful, happy, sad, surprised or neutral "
         f"by the network {_join(told)}."
     )
-    licences = dict.fromkeys(
-        licence for model in models.values() if (licence := _find_licence(model.name, model.sha256))
-    )
-    return " ".join([text, *(f"Its licence: {licence}." for licence in licences)])
+    cards = [card for model in models.values() if (card := _find_card(model))]
+    data = dict.fromkeys(told for card in cards if (told := _tell_training(card)))
+    licences = dict.fromkeys(card.licence for card in cards if card.licence)
+    return " ".join([text, *data, *(f"Its licence: {licence}." for licence in licences)])
 
 
-def _find_licence(name: str, sha256: str) -> str:
-    """Return what the card of a model says of its licence, if the model is still at hand."""
+def _find_card(model: ModelFacts) -> ModelCard | None:
+    """Return the card of a model if it is still at hand, and not another one of its name."""
     try:
-        card = read_card(find_model(name))
+        card = read_card(find_model(model.name))
     except BatchferError:
-        return ""
-    return card.licence if card.sha256 == sha256 else ""
+        return None
+    return card if card.sha256 == model.sha256 else None
+
+
+def _tell_training(card: ModelCard) -> str:
+    """Return what a model was trained on; teachers are models themselves."""
+    told = [one for one in card.training_data if isinstance(one, Mapping)]
+    data = [one for one in told if not str(one.get("name")).startswith("teacher ")]
+    n_faces = sum(n for one in data if isinstance(n := one.get("training_faces"), int))
+    # A licence begins with the name of the data set that it is for, which tells more than a file's.
+    names = [str(one.get("licence") or one.get("name")).partition(":")[0] for one in data]
+    return f"It was trained on {n_faces:,} faces of {', '.join(names)}." if n_faces else ""
 
 
 def _tell_doubt(all_facts: Sequence[RunFacts]) -> str:
@@ -203,9 +213,7 @@ def _tell_outputs(all_facts: Sequence[RunFacts]) -> str:
         f"{_join(f'{one.smooth_s:g} s' for one in told)}, all others from the frames as they are."
     ]
     if any(one.main_face for one in told):
-        lines.append(
-            f"Tables tell of one face a recording: {_join(one.main_face for one in told)}."
-        )
+        lines.append(f"Tables tell of one face a recording: {_join(map(_tell_main_face, told))}.")
     within = [one.baseline for one in told if one.baseline and one.neutral is None]
     if within:
         lines.append(
@@ -216,6 +224,12 @@ def _tell_outputs(all_facts: Sequence[RunFacts]) -> str:
     if before:
         lines.append(f"Events were compared with the {_join(sorted(map(str, before)))} s before.")
     return " ".join(lines)
+
+
+def _tell_main_face(outputs: OutputFacts) -> str:
+    chosen = outputs.main_face
+    known = {"longest": "the one longest on screen", "largest": "the largest one"}
+    return known.get(chosen, chosen) if chosen else "any"
 
 
 def _tell_neutral_recordings(all_facts: Sequence[RunFacts]) -> list[str]:

@@ -39,10 +39,13 @@ class Comparison:
     """One value a recording and group: ``values (N,7)`` of ``files``, by ``group (N,)``.
 
     ``means``, ``least`` and ``most (G,7)`` are those of the groups, ``counts (G,)`` their sizes.
+    A group is a kind, of which ``kinds`` has all that a study tells apart, within a block, as a
+    condition within an event; where nothing makes blocks, theirs is empty.
     """
 
     title: str
-    names: list[str]
+    groups: list[tuple[str, str]]
+    kinds: list[str]
     files: list[str]
     group: Integers
     values: Times
@@ -51,16 +54,23 @@ class Comparison:
     most: Times
     counts: Integers
 
+    @property
+    def names(self) -> list[str]:
+        """What each group is called, in one text."""
+        return [f"{block}, {kind}" if block else kind for block, kind in self.groups]
+
 
 @dataclass(frozen=True)
 class Course:
     """Mean time courses ``(G,T,7)`` of groups of recordings with their intervals.
 
     ``times (T,)`` are the middles of the bins in s. What no recording of a group has is NaN.
+    ``kinds`` has the names of all groups that the study tells apart.
     """
 
     title: str
     names: list[str]
+    kinds: list[str]
     times: Times
     means: Times
     least: Times
@@ -112,17 +122,38 @@ def average_persons(table: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     return sums.div(totals, axis=0).reset_index()
 
 
-def compare(title: str, values: pd.DataFrame, group: "pd.Series[str]") -> Comparison:
-    """Return the comparison of groups of rows, each with a ``file`` and `MEANS`."""
-    codes, names = pd.factorize(group.astype(str))
+def compare(
+    title: str,
+    values: pd.DataFrame,
+    kind: "pd.Series[str]",
+    block: "pd.Series[str] | None" = None,
+    kinds: Sequence[str] = (),
+) -> Comparison:
+    """Return the comparison of groups of rows, each with a ``file`` and `MEANS`.
+
+    Args:
+        title: What it is called.
+        values: The rows.
+        kind: What each row is told apart by.
+        block: What rows of several kinds have in common; None for nothing.
+        kinds: Those that come first, in this order; the others come as they are met.
+    """
+    kind = kind.astype(str)
+    block = pd.Series("", values.index) if block is None else block.astype(str)
+    kinds = list(dict.fromkeys([*kinds, *kind]))
+    blocks = list(dict.fromkeys(block))
+    # Blocks one after the other, in each its kinds.
+    place = block.map(blocks.index) * len(kinds) + kind.map(kinds.index)
+    codes, places = pd.factorize(place, sort=True)
+    groups = [(blocks[at // len(kinds)], kinds[at % len(kinds)]) for at in places]
     matrix = values[MEANS].to_numpy(np.float64)
-    told = [bootstrap_means(matrix[codes == index]) for index in range(len(names))]
+    told = [bootstrap_means(matrix[codes == index]) for index in range(len(groups))]
     means, least, most = (
         np.array(part).reshape(-1, len(EMOTIONS)) for part in zip(*told, strict=True)
     )
     return Comparison(
-        title, [str(name) for name in names], values["file"].tolist(), codes.astype(np.int64),
-        matrix, means, least, most, np.bincount(codes, minlength=len(names)).astype(np.int64),
+        title, groups, kinds, values["file"].tolist(), codes.astype(np.int64),
+        matrix, means, least, most, np.bincount(codes, minlength=len(groups)).astype(np.int64),
     )  # fmt: skip
 
 
@@ -199,32 +230,38 @@ def _describe(
     comparisons = [compare(f"By {name}", values, group) for name, group in groups.items()]
     if not factors:
         comparisons = [compare("Emotions", values, pd.Series(ALL, values.index))]
-    first = own[factors[0]].replace("", "not told") if factors else None
+    first = own[factors[0]].replace("", "not told") if factors else pd.Series(ALL, own.index)
+    kinds = list(dict.fromkeys([*comparisons[0].kinds, *first]))
     if events is not None and len(events):
         trials = average_persons(events, ["file", "name"])
         if len(trials) and trials["name"].nunique() <= MOST_STIMULI:
             comparisons.append(compare("By event", trials, trials["name"]))
-            if first is not None:
-                both = trials["name"] + ", " + trials["file"].map(first)
-                if both.nunique() <= 2 * MOST_STIMULI:
-                    comparisons.append(compare(f"By event and {factors[0]}", trials, both))
-    courses, bin_s = _trace(bins, events, first)
+            mine = trials["file"].map(first)
+            if factors and len({*zip(trials["name"], mine, strict=True)}) <= 2 * MOST_STIMULI:
+                title = f"By event and {factors[0]}"
+                comparisons.append(compare(title, trials, mine, trials["name"], kinds))
+    courses, bin_s = _trace(bins, events, first, kinds)
     return Study(comparisons, courses, bin_s)
 
 
 def _trace(
-    bins: pd.DataFrame | None, events: pd.DataFrame | None, factor: "pd.Series[str] | None"
+    bins: pd.DataFrame | None,
+    events: pd.DataFrame | None,
+    kind: "pd.Series[str]",
+    kinds: list[str],
 ) -> tuple[list[Course], float | None]:
-    """Return the time courses of recordings, or of each event, and the length of their bins."""
+    """Return the time courses of recordings, or of each event, and the length of their bins.
+
+    ``kind`` is that of each recording, one of the ``kinds``.
+    """
     if bins is None or bins.empty:
         return [], None
     bin_s = float((bins["bin_end"] - bins["bin_start"]).iloc[0])
     bins = bins.assign(middle=(bins["bin_start"] + bins["bin_end"]) / 2)
     rows = average_persons(bins, ["file", "middle"])
     if events is None or events.empty:
-        return [
-            _follow("Over the recording", rows.assign(place=rows["middle"]), bin_s, factor)
-        ], bin_s
+        whole = rows.assign(place=rows["middle"])
+        return [_follow("Over the recording", whole, bin_s, kind, kinds)], bin_s
     windows = events[["file", "name", "start", "end"]].drop_duplicates()
     courses = []
     for name in windows["name"].drop_duplicates().head(MOST_STIMULI):
@@ -232,22 +269,21 @@ def _trace(
         near = near[(near["middle"] >= near["start"]) & (near["middle"] < near["end"])]
         if len(near):
             near = near.assign(place=near["middle"] - near["start"])
-            courses.append(_follow(str(name), near, bin_s, factor))
+            courses.append(_follow(str(name), near, bin_s, kind, kinds))
     return courses, bin_s
 
 
 def _follow(
-    title: str, rows: pd.DataFrame, bin_s: float, factor: "pd.Series[str] | None"
+    title: str, rows: pd.DataFrame, bin_s: float, kind: "pd.Series[str]", kinds: list[str]
 ) -> Course:
     """Return the course of rows whose ``place`` is a time in s."""
     step_s = bin_s * max(1, int(np.ceil(rows["place"].max() / bin_s / MOST_TIMES)))
     step = np.floor(rows["place"] / step_s).astype(int)
     mine = rows.assign(step=step).groupby(["file", "step"])[MEANS].mean()
     files = mine.index.get_level_values("file")
-    label = pd.Series(files, mine.index).map(factor) if factor is not None else None
-    label = pd.Series(ALL, mine.index) if label is None else label.astype(str)
+    label = pd.Series(files, mine.index).map(kind).astype(str)
     n_times = int(mine.index.get_level_values("step").max()) + 1
-    names = list(dict.fromkeys(label))
+    names = [name for name in kinds if (label == name).any()]
     told = []
     for name in names:
         part = mine[label == name]
@@ -260,4 +296,4 @@ def _follow(
         for part in zip(*told, strict=True)
     )
     times = np.asarray((np.arange(n_times) + 0.5) * step_s, np.float64)
-    return Course(title, names, times, means, least, most)
+    return Course(title, names, kinds, times, means, least, most)

@@ -286,6 +286,18 @@ def test_the_closing_table_names_what_failed() -> None:
     assert list(made_again.format(Path("out"), 2.0))[2].endswith("happy"), "not of this run"
 
 
+def test_the_closing_table_names_the_page_to_look_at(tmp_path: Path) -> None:
+    def tell() -> str:
+        return list(BatchSummary().format(tmp_path, 1.0))[-1]
+
+    assert tell().endswith(f"results in {tmp_path}")
+    (tmp_path / "index.html").write_text("")
+    os.utime(tmp_path / "index.html", (1, 1))
+    assert tell().endswith(f"results in {tmp_path}; to look at them, open {tmp_path}/index.html")
+    (tmp_path / "report.html").write_text("")
+    assert tell().endswith(f"open {tmp_path}/report.html"), "pictures came last"
+
+
 def test_the_closing_table_tells_of_smaller_faces() -> None:
     summary = BatchSummary()
     for number, told in enumerate(

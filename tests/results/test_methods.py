@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import batchfer
+from batchfer.emotions.card import find_model, read_card
 from batchfer.options import OutputOptions
 from batchfer.results.facts import FrameFacts, ModelFacts, OutputFacts, RunFacts
 from batchfer.results.methods import describe_methods
@@ -43,13 +44,23 @@ def test_every_number_is_one_of_the_results(tmp_path: Path) -> None:
     for told in (
         "2 recordings (110 analyzed frames)", "batchfer 0.1.0 (TensorFlow 2.20.0, mtcnn 1.0.0)",
         "every 5th frame", "at least 0.8 and", "at least 40 px", "SHA-256 abababababababab",
-        "read-out people", "below 0.484", "smoothed over 0.5 s", "one face a recording: longest",
+        "read-out people", "below 0.484", "smoothed over 0.5 s",
+        "one face a recording: the one longest",
         "means in rest were taken off", "the 3.0 s before", "| given | | 3 |",
         "| could be decoded | 155 | 2 |", "| analyzed | 110 | 2 |", "| with a face | 80 | 1 |",
         "zhang2016mtcnn", "sandler2018mobilenetv2", "goodfellow2013fer", "li2017rafdb",
     ):  # fmt: skip
         assert told in text, told
     assert "simonyan" not in text and "licence" not in text, "of another model of that name"
+
+
+def test_the_training_data_of_a_model_at_hand_are_told(tmp_path: Path) -> None:
+    card = read_card(find_model("mobilenetv2"))
+    facts = replace(FACTS, model=ModelFacts("mobilenetv2", card.sha256, "people", 0.484))
+    text = describe_methods([write(tmp_path / "a.mp4", facts)])
+    n_faces = sum(one.get("training_faces", 0) for one in card.training_data)
+    assert f"It was trained on {n_faces:,} faces of RAF-DB (Li, Deng and Du 2017), FER2013" in text
+    assert f"Its licence: {card.licence}." in text and "teacher" not in text
 
 
 def test_neutral_recordings_are_counted(tmp_path: Path) -> None:

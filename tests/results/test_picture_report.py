@@ -1,5 +1,6 @@
 """The report of a folder of pictures: small pictures beside it, filters, folders compared."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from batchfer.results.facts import RunFacts
 from batchfer.results.report.picture_files import (
     FACE_PX,
     FOLDER_NAME,
+    MOST_FACES,
     PICTURE_PX,
     remove_small_files,
     write_small_files,
@@ -90,6 +92,46 @@ def test_a_picture_that_is_gone_has_no_small_one(
     assert list(files) == ["a.webp", "none.webp"] and "no thumbnails of gone.png" in caplog.text
     assert (tmp_path / files["none.webp"].picture).is_file(), "a picture without a face is shown"
     assert not (tmp_path / files["none.webp"].faces).exists()
+
+
+def test_many_faces_stand_in_a_row_and_are_counted(tmp_path: Path) -> None:
+    rows = pd.concat([make_rows(["few.webp"], 3), make_rows(["many.webp"], 30)], ignore_index=True)
+    rows["uncertain"] = pd.array([False] * 3 + [index % 3 == 0 for index in range(30)], "boolean")
+    sources = dict.fromkeys(("few.webp", "many.webp"), PICTURE)
+    files = write_small_files(tmp_path / FOLDER_NAME, rows, sources)
+    text = render_images_report(rows, RunFacts(), files)
+    few, many = text.split('<figure class="card picture"')[1:]
+    assert few.count('class="face"') == 3 and "strip many" not in few
+    crops = re.findall(
+        r'<img class="crop[^>]*object-position:([\d.]+)% 0"[^>]*title="([^"]*)"', many
+    )
+    assert len(crops) == MOST_FACES and 'class="face"' not in many and "and 6 more" in many
+    assert [float(place) for place, _ in crops[:2]] == pytest.approx([0, 100 / 23], abs=0.01)
+    first = rows[rows["input"] == "many.webp"].iloc[0]
+    assert f"happy {first['happy']:.0%}" in crops[0][1] and crops[0][1].endswith("uncertain")
+    told = dict(re.findall(r"</i>(\w+) <b>(\d+)</b>", many))
+    sure = rows[(rows["input"] == "many.webp") & ~rows["uncertain"].astype(bool)]
+    expected = sure["emotion"].value_counts().to_dict() | {"uncertain": 10}
+    assert {name: int(count) for name, count in told.items()} == expected
+
+
+def test_numbers_on_the_page_are_those_of_the_table() -> None:
+    rows = make_rows([f"{index}.png" for index in range(40)], 3)
+    text = " ".join(render_images_report(rows, RunFacts()).split())
+    assert "120 faces in 40 of 40 pictures." in text
+    told = re.findall(r"</i>(\w+) <b>(\d+)</b> <small>(\d+%)</small>", text)
+    is_sure = ~rows["uncertain"].astype(bool)
+    expected = rows["emotion"][is_sure].value_counts().to_dict() | {"uncertain": (~is_sure).sum()}
+    assert {name: (int(n), part) for name, n, part in told} == {
+        name: (n, f"{n / 120:.0%}") for name, n in expected.items() if n
+    }
+    first = text.split('<figure class="card picture"')[1].split("</figure>")[0]
+    faces = re.findall(r'title="([^"]*)".*?</i>(\w+)</b> <small>(\d+%)(, uncertain)?<', first)
+    for (title, emotion, part, doubt), (_, row) in zip(faces, rows.head(3).iterrows(), strict=True):
+        assert (emotion, part) == (row["emotion"], f"{row['emotion_confidence']:.0%}")
+        assert bool(doubt) == row["uncertain"]
+        probabilities = ", ".join(f"{name} {row[name]:.0%}" for name in EMOTIONS)
+        assert title.startswith(probabilities)
 
 
 def test_folders_are_compared_as_conditions() -> None:

@@ -51,6 +51,8 @@ from batchfer.schema import (
     MediaInfo,
 )
 from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.summaries import summarize_people
+from batchfer.timeline.table import name_persons
 from batchfer.timeline.timeline import Timeline
 
 draw = PersonLines.draw
@@ -392,6 +394,30 @@ def test_events_are_bands_on_the_axis_of_time() -> None:
     assert max(stack_events(many)) == 5
     without = check_page(render_report(make_timeline(175, 1), FACTS))
     assert "chart-events" not in without.json[0] and "Events" not in without.text
+
+
+def test_numbers_on_the_page_are_those_of_the_summary() -> None:
+    timeline = make_timeline(500, 3)
+    lines = draw(timeline.table.assign(person=name_persons(timeline.table)))
+    summary = summarize_people(lines).set_index("person")
+    text = " ".join(render_report(timeline, FACTS, lines=lines).split())
+    articles = text.split("<article ")[1:]
+    assert len(articles) == len(summary) == 3
+    for article, (person, row) in zip(articles, summary.iterrows(), strict=True):
+        assert f"<h3>{person} " in article
+        assert f"{format_clock(row['seconds_on_screen'], 1)} on screen" in article
+        for name, value in (
+            ("Episodes", row["episodes"]), ("Changes", row["transitions"]),
+            ("Uncertain", f"{row['share_uncertain']:.0%}"),
+            ("Longest", f"{row['longest_episode_emotion']}, "
+                        f"{format_clock(row['longest_episode'], 1)}"),
+        ):  # fmt: skip
+            assert f"<dt>{name}</dt><dd>{value}</dd>" in article, (person, name)
+        told = dict(re.findall(r"</i>(\w+) <b>(\d+%)</b>", article))
+        certain = 1 - row["share_uncertain"]
+        parts = {name: certain * row[f"share_certain_{name}"] for name in EMOTIONS}
+        parts["uncertain"] = row["share_uncertain"]
+        assert told == {name: f"{part:.0%}" for name, part in parts.items() if part >= 0.005}
 
 
 def test_a_two_hour_clip_makes_a_page_of_bounded_size() -> None:
@@ -814,6 +840,41 @@ def test_an_event_is_named_and_jumped_to(browser: Any, tmp_path: Path) -> None:
     )
     assert browser.execute_script(cursors) == [2.5] * 5
     assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_bands_are_named_as_far_as_there_is_room(browser: Any, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    events = [EventWindow("a name that is longer", 0, 0.6), EventWindow("short", 1, 6)]
+    write_report(page, make_timeline(175, 1), FACTS, events=events)
+    open_page(browser, page)
+    labels = "return Bokeh.documents[0].roots()[0].renderers[0].data_source.data.label.join('|')"
+    cut, whole = wait_for(browser, labels).split("|")
+    assert whole == "short" and cut.endswith("…") and "a name that is longer".startswith(cut[:-1])
+    for _ in range(2):
+        browser.execute_script("document.querySelector('[data-zoom=in]').click()")
+    at = "return Bokeh.documents[0].roots()[0].renderers[0].data_source.data.label_at[1]"
+    start = browser.execute_script("return Bokeh.documents[0].roots()[0].x_range.start")
+    assert start > 1000, "the band begins before what is shown"
+    wait_for(browser, f"{at} === {start}")
+    assert complaints(browser) == []
+
+
+@pytest.mark.browser
+def test_charts_are_made_small_enough_for_paper(browser: Any, report: Path) -> None:
+    open_page(browser, report)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        sizes = browser.execute_script(
+            "return [...document.querySelectorAll('.chart')].map((chart) =>"
+            " [Number(getComputedStyle(chart).zoom),"
+            "  chart.style.getPropertyValue('--on-paper') * 1])"
+        )
+        assert all(zoom == pytest.approx(told, abs=1e-4) for zoom, told in sizes)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    width = browser.execute_script("return document.querySelector('.chart').clientWidth")
+    assert width > 680 and sizes[0][0] == pytest.approx(680 / width, abs=0.01)
 
 
 @pytest.mark.browser

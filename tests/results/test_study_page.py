@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from test_report import browser, check_page, complaints, open_page  # noqa: F401
+from test_report import browser, check_page, complaints, open_page, wait_for  # noqa: F401
 
 from batchfer.results.report.index import IndexRow, write_rows
+from batchfer.results.report.study import list_blocks, list_colors
 from batchfer.schema import EMOTIONS
+from batchfer.timeline.study import read_study
 
 
 def make_row(name: str, status: str = "ok") -> IndexRow:
@@ -87,6 +89,77 @@ def test_a_page_of_2000_recordings_is_of_bounded_size(tmp_path: Path) -> None:
     write_rows(tmp_path / "index.html", rows)
     page = check_page((tmp_path / "index.html").read_text(encoding="utf-8"))
     assert sum(len(block) for block in page.json) < 6_000_000
+
+
+def test_a_condition_has_one_colour_in_all_charts(tmp_path: Path) -> None:
+    make_tables(tmp_path, 24)
+    # An event that only the second condition has comes first in the tables.
+    events = pd.read_csv(tmp_path / "events.csv")
+    late = (events["name"] == "a") & (events["condition"] != "film")
+    pd.concat([events[late], events[~late & (events["name"] == "b")]]).to_csv(
+        tmp_path / "events.csv", index=False
+    )
+    study = read_study(tmp_path, ("summary.csv", "bins.csv", "events.csv"))
+    assert study is not None
+    by_condition, by_event, both = study.comparisons
+    colors = dict(list_colors(by_condition))
+    assert list(colors) == ["<b>text", "film"] and len({*colors.values()}) == 2
+    assert both.groups == [("a", "<b>text"), ("b", "<b>text"), ("b", "film")]
+    assert both.names == ["a, <b>text", "b, <b>text", "b, film"]
+    assert list_blocks(both) == ["a", "b"] == [name for name, _ in list_colors(by_event)]
+    for chart in (both, *study.courses):
+        told = dict(list_colors(chart))
+        assert told.items() <= colors.items(), chart.title
+    film = study.courses[1]
+    assert film.names == ["<b>text", "film"]
+
+
+def hover(driver: Any, place: str) -> str:
+    """Move the pointer to a place that a script tells in px of the window, and read the tip."""
+    driver.execute_script(
+        """
+        const tip = () => [...document.querySelectorAll(".bk-Tooltip")].map((one) =>
+          one.shadowRoot.querySelector(".bk-tooltip-content").innerText).join("\\n");
+        window.tip = tip;
+        """
+    )
+    x, y = driver.execute_script(place)
+    for step in (-3, 0):  # it has to move on a chart to be heard
+        driver.execute_cdp_cmd(
+            "Input.dispatchMouseEvent", {"type": "mouseMoved", "x": x + step, "y": y}
+        )
+    return str(wait_for(driver, "return window.tip()"))
+
+
+PLACE = """
+    const figure = Bokeh.documents[0].roots().find((figure) => figure.name === "%s");
+    const chart = document.getElementById("chart-%s");
+    chart.scrollIntoView({ block: "center" });
+    const view = Bokeh.index.find_one(figure);
+    const source = figure.renderers.find((one) => one.name === "%s").data_source.data;
+    const box = chart.getBoundingClientRect();
+    const { x_scale, y_scale } = view.frame;
+    return [box.x + x_scale.compute(source.x[%d]), box.y + y_scale.compute(source.y[%d])];
+"""
+
+
+@pytest.mark.browser
+def test_hovering_tells_the_recording_and_the_mean(browser: Any, tmp_path: Path) -> None:  # noqa: F811
+    write_rows(tmp_path / "index.html", make_tables(tmp_path, 24))
+    open_page(browser, tmp_path / "index.html")
+    summary = pd.read_csv(tmp_path / "summary.csv")
+    chart = "comparison-0"
+    told = hover(browser, PLACE % (chart, chart, "<b>text", 36, 36))  # happy, the first of twelve
+    assert "0000.mp4" in told and "<b>text" in told
+    assert f"{100 * summary['mean_happy'][0]:.1f}%" in told
+    study = read_study(tmp_path, ("summary.csv", "bins.csv", "events.csv"))
+    assert study is not None
+    course = study.courses[0]
+    chart = "course-0"
+    told = hover(browser, PLACE % (chart, chart, "sad, film", 1, 1))
+    mean = course.means[course.names.index("film"), 1, EMOTIONS.index("sad")]
+    assert "sad, film" in told and f"{100 * mean:.1f}% at 1.5 s" in told
+    assert complaints(browser) == []
 
 
 @pytest.mark.browser

@@ -8,7 +8,10 @@ import numpy as np
 from batchfer.results.report.axes import make_figure
 from batchfer.schema import EventWindow, Integers
 
-BAND_COLORS = ("#4c78a8", "#b07aa1", "#59a14f", "#9c755f", "#e15759", "#76b7b2")
+BAND_COLORS = (
+    "#4c78a8", "#b07aa1", "#59a14f", "#9c755f", "#e15759", "#76b7b2", "#7a7fd0", "#8a8d3f",
+    "#b8860b", "#a34d7d",
+)  # fmt: skip
 """Of events by their names, in turn: none is the colour of an emotion."""
 
 MOST_ROWS = 6
@@ -56,7 +59,9 @@ def draw_events(events: Sequence[EventWindow], x_range: Any) -> Any:
             "bottom": n_rows - 1 - rows - 0.42,
             "top": n_rows - 1 - rows + 0.42,
             "name": [event.name for event in events],
-            "label": [event.name if _has_room(event, x_range) else "" for event in events],
+            # The page writes as much of a name as there is room for.
+            "label": [""] * len(events),
+            "label_at": [1000 * event.start for event in events],
             "time": [f"{event.start:g} to {event.end:g} s" for event in events],
             "color": colors,
         }
@@ -66,7 +71,7 @@ def draw_events(events: Sequence[EventWindow], x_range: Any) -> Any:
         source=source, fill_color="color", line_color="color", fill_alpha=0.9, name="event",
     )  # fmt: skip
     label = LabelSet(
-        x="left", y="bottom", text="label", source=source, x_offset=4, y_offset=4,
+        x="label_at", y="bottom", text="label", source=source, x_offset=4, y_offset=4,
         text_font_size="11px", text_color="#ffffff",
     )  # fmt: skip
     chart.add_layout(label)
@@ -78,9 +83,3 @@ def draw_events(events: Sequence[EventWindow], x_range: Any) -> Any:
         )
     )
     return chart
-
-
-def _has_room(event: EventWindow, x_range: Any) -> bool:
-    """Return whether a band is wide enough for its name while the whole clip is shown."""
-    part = 1000 * (event.end - event.start) / (x_range.end - x_range.start)
-    return bool(part > 0.012 * (len(event.name) + 1))

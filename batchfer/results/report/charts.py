@@ -151,7 +151,7 @@ def _style(emotion: str) -> dict[str, Any]:
             "line_color": None,
             "hatch_pattern": "right_diagonal_line",
             "hatch_color": UNCERTAIN_COLOR,
-            "hatch_scale": 6,
+            "hatch_scale": 10,
             "hatch_weight": 2,
         }
     color = EMOTION_COLORS[emotion]

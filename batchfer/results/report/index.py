@@ -17,7 +17,7 @@ from batchfer.files import display_name
 from batchfer.results.facts import FACTS_NAME, RunFacts
 from batchfer.results.folder import BINS_NAME, EVENTS_NAME, REPORT_NAME, SUMMARY_NAME
 from batchfer.results.report.page import link_to, render_page, weigh_shares, write_page
-from batchfer.results.report.study import describe_comparisons, draw_study, find_top, list_groups
+from batchfer.results.report.study import describe_comparisons, draw_study, find_top, list_colors
 from batchfer.schema import JobResult
 from batchfer.timeline.study import Study, read_study
 
@@ -183,7 +183,7 @@ def render_index(rows: Sequence[IndexRow], study: Study | None = None) -> str:
         title="Results",
         comparisons=describe_comparisons(study),
         courses=[
-            {"title": told.title, "groups": list_groups(told), "top": find_top(told)}
+            {"title": told.title, "colors": list_colors(told), "top": find_top(told)}
             for told in (study.courses if study else ())
         ],
         bin_s=study.bin_s if study else None,

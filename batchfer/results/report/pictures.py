@@ -1,5 +1,6 @@
 """The report of a batch of pictures."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,12 @@ from batchfer.timeline.study import MEANS, MOST_GROUPS, Study, compare
 
 PICTURES_SHOWN = 5_000
 """Pictures of a folder that are shown; the next ones stand in a table."""
+
+MOST_TOLD = 3
+"""Faces of a picture that have their emotion written beside them; of more, it is counted."""
+
+MANY_PX = 40
+"""The side of one of many faces of a picture."""
 
 PICTURES_LISTED = 5_000
 """Pictures in that table; of more, the page tells the number."""
@@ -113,6 +120,8 @@ def render_images_report(
         folders=folders,
         comparisons=describe_comparisons(study),
         face_px=FACE_PX,
+        many_px=MANY_PX,
+        most_told=MOST_TOLD,
         most_faces=MOST_FACES,
         shown=pictures[:PICTURES_SHOWN],
         listed=pictures[PICTURES_SHOWN : PICTURES_SHOWN + PICTURES_LISTED],
@@ -151,6 +160,12 @@ def _compare_folders(table: pd.DataFrame, n_folders: int) -> Study | None:
     return Study([compare("By folder", values.assign(file=names), folders)], [], None)
 
 
+def _count_faces(faces: Sequence[Mapping[str, Any]]) -> list[tuple[str, int]]:
+    """Return how many faces show each emotion for certain, the most frequent first."""
+    told = Counter(UNCERTAIN if face["uncertain"] else face["emotion"] for face in faces)
+    return sorted(told.items(), key=lambda pair: (pair[0] == UNCERTAIN, -pair[1]))
+
+
 def _list_pictures(
     table: pd.DataFrame, files: Mapping[str, SmallFiles], links: Mapping[str, str]
 ) -> list[dict[str, Any]]:
@@ -170,6 +185,7 @@ def _list_pictures(
             "folder": display_name(name).rpartition("/")[0],
             "href": links.get(name),
             "faces": found,
+            "counts": _count_faces(found),
             "files": files.get(name),
         }
         for name, found in faces.items()

@@ -30,9 +30,15 @@
     const window_ = figures[figures.length - 1].x_range; // All charts but the overview share it.
     const rows = Object.fromEntries(Object.entries(lanes).map(([name, encoded]) => [name, decodeRows(encoded)]));
     const drawn = figures.filter((figure) => figure.name in rows);
-    const redraw = oncePerFrame(() => drawn.forEach((figure) => drawLane(figure, rows[figure.name], window_, drawn.length > 4 ? 160 : 320)));
+    const bands = figures.find((figure) => figure.name === "events");
+    const redraw = oncePerFrame(() => {
+      drawn.forEach((figure) => drawLane(figure, rows[figure.name], window_, drawn.length > 4 ? 160 : 320));
+      if (bands) nameBands(bands, window_);
+    });
     for (const property of [window_.properties.start, window_.properties.end]) property.change.connect(redraw);
+    addEventListener("resize", redraw);
     redraw();
+    fitCharts(figures);
 
     for (const figure of figures) figure.on_event("tap", (event) => jump(event.x / 1000));
     connectTime(figures, rows);
@@ -82,6 +88,39 @@
     };
     for (const name of emotions) data[name] = rows.map((row) => columns[name][row] / 65535);
     figure.renderers.find((renderer) => renderer.name === "hover").data_source.data = data;
+  }
+
+  /* Writes as much of its name into the visible part of each band as there is room for. */
+  function nameBands(figure, { start, end }) {
+    const source = figure.renderers.find((renderer) => renderer.name === "event").data_source;
+    const { left, right, name } = source.data;
+    const width = elementOf(figure).clientWidth - figure.min_border_left - figure.min_border_right;
+    const label_at = Array.from(left, (time) => Math.max(time, start));
+    const label = Array.from(name, (text, i) => {
+      const n_letters = Math.floor(((Math.min(right[i], end) - label_at[i]) / (end - start) * width - 6) / 6.5);
+      const letters = [...text];
+      return letters.length <= n_letters ? text : n_letters > 2 ? `${letters.slice(0, n_letters - 1).join("")}…` : "";
+    });
+    source.data = { ...source.data, label_at, label };
+  }
+
+  function elementOf(figure) {
+    return document.getElementById(`chart-${figure.name}`);
+  }
+
+  /* Charts are as wide as the window: they are told how much smaller they are on paper, and names of
+     emotions lie aslant where they stand too close. */
+  function fitCharts(figures) {
+    const paper = 680; // px of what a sheet of A4 has between its margins
+    const fit = () => {
+      for (const figure of figures) {
+        const element = elementOf(figure), width = element.clientWidth;
+        element.style.setProperty("--on-paper", Math.min(1, paper / width));
+        if (figure.name.startsWith("comparison")) figure.below[0].major_label_orientation = width < 480 ? 0.8 : "horizontal";
+      }
+    };
+    addEventListener("resize", oncePerFrame(fit));
+    fit();
   }
 
   function findRow(values, wanted) {
@@ -216,6 +255,10 @@
     order.addEventListener("change", () => show(true));
     filters.hidden = false;
     show(false);
+    addEventListener("beforeprint", () => {
+      for (const { element } of pictures)
+        if (!element.hidden) for (const image of element.querySelectorAll("img")) image.loading = "eager";
+    });
   }
 
   // --- tables -----------------------------------------------------------------------------------
@@ -258,11 +301,11 @@
     const down = head.getAttribute("aria-sort") === "ascending";
     for (const other of heads) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const key = (row) => row.cells[column].dataset.sort ?? row.cells[column].textContent.trim();
-    const compare = head.classList.contains("number")
-      ? (a, b) => key(a) - key(b)
-      : (a, b) => key(a).localeCompare(key(b), undefined, { numeric: true });
-    const rows = [...body.rows].sort(compare);
-    body.append(...(down ? rows.reverse() : rows));
+    const { compare } = new Intl.Collator(undefined, { numeric: true });
+    const order = head.classList.contains("number") ? (a, b) => a - b : compare;
+    const tell = (cell) => cell.dataset.sort ?? cell.textContent.trim();
+    const rows = Array.from(body.rows, (row) => ({ row, key: tell(row.cells[column]) }));
+    rows.sort((a, b) => order(a.key, b.key));
+    body.append(...(down ? rows.reverse() : rows).map(({ row }) => row));
   }
 }
