@@ -103,10 +103,11 @@ def count_operations(function: Any, *shapes: tuple[int, ...], dtype: str = "floa
 
 def count_proposal(detector: Any, height: int, width: int) -> float:
     """Return the GFLOP of the first network on all levels of one frame."""
+    from batchfer.faces.cascade_tensorflow import build_networks
+
     sizes, _ = detector._plan_pyramid(height, width)
-    return sum(
-        count_operations(detector._networks.proposal, (1, *size, 3)) for size in sizes.tolist()
-    )
+    proposal = build_networks()[0]
+    return sum(count_operations(proposal, (1, *size, 3)) for size in sizes.tolist())
 
 
 def count_classifier(path: Path, card: Any) -> float:

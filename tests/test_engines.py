@@ -1,9 +1,12 @@
 """Engines: which one is taken, and that OpenVINO finds what TensorFlow finds, without it."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +16,19 @@ from running import needs_openvino, run_jobs
 from skimage import data
 
 from batchfer import engines, network_files
-from batchfer.emotions.classifier import Classifier, load_classifier
+from batchfer.cli.model_list import make_ready
+from batchfer.emotions import classifier_files
+from batchfer.emotions.classifier import Classifier, load_classifier, load_from_keras
+from batchfer.emotions.classifier_files import Model, load_from_files
 from batchfer.engines import OPENVINO, TENSORFLOW, choose_engine, parse_engine
 from batchfer.errors import MachineError, ModelError, UsageError
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.cascade_openvino import cut_crops
+from batchfer.faces.cascade_tensorflow import TensorFlowCascade, _Tracing
 from batchfer.faces.detector import Detector
 from batchfer.files import locate_cache
 from batchfer.media.images import read_image
+from batchfer.network_files import locate_networks
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import hash_settings
 from batchfer.schema import EMOTIONS, FaceDetections, Images
@@ -146,30 +154,110 @@ def test_a_face_has_the_probabilities_of_tensorflow(
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-@needs_openvino
-def test_networks_are_made_once_and_again_where_they_are_spoilt(
-    toy_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, toy_on_openvino: Classifier
-) -> None:
-    crops = np.random.default_rng(3).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    wanted = toy_on_openvino.predict(crops)
-    made = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Makers that are asked for networks, which they make in this process."""
+    asked = []
+    make_networks = network_files.make_networks
 
     def make(maker: str, folder: Path, request: object) -> None:
-        made.append(folder)
-        network_files.make_networks(maker, folder, request)
+        asked.append(maker)
+        make_networks(maker, folder, request)
 
     monkeypatch.setattr(network_files, "_have_made", make)
-    load_classifier(toy_model, engine=OPENVINO)
-    assert not made
-    other = load_classifier(toy_model, rescale=0.5, engine=OPENVINO)
-    (folder,) = made
-    assert folder.parent == cache and not np.allclose(other.predict(crops), wanted)
-    for spoilt in folder.glob("*.xml"):
-        spoilt.write_text("<net")
-    again = load_classifier(toy_model, rescale=0.5, engine=OPENVINO)
-    assert made == [folder] * 2
-    assert again.predict(crops).tobytes() == other.predict(crops).tobytes()
-    assert not list(cache.glob(".*")), "nothing unfinished is left"
+    monkeypatch.setattr(network_files, "make_networks", make)
+    return asked
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return locate_networks()
+
+
+ENGINES = [TENSORFLOW, pytest.param(OPENVINO, marks=needs_openvino)]
+CROPS = np.random.default_rng(3).integers(0, 256, (3, 32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_networks_are_made_once_and_again_where_they_are_spoilt(
+    engine: str, toy_model: Path, own_cache: Path, made: list[str]
+) -> None:
+    fresh = load_classifier(toy_model, engine=engine).predict(CROPS)
+    (folder,) = own_cache.iterdir()
+    assert load_classifier(toy_model, engine=engine).predict(CROPS).tobytes() == fresh.tobytes()
+    assert len(made) == 1
+    files = sorted(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    spoilt = [files[-1], folder / network_files.SEAL]  # the first one with the weights
+    for number, path in enumerate(spoilt, start=2):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        again = load_classifier(toy_model, engine=engine)
+        assert len(made) == number, path.name
+        assert again.predict(CROPS).tobytes() == fresh.tobytes()
+    other = load_classifier(toy_model, rescale=0.5, engine=engine)
+    assert len(made) == len(spoilt) + 2 and not np.allclose(other.predict(CROPS), fresh)
+    assert not list(own_cache.glob(".*")), "nothing unfinished is left"
+
+
+def test_files_have_the_bytes_of_the_network_that_they_were_made_of(
+    toy_model: Path, own_cache: Path
+) -> None:
+    request = Model(toy_model, None, None, None, "/CPU:0", TENSORFLOW)
+    wanted = load_from_keras(*request[:-1]).network(CROPS)
+    for _ in range(2):
+        assert load_from_files(request).network(CROPS).tobytes() == wanted.tobytes()
+
+
+def test_a_cascade_out_of_files_finds_the_same(own_cache: Path, made: list[str]) -> None:
+    frames = np.ascontiguousarray(data.astronaut()[:300, 80:380])[None]
+    traced = _Tracing("/CPU:0").trace()
+    cascades = [TensorFlowCascade("/CPU:0") for _ in range(2)]
+    assert len(made) == 1
+    sizes = np.array([[150, 150], [75, 75]], np.int32)
+    places = np.array([[0.1, 0.2, 0.7, 0.8]] * 5, np.float32)
+    index = np.zeros(5, np.int32)
+    padded = (frames, np.pad(places, ((0, 3), (0, 0))), np.pad(index, (0, 3)))
+    looks = np.array([[0, 150, 150, 0, 1], [1, 75, 75, 0, 1]], np.int32)
+    proposed = traced["proposal_float32"](frames.astype(np.float32), looks).numpy()
+    assert len(proposed)
+    for cascade in cascades:
+        placed = cascade.place(frames)
+        assert cascade.propose(placed, sizes).tobytes() == proposed.tobytes()
+        for name, look in (("refinement", cascade.refine), ("output", cascade.decide)):
+            table = traced[name](*padded).numpy()[:5]
+            assert look(placed, places, index).tobytes() == table.tobytes()
+
+
+def test_what_somebody_else_has_put_there_is_not_loaded(
+    toy_model: Path, own_cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_classifier(toy_model)
+    (folder,) = own_cache.iterdir()
+    load_classifier(toy_model, rescale=0.5)
+    (other,) = set(own_cache.iterdir()) - {folder}
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)  # whole, but of something else
+    load_classifier(toy_model)
+    assert len(made) == 3
+    monkeypatch.setattr(os, "geteuid", lambda: folder.stat().st_uid + 1)
+    monkeypatch.setattr(network_files, "_SYSTEM", -1)
+    load_classifier(toy_model)
+    assert len(made) == 4
+
+
+def test_networks_that_nobody_uses_any_more_are_removed(toy_model: Path, own_cache: Path) -> None:
+    load_classifier(toy_model)
+    load_classifier(toy_model, rescale=0.5)
+    long_ago = time.time() - network_files.UNUSED_S - 60
+    entries = list(own_cache.iterdir())
+    for folder in entries:
+        os.utime(folder, (long_ago, long_ago))
+    load_classifier(toy_model)  # which is in use from here on
+    load_classifier(toy_model, rescale=0.25)
+    assert len(entries) == 2 and len(set(own_cache.iterdir()) & set(entries)) == 1
+    assert len(list(own_cache.iterdir())) == 2
 
 
 @needs_openvino
@@ -180,14 +268,33 @@ def test_a_model_that_is_none_is_told_as_by_tensorflow(cache: Path, tmp_path: Pa
         load_classifier(path, EMOTIONS, engine=OPENVINO)
 
 
-@needs_openvino
-def test_a_cache_that_cannot_be_written_is_told(
-    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ENGINES)
+def test_without_a_cache_it_goes_on_with_one_warning(
+    engine: str,
+    toy_model: Path,
+    own_cache: Path,
+    made: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    (tmp_path / "batchfer").write_text("a file")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(MachineError, match="cannot write"):
-        load_classifier(toy_model, engine=OPENVINO)
+    own_cache.parent.write_text("a file")
+    network_files._warn_once.cache_clear()
+    with caplog.at_level("WARNING"):
+        answers = [load_classifier(toy_model, engine=engine).predict(CROPS) for _ in range(2)]
+    assert answers[0].tobytes() == answers[1].tobytes() and len(made) == 2
+    told = [record for record in caplog.records if "cannot be written" in record.message]
+    assert len(told) == 1
+
+
+def test_where_nothing_can_be_written_an_error_says_so(
+    toy_model: Path, own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(classifier_files, "save_graphs", refuse)
+    with pytest.raises(MachineError, match="cannot write, no space left"):
+        load_classifier(toy_model)
+    assert not list(own_cache.iterdir()), "nothing unfinished is left"
 
 
 @needs_openvino
@@ -197,6 +304,54 @@ def test_all_models_are_made_ready_on_request(capsys: pytest.CaptureFixture[str]
 
     model_list.build_models()
     assert "ready for OpenVINO" in capsys.readouterr().out
+
+
+def test_tensorflow_needs_no_keras_where_networks_are_files(
+    cache: Path, toy_model: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys\n"
+        "from batchfer import AnalyzeOptions, analyze_images\n"
+        f"options = AnalyzeOptions(model={str(toy_model)!r}, engine='tensorflow', rescale=0.25)\n"
+        f"table = analyze_images([{str(STILLS[0])!r}], options).table\n"
+        "assert table['face_id'].notna().all()\n"
+        "print(sorted({'tensorflow', 'keras', 'mtcnn'} & set(sys.modules)))\n"
+        "import keras\n"
+        "keras.optimizers.SGD()\n"
+    )
+    load_classifier(toy_model, rescale=0.25)
+    TensorFlowCascade("/CPU:0")
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.strip() == "['tensorflow']"
+
+
+@needs_openvino
+def test_a_new_model_is_made_ready_where_openvino_will_compute_it(
+    toy_model: Path,
+    own_cache: Path,
+    made: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(engines, "_sees_gpu", lambda: True)
+    make_ready(toy_model)
+    assert not made
+    monkeypatch.setattr(engines, "_sees_gpu", lambda: False)
+    make_ready(toy_model)
+    assert made == ["batchfer.emotions.classifier_files"]
+    load_classifier(toy_model, engine=OPENVINO)
+    assert len(made) == 1
+    with caplog.at_level("WARNING"):
+        make_ready(tmp_path / "none.keras")
+    assert "is not made ready for OpenVINO" in caplog.text
 
 
 AUDIT = """

@@ -31,7 +31,8 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = {
     "tensorflow": {
         "analysis/stream", "emotions/classifier", "faces/cascade_tensorflow",
-        "faces/cascade_openvino", "faces/mtcnn", "machine", "training/batches", "training/kernels",
+        "faces/cascade_openvino", "faces/mtcnn", "machine", "network_files",
+        "training/batches", "training/kernels",
     },
     "keras": {"emotions", "training"},
     "mtcnn": {"faces/cascade_tensorflow"},

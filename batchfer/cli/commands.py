@@ -300,6 +300,7 @@ def train(
     if like is None:
         find_recipe(options)  # a slip is told before TensorFlow loads
     start_keras(devices=True)
+    from batchfer.cli.model_list import make_ready
     from batchfer.training.repeats import describe_repeat, repeat_runs
     from batchfer.training.train import describe_run
     from batchfer.training.train import train as train_model
@@ -310,6 +311,7 @@ def train(
         return
     with ProgressBars(telling.quiet) as progress:
         trained = repeat_runs(like, options, progress) if like else train_model(options, progress)
+    make_ready(trained.model)
     if not telling.quiet:
         typer.echo(trained.tell())
 

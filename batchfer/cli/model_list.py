@@ -1,5 +1,6 @@
 """What is told of the models at hand."""
 
+import logging
 from pathlib import Path
 
 import typer
@@ -8,6 +9,8 @@ from batchfer.emotions.card import ModelCard, list_model_folders, read_card
 from batchfer.emotions.licences import list_licences
 from batchfer.errors import BatchferError, one_line
 from batchfer.files import display_name, hash_file
+
+logger = logging.getLogger(__name__)
 
 
 def build_models() -> None:
@@ -26,6 +29,19 @@ def build_models() -> None:
     for path in list_models():
         load_classifier(path, engine=OPENVINO)
     typer.echo(f"ready for OpenVINO  [{display_name(locate_networks())}]")
+
+
+def make_ready(model: Path) -> None:
+    """Make a new model's files for OpenVINO where that will compute it; it does without, too."""
+    from batchfer.emotions.classifier import load_classifier
+    from batchfer.engines import AUTO, OPENVINO, choose_engine
+
+    if choose_engine(AUTO) != OPENVINO:
+        return
+    try:
+        load_classifier(model, engine=OPENVINO)
+    except BatchferError as error:
+        logger.warning("%s is not made ready for OpenVINO before its first use: %s", model, error)
 
 
 def list_models() -> list[Path]:

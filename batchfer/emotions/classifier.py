@@ -5,6 +5,7 @@ A model file is untrusted input: `batchfer.model_file` reads it, Keras never doe
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from batchfer.emotions.read_outs import (
     name_read_outs,
     split_read_outs,
 )
-from batchfer.engines import OPENVINO, TENSORFLOW
+from batchfer.engines import TENSORFLOW
 from batchfer.errors import ModelError
 from batchfer.faces.crops import align_faces, crop_faces
 from batchfer.files import display_name, hash_file
@@ -131,7 +132,7 @@ class Classifier:
 class TensorFlowNetwork:
     """A `Network` that is a graph of TensorFlow on one of its devices.
 
-    Who converts the graph needs the ``model`` whose weights it reads, which nothing else keeps.
+    ``model`` holds the weights that the graph reads, which nothing else keeps.
     """
 
     graph: Any
@@ -199,14 +200,12 @@ def load_classifier(
         ModelError: The model is unknown, unsafe, has no card and no labels, does not map a
             picture to one finite probability per label, or has no such read-out.
     """
-    path = find_model(str(model))
-    if engine == OPENVINO:
-        from batchfer.emotions.classifier_openvino import load_from_files
+    from batchfer.emotions.classifier_files import Model, load_from_files
 
-        loaded = load_from_files(path, labels, rescale, views)
-    else:
-        with hide_stderr():  # TensorFlow's first operation reports devices on stderr
-            loaded = load_from_keras(path, labels, rescale, views, device)
+    request = Model(find_model(str(model)), labels, rescale, views, device, engine)
+    # TensorFlow's first operation reports devices on stderr.
+    with hide_stderr() if engine == TENSORFLOW else nullcontext():
+        loaded = load_from_files(request)
     card = loaded.card
     name = choose_name(card, tuple(loaded.lasts), read_out)
     read_outs = {

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from mtcnn.stages import StageONet, StagePNet, StageRNet
 
+from batchfer.engines import TENSORFLOW
 from batchfer.faces.cascade import (
     OUTPUT_SIZE_PX,
     PROPOSAL_THRESHOLD,
@@ -25,6 +27,7 @@ from batchfer.faces.mtcnn import (
     make_gpu_resize,
 )
 from batchfer.machine import find_bfloat16_unit, measure_cache
+from batchfer.network_files import load_graphs, load_networks, save_graphs
 from batchfer.schema import Floats, Images
 
 # Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
@@ -49,36 +52,23 @@ class TensorFlowCascade:
     """The three networks as graphs of TensorFlow; see `CascadeNetworks`."""
 
     def __init__(self, device: str) -> None:
-        """Load them.
+        """Load them; their files are made on first use.
 
         Args:
             device: TensorFlow's name of the device.
         """
         self._device = device
-        self._on_gpu = "GPU" in device.upper()
-        self._at_once = _GPU_FACTOR if self._on_gpu else 1
-        # TensorFlow has no kernel for GPUs that cuts crops from uint8.
-        self._dtype = tf.float32 if self._on_gpu else tf.uint8
-        frames = tf.TensorSpec((None, None, None, 3), self._dtype)
-        crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
-        with tf.device(device):
-            # bfloat16 pays with AMX tiles; with AVX-512 vectors it was slower, on GPUs not tried.
-            pays = not self._on_gpu and find_bfloat16_unit() == "tiles"
-            self.proposal, self.refinement, self.output = build_networks(
-                tf.bfloat16 if pays else None
-            )
-            # Graphs take any size and count, so that each is traced once; and here, not by all
-            # threads at once when the first frames come.
-            self._run_proposal = {
-                dtype: _trace(
-                    self._trace_proposal,
-                    tf.TensorSpec(frames.shape, dtype),
-                    tf.TensorSpec((None, 5), tf.int32),
-                )
-                for dtype in {self._dtype, tf.float32}
-            }
-            self._run_refinement = _trace(self._trace_refinement, *crops)
-            self._run_output = _trace(self._trace_output, *crops)
+        tracing = _Tracing(device)
+        self._at_once = tracing.at_once
+        self._dtype = tracing.dtype
+
+        def load(folder: Path) -> Any:
+            return load_graphs(folder, device)
+
+        self._graphs = load_networks(load, __name__, tracing.tell_facts(), device, TENSORFLOW)
+        self._run_proposal = {
+            dtype: getattr(self._graphs, f"proposal_{dtype.name}") for dtype in tracing.dtypes
+        }
 
     def place(self, images: Images) -> Any:
         """Return frames on the device; they may be there already."""
@@ -98,11 +88,11 @@ class TensorFlowCascade:
 
     def refine(self, frames: Any, places: Floats, index: npt.NDArray[np.int32]) -> Floats:
         """Let the second network look at crops."""
-        return self._run_on_crops(self._run_refinement, frames, places, index)
+        return self._run_on_crops(self._graphs.refinement, frames, places, index)
 
     def decide(self, frames: Any, places: Floats, index: npt.NDArray[np.int32]) -> Floats:
         """Let the last network look at crops."""
-        return self._run_on_crops(self._run_output, frames, places, index)
+        return self._run_on_crops(self._graphs.output, frames, places, index)
 
     def _run_on_crops(
         self, graph: Any, frames: Any, places: Floats, index: npt.NDArray[np.int32]
@@ -139,18 +129,60 @@ class TensorFlowCascade:
         table = self._run_proposal[dtype](tf.cast(frames, dtype), np.array(looks, np.int32))
         return np.asarray(table.numpy())
 
+
+class _Tracing:
+    """How the networks become graphs for a device."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._on_gpu = "GPU" in device.upper()
+        self.at_once = _GPU_FACTOR if self._on_gpu else 1
+        # TensorFlow has no kernel for GPUs that cuts crops from uint8.
+        self.dtype = tf.float32 if self._on_gpu else tf.uint8
+        self.dtypes = {self.dtype, tf.float32}
+        # bfloat16 pays with AMX tiles; with AVX-512 vectors it was slower, on GPUs not tried.
+        self._screens = not self._on_gpu and find_bfloat16_unit() == "tiles"
+
+    def tell_facts(self) -> dict[str, object]:
+        """Return what decides what is in the graphs."""
+        sizes = (_STRIP_PIXELS, _REFINEMENT_CROPS, _OUTPUT_CROPS)
+        facts = {"device": self._device, "screens": self._screens, "sizes": sizes}
+        return facts | {name: metadata.version(name) for name in ("mtcnn", "keras")}
+
+    def trace(self) -> dict[str, Callable[..., Any]]:
+        """Return the graphs by name.
+
+        They take any size and count, so that each is traced once; and here, not by all threads at
+        once when the first frames come.
+        """
+        frames = tf.TensorSpec((None, None, None, 3), self.dtype)
+        crops = (frames, tf.TensorSpec((None, 4), tf.float32), tf.TensorSpec((None,), tf.int32))
+        looks = tf.TensorSpec((None, 5), tf.int32)
+        with tf.device(self._device):
+            networks = build_networks(tf.bfloat16 if self._screens else None)
+            self._proposal, self._refinement, self._output = networks
+            return {
+                f"proposal_{dtype.name}": _trace(
+                    self._trace_proposal, tf.TensorSpec(frames.shape, dtype), looks
+                )
+                for dtype in self.dtypes
+            } | {
+                "refinement": _trace(self._trace_refinement, *crops),
+                "output": _trace(self._trace_output, *crops),
+            }
+
     def _trace_proposal(self, frames: Any, looks: Any) -> Any:
         """Return the table of `_look_at_levels`; a look is level, height, width, and frames.
 
         TensorFlow takes several looks at a time where it has threads to spare.
         """
         resize = make_gpu_resize(frames) if self._on_gpu else make_cpu_resize(frames)
-        at_once = _STRIP_PIXELS * self._at_once
+        at_once = _STRIP_PIXELS * self.at_once
 
         def look(number: Any) -> Any:
             level, height, width, start, stop = tf.unstack(looks[number])
             pictures = resize((height, width), slice(start, stop))
-            found = self.proposal.find(pictures, logit(PROPOSAL_THRESHOLD), at_once)
+            found = self._proposal.find(pictures, logit(PROPOSAL_THRESHOLD), at_once)
             place = found[:, :3] + tf.cast([start, 0, 0], tf.float32)
             levels = tf.fill((tf.shape(found)[0], 1), tf.cast(level, tf.float32))
             return tf.concat([place, levels, found[:, 3:]], axis=1)
@@ -158,16 +190,24 @@ class TensorFlowCascade:
         return join_tables(look, tf.shape(looks)[0], 9)
 
     def _trace_refinement(self, frames: Any, boxes: Any, index: Any) -> Any:
-        at_once, size_px = _REFINEMENT_CROPS * self._at_once, REFINEMENT_SIZE_PX
-        return look_at_crops(self.refinement, 5, frames, boxes, index, size_px, at_once)
+        at_once, size_px = _REFINEMENT_CROPS * self.at_once, REFINEMENT_SIZE_PX
+        return look_at_crops(self._refinement, 5, frames, boxes, index, size_px, at_once)
 
     def _trace_output(self, frames: Any, boxes: Any, index: Any) -> Any:
-        at_once, size_px = _OUTPUT_CROPS * self._at_once, OUTPUT_SIZE_PX
-        return look_at_crops(self.output, 15, frames, boxes, index, size_px, at_once)
+        at_once, size_px = _OUTPUT_CROPS * self.at_once, OUTPUT_SIZE_PX
+        return look_at_crops(self._output, 15, frames, boxes, index, size_px, at_once)
+
+
+def save_networks(folder: Path, device: str) -> None:
+    """Write the graphs for a device into a folder."""
+    save_graphs(folder, _Tracing(device).trace())
 
 
 def build_networks(screen: Any = None) -> tuple[ProposalNetwork, RefinementNetwork, OutputNetwork]:
     """Return the three networks of the ``mtcnn`` package; see `ProposalNetwork` for ``screen``."""
+    # Here, since it loads Keras.
+    from mtcnn.stages import StageONet, StagePNet, StageRNet
+
     return (
         ProposalNetwork(StagePNet().model, screen),
         RefinementNetwork(StageRNet().model),

@@ -23,7 +23,6 @@ from batchfer.results.folder import (
     TIMELINE_DICTIONARY,
     name_dictionary,
 )
-from batchfer.results.report.video import write_report
 from batchfer.schema import EventWindow, NeutralRecording
 from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_statistics
@@ -76,6 +75,9 @@ def write_results(
         write_dictionary(folder / name_dictionary(name), content.columns)
     write_dictionary(folder / TIMELINE_DICTIONARY, timeline.table.columns)
     if outputs.report:
+        # Here, since it loads PyAV and jinja2, which tables and a finished folder do without.
+        from batchfer.results.report.video import write_report
+
         write_report(
             folder / REPORT_NAME,
             timeline,
@@ -212,4 +214,6 @@ def serve(owner: Owner) -> None:
 
     with suppress(ImportError):  # then writing the first page raises it
         import bokeh.plotting  # noqa: F401  (before that page needs it)
+
+        from batchfer.results.report import video  # noqa: F401
     owner.answer(write, BatchferError, OSError, MemoryError)

@@ -9,6 +9,7 @@ import pytest
 
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.stream import Failed, analyze, stream
+from batchfer.engines import OPENVINO, TENSORFLOW
 from batchfer.errors import InputError, Reason
 from batchfer.options import AnalyzeOptions
 from batchfer.schema import FaceDetections, FrameBatch, Images
@@ -100,3 +101,26 @@ def test_leaving_early_stops_the_source(analyzer: Analyzer) -> None:
     next(items)
     items.close()
     assert len(produced) < 100
+
+
+@pytest.mark.parametrize("engine", [TENSORFLOW, OPENVINO])
+def test_frames_are_decoded_while_all_workers_are_busy(
+    engine: str, analyzer: Analyzer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many batches wait for the networks as there are workers, whoever brings them."""
+    decoded = [threading.Event() for _ in range(8)]
+
+    def frames() -> Iterator[FrameBatch]:
+        for index, event in enumerate(decoded):
+            event.set()
+            yield FrameBatch(np.zeros((1, 64, 64, 3), np.uint8), np.array([index]), np.zeros(1))
+
+    def wait(batch: FrameBatch, *_: object) -> int:
+        (index,) = batch.frames.tolist()
+        ahead = min(index + analyzer.workers + 1, len(decoded) - 1)
+        assert decoded[ahead].wait(30), f"{ahead} is not decoded while {index} is analyzed"
+        return int(index)
+
+    monkeypatch.setattr(analyzer, "engine", engine)
+    monkeypatch.setattr(analyzer, "analyze_batch", wait)
+    assert list(stream(analyzer, frames())) == list(range(len(decoded)))

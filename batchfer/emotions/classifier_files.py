@@ -1,4 +1,4 @@
-"""A classifier's network out of a file, on OpenVINO; made of Keras' model by itself."""
+"""A classifier's network out of files, on either engine; made of Keras' model by itself."""
 
 import json
 from collections.abc import Sequence
@@ -9,10 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from batchfer.emotions.card import read_card
-from batchfer.emotions.classifier import Loaded, TensorFlowNetwork, check_hash, load_from_keras
+from batchfer.emotions.classifier import (
+    Loaded,
+    Network,
+    TensorFlowNetwork,
+    check_hash,
+    load_from_keras,
+)
 from batchfer.emotions.model_file import check_size
 from batchfer.emotions.read_outs import LastLayer
-from batchfer.network_files import FileNetwork, load_networks, save_graph
+from batchfer.engines import OPENVINO, TENSORFLOW, tell_version
+from batchfer.network_files import (
+    FileNetwork,
+    load_graphs,
+    load_networks,
+    save_graph,
+    save_graphs,
+)
 from batchfer.schema import Floats, Images
 
 FACES_A_CALL = 2
@@ -32,6 +45,8 @@ class Model(NamedTuple):
     labels: Sequence[str] | None
     rescale: float | None
     views: int | None
+    device: str
+    engine: str
 
 
 class OpenVinoNetwork:
@@ -51,14 +66,13 @@ class OpenVinoNetwork:
         return np.concatenate(parts, axis=1)[:, : len(crops) - padding]
 
 
-def load_from_files(
-    path: Path, labels: Sequence[str] | None, rescale: float | None, views: int | None
-) -> Loaded:
-    """Return a model on OpenVINO; its files are made on first use, and hold what its card says.
+def load_from_files(model: Model) -> Loaded:
+    """Return a model on its engine; its files are made on first use, and hold what its card says.
 
     Raises:
         ModelError: As `load_classifier`.
     """
+    path, labels, rescale, views, device, engine = model
     check_size(path)
     card = read_card(path, labels)
     card = card if views is None else replace(card, views=views)
@@ -71,11 +85,19 @@ def load_from_files(
         "read_outs": sorted(card.read_outs),
         "rescale": rescale,
         "faces": FACES_A_CALL,
+        "device": device,
+        "keras": tell_version("keras"),
+        "tensorflow": tell_version(TENSORFLOW),
     }
 
     def load(folder: Path) -> Loaded:
         told = json.loads((folder / f"{LAYERS}.json").read_text(encoding="utf-8"))
-        network = OpenVinoNetwork(FileNetwork(folder / f"{NETWORK}.xml"))
+        network: Network
+        if engine == OPENVINO:
+            network = OpenVinoNetwork(FileNetwork(folder / f"{NETWORK}.xml"))
+        else:
+            graphs = load_graphs(folder, device)
+            network = TensorFlowNetwork(getattr(graphs, NETWORK), device, graphs)
         with np.load(folder / f"{LAYERS}.npz", allow_pickle=False) as arrays:
             lasts = {
                 name: LastLayer(arrays[f"weights{number}"], arrays[f"biases{number}"])
@@ -86,7 +108,7 @@ def load_from_files(
         fitting = card.with_input(size=told["size"], channels=told["channels"])
         return Loaded(fitting, sha256, network, lasts)
 
-    loaded: Loaded = load_networks(load, __name__, facts, Model(path, labels, rescale, views))
+    loaded: Loaded = load_networks(load, __name__, facts, model, engine)
     return loaded
 
 
@@ -96,11 +118,14 @@ def save_networks(folder: Path, model: Model) -> None:
     Raises:
         ModelError: As `load_classifier`.
     """
-    loaded = load_from_keras(*model, device="/CPU:0")
+    loaded = load_from_keras(*model[:-1])
     card = loaded.card
     assert isinstance(loaded.network, TensorFlowNetwork)
     shape = (FACES_A_CALL, card.input_size, card.input_size, 3)
-    save_graph(loaded.network.graph, folder, NETWORK, shape)
+    if model.engine == OPENVINO:
+        save_graph(loaded.network.graph, folder, NETWORK, shape)
+    else:
+        save_graphs(folder, {NETWORK: loaded.network.graph})
     arrays: dict[str, Any] = {}
     for number, last in enumerate(loaded.lasts.values()):
         if last is not None:
