@@ -22,12 +22,15 @@ def halve_frames(frames: Images, height: int, width: int) -> Images:
     """Return frames ``(B,H,W,3)`` halved as often as leaves 1.5 times a size in px.
 
     For levels up to that size, which cost by the pixels that they are made of, and hardly look
-    another way for it. The finest level of stock mtcnn is larger than any half.
+    another way for it. The finest level of stock mtcnn is larger than any half. Frames of odd
+    sides stay whole: to halve them takes OpenCV as long as it would save.
     """
     import cv2
 
     least = 2 * _LEAST_SHARE
     while frames.shape[1] >= least * height and frames.shape[2] >= least * width:
+        if frames.shape[1] % 2 or frames.shape[2] % 2:
+            break
         halves = np.empty((len(frames), frames.shape[1] // 2, frames.shape[2] // 2, 3), np.uint8)
         for frame, half in zip(frames, halves, strict=True):
             cv2.resize(frame, half.shape[1::-1], half, interpolation=cv2.INTER_AREA)
