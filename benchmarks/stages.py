@@ -105,7 +105,7 @@ def count_proposal(detector: Any, height: int, width: int) -> float:
     """Return the GFLOP of the first network on all levels of one frame."""
     from batchfer.faces.cascade_tensorflow import build_networks
 
-    sizes, _ = detector._plan_pyramid(height, width)
+    sizes, _ = detector._plan_pyramid(height, width, detector.min_face_px)
     proposal = build_networks()[0]
     return sum(count_operations(proposal, (1, *size, 3)) for size in sizes.tolist())
 
@@ -131,7 +131,7 @@ def measure_clip(
         size = analyzer.batch_size(info.width, info.height)
         batches = list(reader.batches(size))
     n_frames = sum(map(len, batches))
-    sizes, scales = detector._plan_pyramid(info.height, info.width)
+    sizes, scales = detector._plan_pyramid(info.height, info.width, detector.min_face_px)
 
     def decode() -> int:
         with VideoReader(clip) as reader:

@@ -14,7 +14,7 @@ from batchfer.faces.cascade import (
     REFINEMENT_SIZE_PX,
     logit,
 )
-from batchfer.faces.pyramid import average_areas
+from batchfer.faces.pyramid import average_areas, halve_frames
 from batchfer.network_files import FileNetwork, load_networks, save_graph
 from batchfer.schema import Floats, Images
 
@@ -50,6 +50,7 @@ class OpenVinoCascade:
 
     def propose(self, frames: Images, sizes: npt.NDArray[np.int32]) -> Floats:
         """Slide the first network over all levels, one of one frame at a time."""
+        frames = halve_frames(frames, *sizes[0].tolist())
         tables = [
             self._look_at_level(picture, number, level)
             for number, frame in enumerate(frames)

@@ -26,6 +26,7 @@ from batchfer.faces.mtcnn import (
     make_cpu_resize,
     make_gpu_resize,
 )
+from batchfer.faces.pyramid import halve_frames
 from batchfer.machine import find_bfloat16_unit, measure_cache
 from batchfer.network_files import load_graphs, load_networks, save_graphs
 from batchfer.schema import Floats, Images
@@ -76,7 +77,9 @@ class TensorFlowCascade:
             return tf.cast(images, self._dtype)
 
     def propose(self, frames: Any, sizes: npt.NDArray[np.int32]) -> Floats:
-        """Slide the first network over all levels."""
+        """Slide the first network over all levels; a GPU makes them of whole frames."""
+        if not self._on_gpu:
+            frames = halve_frames(np.asarray(frames), *sizes[0].tolist())
         height, width = frames.shape[1:3]
         step = max(_FRAME_PIXELS * self._at_once // (height * width), 1)
         tables = []

@@ -230,8 +230,9 @@ class Detector:
         The levels are always those of stock mtcnn at its default minimum face of 20 px, from the
         last that still shows the smallest face asked for to the last that the first network's
         window fits into. So a larger minimum drops small faces and leaves the others as they are,
-        where a pyramid that began at the minimum itself would move each level and with it faces
-        near the thresholds.
+        but for what halved frames change from 40 px on, see `batchfer.faces.pyramid.halve_frames`.
+        A pyramid that began at the minimum itself would move each level and with it faces near
+        the thresholds.
         """
         least_scale = PROPOSAL_SIZE_PX / max(min(height, width), 1)
         first = math.floor(_count_steps(PROPOSAL_SIZE_PX / min_face_px))

@@ -1,4 +1,4 @@
-"""Levels of an image pyramid, averaged over areas, without TensorFlow."""
+"""Levels of an image pyramid on a processor: what they are made of, and averages over areas."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +8,34 @@ import numpy.typing as npt
 
 from batchfer.schema import Floats, Images
 
+_LEAST_SHARE = 1.5
+"""How much larger than the finest level halved frames are, by their sides, at least."""
+
 _MOST_PIXELS = 2_500_000
 """Pixels of which sums are kept at a time, which take 12 bytes each."""
 
 _ROWS_AT_ONCE = 16
 """Rows of a level that are made at once, few enough to stay in a core's cache."""
+
+
+def halve_frames(frames: Images, height: int, width: int) -> Images:
+    """Return frames ``(B,H,W,3)`` halved as often as leaves 1.5 times a size in px.
+
+    For levels up to that size, which cost by the pixels that they are made of, and hardly look
+    another way for it. The finest level of stock mtcnn is larger than any half. Frames of odd
+    sides stay whole: to halve them takes OpenCV as long as it would save.
+    """
+    import cv2
+
+    least = 2 * _LEAST_SHARE
+    while frames.shape[1] >= least * height and frames.shape[2] >= least * width:
+        if frames.shape[1] % 2 or frames.shape[2] % 2:
+            break
+        halves = np.empty((len(frames), frames.shape[1] // 2, frames.shape[2] // 2, 3), np.uint8)
+        for frame, half in zip(frames, halves, strict=True):
+            cv2.resize(frame, half.shape[1::-1], half, interpolation=cv2.INTER_AREA)
+        frames = halves
+    return frames
 
 
 def average_areas(frame: Images, sizes: npt.NDArray[np.int32]) -> Iterator[Floats]:
