@@ -167,7 +167,7 @@ def _tell_model(all_facts: Sequence[RunFacts]) -> str:
         f"by the network {_join(told)}."
     )
     cards = [card for model in models.values() if (card := _find_card(model))]
-    data = dict.fromkeys(told for card in cards if (told := _tell_training(card)))
+    data = dict.fromkeys(one for card in cards if (one := _tell_training(card)))
     licences = dict.fromkeys(card.licence for card in cards if card.licence)
     return " ".join([text, *data, *(f"Its licence: {licence}." for licence in licences)])
 

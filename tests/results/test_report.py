@@ -839,6 +839,9 @@ def test_an_event_is_named_and_jumped_to(browser: Any, tmp_path: Path) -> None:
         " figure.center.find((model) => model.type === 'Span').location / 1000)"
     )
     assert browser.execute_script(cursors) == [2.5] * 5
+    ActionChains(browser).move_to_element_with_offset(chart, 20, -20).click().perform()
+    clicked = 7 * (chart.size["width"] / 2 + 20 - 70) / (chart.size["width"] - 70 - 24)
+    wait_for(browser, f"{cursors}.every((time) => Math.abs(time - {clicked}) < 0.05)")
     assert complaints(browser) == []
 
 
