@@ -60,7 +60,7 @@ class TensorFlowCascade:
         """
         self._device = device
         tracing = _Tracing(device)
-        self._at_once = tracing.at_once
+        self._on_gpu, self._at_once = tracing.on_gpu, tracing.at_once
         self._dtype = tracing.dtype
 
         def load(folder: Path) -> Any:
@@ -138,13 +138,13 @@ class _Tracing:
 
     def __init__(self, device: str) -> None:
         self._device = device
-        self._on_gpu = "GPU" in device.upper()
-        self.at_once = _GPU_FACTOR if self._on_gpu else 1
+        self.on_gpu = "GPU" in device.upper()
+        self.at_once = _GPU_FACTOR if self.on_gpu else 1
         # TensorFlow has no kernel for GPUs that cuts crops from uint8.
-        self.dtype = tf.float32 if self._on_gpu else tf.uint8
+        self.dtype = tf.float32 if self.on_gpu else tf.uint8
         self.dtypes = {self.dtype, tf.float32}
         # bfloat16 pays with AMX tiles; with AVX-512 vectors it was slower, on GPUs not tried.
-        self._screens = not self._on_gpu and find_bfloat16_unit() == "tiles"
+        self._screens = not self.on_gpu and find_bfloat16_unit() == "tiles"
 
     def tell_facts(self) -> dict[str, object]:
         """Return what decides what is in the graphs."""
@@ -179,7 +179,7 @@ class _Tracing:
 
         TensorFlow takes several looks at a time where it has threads to spare.
         """
-        resize = make_gpu_resize(frames) if self._on_gpu else make_cpu_resize(frames)
+        resize = make_gpu_resize(frames) if self.on_gpu else make_cpu_resize(frames)
         at_once = _STRIP_PIXELS * self.at_once
 
         def look(number: Any) -> Any:

@@ -251,11 +251,11 @@ def test_a_screen_leaves_few_cells_and_none_out() -> None:
 def test_a_screened_detector_finds_the_same_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     if find_bfloat16_unit() != "tiles":
         pytest.skip("this processor does not screen")
+    assert cascade_tensorflow._Tracing("/CPU:0").tell_facts()["screens"]
     screened = Detector(min_face_px=20)
-    monkeypatch.setattr(detector_module, "find_bfloat16_unit", lambda: None)
+    monkeypatch.setattr(cascade_tensorflow, "find_bfloat16_unit", lambda: None)
+    assert not cascade_tensorflow._Tracing("/CPU:0").tell_facts()["screens"]
     whole = Detector(min_face_px=20)
-    assert screened._proposal.screen == tf.bfloat16
-    assert whole._proposal.screen is None
     for frames in (MOVING, CROWD[None]):
         faces, others = screened.detect(frames), whole.detect(frames)
         np.testing.assert_array_equal(faces.image_index, others.image_index)
