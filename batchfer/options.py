@@ -133,6 +133,13 @@ WholePicture = Annotated[
         WHAT,
     ),
 ]
+Views = Annotated[
+    int | None,
+    Flag(
+        "--views", "Views of a face that are averaged: 1, 2 (mirrored, too) or 10 (cut, too).",
+        WHAT, "N", text="as the model's card says", least=1, most=10,
+    ),
+]  # fmt: skip
 ReadOut = Annotated[
     str | None,
     Flag(
@@ -167,9 +174,10 @@ class AnalyzeOptions:
     ``min_confidence`` sets the column ``uncertain`` (None: as the model's card says); no row is
     dropped by it. ``read_out`` names the output of the model that answers (None: its first), and
     ``prior`` holds the share of each of `EMOTIONS` that is expected, up to a factor (None: as in
-    the faces that the model was fitted to). ``labels`` and ``rescale`` describe a model that has no
-    card. ``rotate`` turns pictures and frames clockwise, in degrees, besides what their files say.
-    With ``whole_picture`` a small square picture in which no face was found is read as one.
+    the faces that the model was fitted to). ``views`` of a face are averaged (None: as many as the
+    model's card says). ``labels`` and ``rescale`` describe a model that has no card. ``rotate``
+    turns pictures and frames clockwise, in degrees, besides what their files say. With
+    ``whole_picture`` a small square picture in which no face was found is read as one.
     ``engine`` computes the networks, see `batchfer.engines`; it decides the last digits.
     ``max_pixels`` bounds a decoded picture or frame (None: 100 million, or 8192 x 8192 for frames).
 
@@ -209,6 +217,7 @@ class AnalyzeOptions:
         ),
     ] = None  # fmt: skip
     read_out: ReadOut = None
+    views: Views = None
     prior: Annotated[
         tuple[float, ...] | None,
         Flag(

@@ -116,6 +116,7 @@ class Analyzer:
                 self.options.read_out,
                 self.options.prior,
                 self.engine,
+                self.options.views,
             )
         _let_python_first()
 

@@ -16,6 +16,7 @@ from batchfer.options import (
     MinFace,
     Model,
     Rescale,
+    Views,
     WholePicture,
 )
 
@@ -225,13 +226,7 @@ class EvaluateOptions:
         str | None,
         Flag("--against", "Compare with another model on the same faces.", WHAT, "MODEL"),
     ] = None
-    views: Annotated[
-        int | None,
-        Flag(
-            "--views", "Views of a face that are averaged: 1, 2 (mirrored, too) or 10 (cut, too).",
-            WHAT, "N", text="as the model's card says", least=1, most=10,
-        ),
-    ] = None  # fmt: skip
+    views: Views = None
     end_to_end: Annotated[
         bool, Flag("--end-to-end", "Find the faces, too; a missed one is a mistake.", WHAT)
     ] = False
