@@ -82,7 +82,7 @@ def make_loader(labels: list[str]) -> Callable[[Path], dict[str, Any]]:
     import keras.src.legacy.saving.legacy_h5_format  # noqa: F401
     import tensorflow as tf  # noqa: F401
 
-    from batchfer.emotions.classifier import load_classifier, load_network
+    from batchfer.emotions.classifier import load_from_keras, load_network
     from batchfer.errors import ModelError
 
     watch, deserialized = Watch(), watch_deserializer()
@@ -94,7 +94,7 @@ def make_loader(labels: list[str]) -> Callable[[Path], dict[str, Any]]:
                 deserialized.clear()
                 load_network(path, labels)
                 result["deserialized"] = list(deserialized)
-                load_classifier(path, labels)
+                load_from_keras(path, labels, None, None, "/CPU:0")
                 result["outcome"] = "loaded"
             except ModelError as error:
                 result["outcome"], result["message"] = "refused", str(error)
