@@ -3,7 +3,6 @@
 `batchfer.cli.flags.takes` makes a command's options of these classes.
 """
 
-import csv
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from batchfer.engines import AUTO, choose_engine, parse_engine
-from batchfer.errors import UsageError, one_line
+from batchfer.errors import UsageError
 from batchfer.formats import FORMATS, USUAL_FORMATS, parse_formats
+from batchfer.priors import read_prior
 from batchfer.schema import EMOTIONS
 
 WHAT = "What to analyze"
@@ -93,24 +93,6 @@ def parse_factor(text: str) -> float:
     if factor <= 0:
         raise UsageError(f"--rescale takes a positive factor such as 1/255, not {text!r}")
     return factor
-
-
-def read_prior(text: str) -> tuple[float, ...]:
-    """Return the shares that a CSV file of ``emotion,share`` gives, in the order of `EMOTIONS`.
-
-    Raises:
-        UsageError: It cannot be read, or does not give each emotion a share.
-    """
-    try:
-        with Path(text).open(newline="", encoding="utf-8-sig") as stream:
-            rows = [row for row in csv.reader(stream) if row]
-        shares = {name.strip().lower(): float(share) for name, share in rows[1:]}
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or "not a CSV of emotion,share"
-        raise UsageError(f"--prior {one_line(text)}: {reason}") from error
-    if len(rows) != 1 + len(shares) or sorted(shares) != sorted(EMOTIONS):
-        raise UsageError(f"--prior {one_line(text)}: a row for each of {', '.join(EMOTIONS)}")
-    return tuple(shares[name] for name in EMOTIONS)
 
 
 # Options that several classes have.

@@ -23,7 +23,7 @@ FLOORS = [
     {"files", "processes", "machine"},
     {"spread"},
     {"options"},
-    {"formats", "engines"},
+    {"formats", "engines", "priors"},
     {"schema"},
     {"errors"},
 ]

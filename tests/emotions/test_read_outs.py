@@ -14,7 +14,8 @@ from batchfer.emotions.classifier import load_classifier, load_network
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import LastLayer, join_read_outs, name_read_outs
 from batchfer.errors import ModelError, UsageError
-from batchfer.options import AnalyzeOptions, read_prior
+from batchfer.options import AnalyzeOptions
+from batchfer.priors import read_prior
 from batchfer.schema import EMOTIONS, Images
 
 SIZE = 32
