@@ -211,7 +211,8 @@ def _is_whole(folder: Path, text: str) -> bool:
             return False
         told = json.loads((folder / SEAL).read_text(encoding="utf-8"))
         whole: bool = told == {"facts": text, "files": _hash_files(folder)}
-        os.utime(folder)  # it is in use
+        with suppress(OSError):  # the system's can only be read
+            os.utime(folder)  # it is in use
     except (OSError, ValueError) as error:
         logger.debug("no networks in %s: %s", folder, error)
         return False

@@ -321,15 +321,21 @@ def test_tensorflow_needs_no_keras_where_networks_are_files(
     )
     load_classifier(toy_model, rescale=0.25)
     TensorFlowCascade("/CPU:0")
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.strip() == "['tensorflow']"
+    assert run_alone(code) == "['tensorflow']"
+
+
+def test_networks_that_can_only_be_read_are_used(
+    toy_model: Path, own_cache: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those that somebody has installed for all."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(path)
+
+    load_classifier(toy_model, engine=TENSORFLOW)
+    monkeypatch.setattr("batchfer.network_files.os.utime", refuse)
+    load_classifier(toy_model, engine=TENSORFLOW)
+    assert len(made) == 1
 
 
 @needs_openvino
@@ -352,6 +358,20 @@ def test_a_new_model_is_made_ready_where_openvino_will_compute_it(
     with caplog.at_level("WARNING"):
         make_ready(tmp_path / "none.keras")
     assert "is not made ready for OpenVINO" in caplog.text
+
+
+def run_alone(code: str, *first: Path) -> str:
+    """Return what a program prints in a process of its own that looks into some folders first."""
+    path = os.pathsep.join([*map(str, first), *filter(None, sys.path)])
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.strip()
 
 
 AUDIT = """
@@ -381,16 +401,7 @@ def test_analysis_loads_no_tensorflow_and_asks_nobody(
         "loaded = {name.split('.')[0] for name in sys.modules if sys.modules[name]}\n"
         "print(sorted(loaded & {'tensorflow', 'keras', 'mtcnn', 'openvino_telemetry'}))\n"
     )
-    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
-    answer = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.strip() == "[]"
+    assert run_alone(code, tmp_path) == "[]"
 
 
 @needs_openvino
