@@ -78,7 +78,11 @@ def configure_openvino(threads: int) -> None:
 @cache
 def _start() -> Any:
     """Return OpenVINO's core, once."""
-    core = _import_openvino().Core()
+    openvino = _import_openvino()
+    # Two threads that meet in its first use of NumPy wait for each other for ever (pybind11's lazy
+    # look-up of NumPy lets the interpreter's lock go amid C++'s guard of a static variable).
+    openvino.Type.f32.to_dtype()
+    core = openvino.Core()
     # Where a processor has bfloat16 that would be taken, and boxes would move.
     core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False})
     return core

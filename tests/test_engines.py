@@ -360,7 +360,7 @@ def test_a_new_model_is_made_ready_where_openvino_will_compute_it(
     assert "is not made ready for OpenVINO" in caplog.text
 
 
-def run_alone(code: str, *first: Path) -> str:
+def run_alone(code: str, *first: Path, timeout_s: float = 300) -> str:
     """Return what a program prints in a process of its own that looks into some folders first."""
     path = os.pathsep.join([*map(str, first), *filter(None, sys.path)])
     answer = subprocess.run(
@@ -368,10 +368,32 @@ def run_alone(code: str, *first: Path) -> str:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout_s,
     )
     assert answer.returncode == 0, answer.stderr
     return answer.stdout.strip()
+
+
+@needs_openvino
+@pytest.mark.parametrize("attempt", range(3))
+def test_threads_may_share_a_network_from_its_first_call_on(attempt: int, cache: Path) -> None:
+    """They froze the process four times in five, where their first calls met."""
+    code = (
+        "import sys, threading\n"
+        "import numpy as np\n"
+        "from batchfer.faces.cascade_openvino import load_from_files\n"
+        "network = load_from_files()._proposal\n"
+        "gate = threading.Barrier(8)\n"
+        "def call():\n"
+        "    gate.wait()\n"
+        "    network(np.zeros((1, 24, 32, 3), np.float32))\n"
+        "threads = [threading.Thread(target=call) for _ in range(8)]\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "[thread.start() for thread in threads]\n"
+        "[thread.join() for thread in threads]\n"
+        "print('done')"
+    )
+    assert run_alone(code, timeout_s=60) == "done"
 
 
 AUDIT = """

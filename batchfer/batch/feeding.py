@@ -67,8 +67,8 @@ def serve(owner: Owner) -> None:
     """Do what is asked for, on the machine that is told first; the life of a slot's worker.
 
     Pictures come as a chunk, which is done before the next is taken; videos one by one, as a stream
-    that ends with the first thing that is no video. Everything that is asked for is answered with
-    None when it is done, but a `Leave` and a video.
+    that ends with the first thing that is no video. What joins all is answered with None when it is
+    written; of inputs their outcomes tell, so that nothing late of theirs can be taken for that.
     """
     machine: Machine = owner.next_request()
     keep_memory(machine.cores)
@@ -103,8 +103,8 @@ def serve(owner: Owner) -> None:
             return
         if isinstance(work, Sequence):
             perform(work, tools, owner.tell)
-        else:
-            join(work, tools.load)
+            return
+        join(work, tools.load)
         owner.tell(None)
 
     owner.answer(do, BatchferError, ImportError, MemoryError, source=works.get)

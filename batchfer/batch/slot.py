@@ -70,7 +70,7 @@ class Said(NamedTuple):
 
 
 class Over(NamedTuple):
-    """Inputs that were given together are done, or what joins them is written."""
+    """What joins all inputs is written."""
 
 
 class Lost(NamedTuple):
