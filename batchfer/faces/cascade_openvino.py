@@ -1,5 +1,6 @@
 """The cascade's networks out of files, on OpenVINO; made of those of TensorFlow, by themselves."""
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,14 @@ OUTPUT_CROPS = 4
 time a crop's numbers are the same in any company, and larger batches are no faster.
 """
 
+PROPOSAL_FRAMES = 4
+PROPOSAL_PIXELS = 40_000
+"""As many frames, or pixels of them, go through the first network in each call, dummies likewise:
+a call on few pixels takes as long as on some more, and maps of many leave a core's cache.
+"""
+
 _SHAPES = {
-    "proposal": (1, None, None, 3),
+    "proposal": (None, None, None, 3),
     "refinement": (REFINEMENT_CROPS, REFINEMENT_SIZE_PX, REFINEMENT_SIZE_PX, 3),
     "output": (OUTPUT_CROPS, OUTPUT_SIZE_PX, OUTPUT_SIZE_PX, 3),
 }
@@ -49,22 +56,29 @@ class OpenVinoCascade:
         return np.ascontiguousarray(images)
 
     def propose(self, frames: Images, sizes: npt.NDArray[np.int32]) -> Floats:
-        """Slide the first network over all levels, one of one frame at a time."""
+        """Slide the first network over all levels, each of some frames at a time."""
         frames = halve_frames(frames, *sizes[0].tolist())
+        pyramids = zip(*(average_areas(frame, sizes) for frame in frames), strict=True)
         tables = [
-            self._look_at_level(picture, number, level)
-            for number, frame in enumerate(frames)
-            for level, picture in enumerate(average_areas(frame, sizes))
+            self._look_at_level(list(pictures), level) for level, pictures in enumerate(pyramids)
         ]
         return np.concatenate([np.zeros((0, 9), np.float32), *tables])
 
-    def _look_at_level(self, picture: Floats, number: int, level: int) -> Floats:
-        found = self._proposal(picture[None])[0]
-        rows, columns = np.nonzero(found[..., 4] > logit(PROPOSAL_THRESHOLD))
+    def _look_at_level(self, pictures: Sequence[Floats], level: int) -> Floats:
+        """Return what passes the first threshold in frames at one size."""
+        at_once = count_frames(*pictures[0].shape[:2])
+        found = []
+        for start in range(0, len(pictures), at_once):
+            group = np.zeros((at_once, *pictures[0].shape), np.float32)
+            some = pictures[start : start + at_once]
+            np.stack(some, out=group[: len(some)])
+            found.append(self._proposal(group)[: len(some)])
+        maps = np.concatenate(found)
+        numbers, rows, columns = np.nonzero(maps[..., 4] > logit(PROPOSAL_THRESHOLD))
         table = np.empty((len(rows), 9), np.float32)
-        table[:, 0], table[:, 3] = number, level
+        table[:, 0], table[:, 3] = numbers, level
         table[:, 1], table[:, 2] = rows, columns
-        table[:, 4:] = found[rows, columns]
+        table[:, 4:] = maps[numbers, rows, columns]
         return table
 
     def refine(self, frames: Images, places: Floats, index: npt.NDArray[np.int32]) -> Floats:
@@ -74,6 +88,14 @@ class OpenVinoCascade:
     def decide(self, frames: Images, places: Floats, index: npt.NDArray[np.int32]) -> Floats:
         """Let the last network look at crops."""
         return _look_at_crops(self._output, "output", 15, frames, places, index)
+
+
+def count_frames(height: int, width: int) -> int:
+    """Return how many frames of a size in px go through the first network in each call."""
+    at_once = PROPOSAL_FRAMES
+    while at_once > 1 and at_once * height * width > PROPOSAL_PIXELS:
+        at_once //= 2
+    return at_once
 
 
 def load_from_files() -> OpenVinoCascade:

@@ -25,8 +25,15 @@ def test_no_size_gives_no_picture() -> None:
     assert not list(average_areas(np.zeros((20, 20, 3), np.uint8), np.zeros((0, 2), np.int32)))
 
 
-@pytest.mark.parametrize("most_pixels", [2_500_000, 700], ids=["whole", "in parts"])
-def test_a_picture_is_that_of_tensorflow(most_pixels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("few_pixels", "most_pixels"),
+    [(100_000, 2_500_000), (0, 2_500_000), (0, 700)],
+    ids=["few", "whole", "in parts"],
+)
+def test_a_picture_is_that_of_tensorflow(
+    few_pixels: int, most_pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pyramid, "_FEW_PIXELS", few_pixels)
     monkeypatch.setattr(pyramid, "_MOST_PIXELS", most_pixels)
     frame = RNG.integers(0, 256, (97, 131, 3), np.uint8)
     # Much smaller, by a whole number, a little smaller, the same, larger.
