@@ -58,7 +58,8 @@ def average_areas(frame: Images, sizes: npt.NDArray[np.int32]) -> Iterator[Float
     if n_pixels <= _FEW_PIXELS:
         pixels = frame.astype(np.float32)
         for height, width in sizes.tolist():
-            yield cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+            picture: Any = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+            yield picture
         return
     rows = frame.reshape(len(frame), -1)
     sums = _add_up(rows) if n_pixels <= _MOST_PIXELS else None
