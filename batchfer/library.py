@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from batchfer.analysis.analyzer import Analyzer
-    from batchfer.schema import Images
+    from batchfer.arrays import Images
 
 
 def analyze_video(

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.arrays import Floats, FrameBatch, Images, Integers
 from batchfer.media.images import read_image
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import Floats, FrameBatch, Images, Integers
 from batchfer.training.layouts import list_faces
 
 Points = npt.NDArray[np.float64]

@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import FaceDetections, Images
 from batchfer.engines import choose_engine
 from batchfer.faces.detector import STOCK_MIN_FACE_PX, Detector
 from batchfer.media.images import read_image
-from batchfer.schema import FaceDetections, Images
 from batchfer.training.layouts import list_faces
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "samples"))

@@ -28,6 +28,7 @@ from make_clips import make_clips
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.linker import FaceLinker, analyze_frames
 from batchfer.analysis.stream import analyze
+from batchfer.arrays import FrameBatch
 from batchfer.batch.executors import InProcess
 from batchfer.batch.records import Batch
 from batchfer.batch.tools import Tools
@@ -39,7 +40,6 @@ from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.results.drawing import FaceTrack, draw_timeline
 from batchfer.results.painter import FacePainter
-from batchfer.schema import FrameBatch
 
 REPEATS = 5
 ONE_AFTER_ANOTHER = 3

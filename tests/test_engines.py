@@ -16,6 +16,7 @@ from running import needs_openvino, run_jobs
 from skimage import data
 
 from batchfer import engines, network_files
+from batchfer.arrays import FaceDetections, Images
 from batchfer.cli.model_list import make_ready
 from batchfer.emotions import classifier_files
 from batchfer.emotions.classifier import Classifier, load_classifier, load_from_keras
@@ -31,7 +32,7 @@ from batchfer.media.images import read_image
 from batchfer.network_files import locate_networks
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.results.journal import hash_settings
-from batchfer.schema import EMOTIONS, FaceDetections, Images
+from batchfer.schema import EMOTIONS
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 STILLS = sorted((SAMPLES / "stills").iterdir())

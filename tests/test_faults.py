@@ -24,6 +24,7 @@ from ordinary import needs_permissions, obey_permissions
 from PIL import Image
 from running import run_jobs
 
+from batchfer.arrays import FrameBatch, Images
 from batchfer.batch import parts as parts_module
 from batchfer.errors import OutputError
 from batchfer.files import prepare_output
@@ -35,7 +36,7 @@ from batchfer.results import making
 from batchfer.results.drawing import DrawingThreads
 from batchfer.results.drawing_process import DrawingProcess
 from batchfer.results.redo import redo_videos
-from batchfer.schema import FrameBatch, Images, JobResult, MediaInfo
+from batchfer.schema import JobResult, MediaInfo
 from batchfer.timeline.files import read_timeline
 from batchfer.timeline.timeline import Timeline
 

@@ -20,9 +20,10 @@ from batchfer import (
     analyze_video,
     read_result,
 )
+from batchfer.arrays import Images
 from batchfer.errors import Reason, UsageError
 from batchfer.options import Machine, OutputOptions
-from batchfer.schema import PEOPLE_COLUMNS, Images
+from batchfer.schema import PEOPLE_COLUMNS
 from batchfer.timeline.files import read_timeline
 
 SAMPLES = Path(__file__).parent.parent / "samples"

@@ -25,6 +25,7 @@ from batchfer import analyze_images, analyze_video
 from batchfer.analysis import stream as stream_module
 from batchfer.analysis.analyzer import NICE, Analyzer
 from batchfer.analysis.stream import stream
+from batchfer.arrays import FaceDetections, FrameBatch, Images
 from batchfer.batch import parts as parts_module
 from batchfer.batch import videos
 from batchfer.batch.events import Event, Joint, Opened, PutOff, Silence, Task
@@ -45,14 +46,7 @@ from batchfer.pipeline import run_batch
 from batchfer.results import writing
 from batchfer.results.journal import hash_settings
 from batchfer.results.redo import redo_reports, redo_videos
-from batchfer.schema import (
-    EMOTIONS,
-    TIMELINE_COLUMNS,
-    FaceDetections,
-    FrameBatch,
-    Images,
-    JobResult,
-)
+from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, JobResult
 from batchfer.timeline.files import read_timeline
 
 SAMPLES = Path(__file__).parent.parent / "samples"

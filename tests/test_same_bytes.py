@@ -16,6 +16,7 @@ from running import needs_openvino
 from skimage import data
 
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.arrays import FaceDetections, Images
 from batchfer.batch import parts as parts_module
 from batchfer.batch.executors import InProcess
 from batchfer.batch.records import Batch
@@ -29,7 +30,6 @@ from batchfer.faces.quality import measure_quality
 from batchfer.library import analyze_video
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
-from batchfer.schema import FaceDetections, Images
 
 CLIP = Path(__file__).parent.parent / "samples" / "clips" / "two_people.mp4"
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])

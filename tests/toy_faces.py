@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from batchfer.schema import EMOTIONS, Images
+from batchfer.arrays import Images
+from batchfer.schema import EMOTIONS
 
 COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40), (40, 220, 220),
            (220, 40, 220), (200, 200, 200))  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from batchfer.arrays import FaceDetections, Floats, FrameBatch, Readings
 from batchfer.engines import OPENVINO
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
@@ -23,7 +24,6 @@ from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
 from batchfer.network_files import configure_openvino
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import FaceDetections, Floats, FrameBatch, Readings
 
 NICE = 10
 """How much less urgent the threads of TensorFlow's operations are than those that run Python."""

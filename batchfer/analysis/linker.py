@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer, read_frames
 from batchfer.analysis.stream import analyze
+from batchfer.arrays import FrameBatch
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.cuts import CutDetector
 from batchfer.faces.persons import Appearances, People
 from batchfer.faces.tracking import Tracker
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
-from batchfer.schema import QUALITY_COLUMNS, FrameBatch
+from batchfer.schema import QUALITY_COLUMNS
 from batchfer.timeline.segments import leave_out_glimpses
 from batchfer.timeline.table import assign_people, build_empty_table, build_table
 from batchfer.timeline.timeline import Timeline

@@ -7,9 +7,9 @@ import pandas as pd
 
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.linker import FaceLinker
+from batchfer.arrays import FrameBatch, Images
 from batchfer.errors import UsageError
 from batchfer.media.sampling import FrameSelector
-from batchfer.schema import FrameBatch, Images
 
 
 def follow_frames(

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
+from batchfer.arrays import FrameBatch, Images, Integers
 from batchfer.engines import TENSORFLOW
 from batchfer.faces.keyframes import Neighbours, introduce_neighbours
-from batchfer.schema import FrameBatch, Images, Integers
 
 logger = logging.getLogger(__name__)
 

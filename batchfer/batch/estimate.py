@@ -17,6 +17,7 @@ import numpy as np
 
 from batchfer.analysis.analyzer import Analyzer, read_frames
 from batchfer.analysis.stream import analyze
+from batchfer.arrays import FrameBatch
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.tools import Tools
 from batchfer.emotions.card import find_model
@@ -29,7 +30,7 @@ from batchfer.media.sampling import estimate_frames
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.results.journal import Journal, hash_settings
-from batchfer.schema import FrameBatch, Job, MediaInfo
+from batchfer.schema import Job, MediaInfo
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from batchfer.analysis.linker import FaceLinker
+from batchfer.arrays import FrameBatch
 from batchfer.files import atomic_write, link_or_copy
 from batchfer.formats import PARTS_FORMAT
-from batchfer.schema import QUALITY_COLUMNS, FrameBatch
+from batchfer.schema import QUALITY_COLUMNS
 from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from batchfer import __version__
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
 from batchfer.analysis.stream import Failed, stream
+from batchfer.arrays import Floats, FrameBatch, Images
 from batchfer.batch.events import Advanced, Began, Ended, JointPictures, Opened, Task, Tell
 from batchfer.batch.facts import describe_run
 from batchfer.batch.outcomes import attempt, explain, fail
@@ -41,14 +42,7 @@ from batchfer.results.ownership import forget_copies
 from batchfer.results.painter import DrawnFaces, draw_faces, hide_faces
 from batchfer.results.picture_facts import Counts, PictureFacts, Written
 from batchfer.results.report.pictures import write_images_report
-from batchfer.schema import (
-    Floats,
-    FrameBatch,
-    Images,
-    Job,
-    JobResult,
-    MediaInfo,
-)
+from batchfer.schema import Job, JobResult, MediaInfo
 from batchfer.timeline.files import read_timeline
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import build_table

@@ -8,8 +8,7 @@ from pathlib import Path
 from batchfer.batch.events import Advanced, Analyzed, AtWork, Began, Event, Joint, Progress, Task
 from batchfer.batch.jobs import Kind, plan_jobs
 from batchfer.batch.outcomes import recall_result, skip_result
-from batchfer.emotions.card import find_model
-from batchfer.emotions.read_outs import check_answer
+from batchfer.emotions.card import check_answer, find_model
 from batchfer.errors import Reason
 from batchfer.files import hash_file, mark_input, prepare_output
 from batchfer.options import AnalyzeOptions, OutputOptions

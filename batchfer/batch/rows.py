@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from batchfer.arrays import Integers
 from batchfer.errors import InputError, OutputError, Reason, UsageError
 from batchfer.faces.small_faces import join_small
 from batchfer.files import (
@@ -27,7 +28,7 @@ from batchfer.results.facts import OutputFacts, RunFacts
 from batchfer.results.folder import FACES_DICTIONARY, FACES_NAMES, REPORT_NAME
 from batchfer.results.ownership import ADVICE
 from batchfer.results.picture_facts import PictureFacts, Written
-from batchfer.schema import QUALITY_COLUMNS, Integers, Job
+from batchfer.schema import QUALITY_COLUMNS, Job
 from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table

@@ -17,6 +17,7 @@ import pandas as pd
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer, read_frames
 from batchfer.analysis.linker import FaceLinker
 from batchfer.analysis.stream import Failed, stream
+from batchfer.arrays import FrameBatch
 from batchfer.batch.events import Advanced, Analyzed, Began, Ended, Opened, PutOff, Task, Tell
 from batchfer.batch.facts import describe_video
 from batchfer.batch.finishing import Finisher, Wake
@@ -37,7 +38,7 @@ from batchfer.results.making import make_result
 from batchfer.results.ownership import holds_result
 from batchfer.results.redo import renew_video
 from batchfer.results.writing import write_results
-from batchfer.schema import FrameBatch, JobResult
+from batchfer.schema import JobResult
 from batchfer.timeline.segments import leave_out_glimpses
 from batchfer.timeline.summaries import find_emotion
 from batchfer.timeline.table import assign_people

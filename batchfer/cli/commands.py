@@ -335,8 +335,7 @@ def evaluate(
 ) -> None:
     """Measure a model on labelled faces: accuracy, F1, calibration, mistakes."""
     set_up_logging(telling)
-    from batchfer.emotions.card import find_model
-    from batchfer.emotions.read_outs import check_answer
+    from batchfer.emotions.card import check_answer, find_model
     from batchfer.training.evaluate import evaluate as evaluate_model
     from batchfer.training.evaluate import start_keras
 

@@ -313,6 +313,32 @@ def read_card(model: Path, labels: Sequence[str] | None = None) -> ModelCard:
     return card if labels is None else replace(card, labels=tuple(labels))
 
 
+def choose_name(card: ModelCard, names: Sequence[str], asked: str | None) -> str:
+    """Return the name of the read-out that is asked for, the first one for None.
+
+    Raises:
+        ModelError: There is none of that name.
+    """
+    if asked is None or asked in names:
+        return asked or names[0]
+    if len(names) == 1:
+        raise ModelError(f"{card.name} has a single read-out: leave --read-out {asked} out")
+    raise ModelError(f"{card.name} has the read-outs {', '.join(names)}, not {asked!r}")
+
+
+def check_answer(model: Path, labels: Sequence[str] | None, read_out: str | None) -> None:
+    """See that what is asked of a model goes with its card, before the model is loaded.
+
+    Raises:
+        ModelError: The labels are none, or there is no such read-out.
+    """
+    if labels is None and read_out is None:
+        return
+    card = read_card(model, labels)
+    if card.read_outs:  # a single output may have any name, and the card does not tell it
+        choose_name(card, tuple(card.read_outs), read_out)
+
+
 def format_card(card: ModelCard) -> str:
     """Return the card as JSON text."""
     return json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"

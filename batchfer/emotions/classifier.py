@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from batchfer.emotions.card import Calibration, ModelCard, find_model, read_card
+from batchfer.arrays import FaceDetections, Floats, Images
+from batchfer.emotions.card import Calibration, ModelCard, choose_name, find_model, read_card
 from batchfer.emotions.folding import fold_layers
 from batchfer.emotions.legacy import load_legacy_h5
 from batchfer.emotions.model_file import check_size, load_network_file
 from batchfer.emotions.read_outs import (
     LastLayer,
     ReadOut,
-    choose_name,
     follow_prior,
     keep_read_out,
     name_read_outs,
@@ -31,7 +31,7 @@ from batchfer.errors import ModelError
 from batchfer.faces.crops import align_faces, crop_faces
 from batchfer.files import display_name, hash_file
 from batchfer.machine import hide_stderr
-from batchfer.schema import EMOTIONS, FaceDetections, Floats, Images
+from batchfer.schema import EMOTIONS
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from batchfer.arrays import Floats, Images
 from batchfer.emotions.card import read_card
 from batchfer.emotions.classifier import (
     Loaded,
@@ -26,7 +27,6 @@ from batchfer.network_files import (
     save_graph,
     save_graphs,
 )
-from batchfer.schema import Floats, Images
 
 FACES_A_CALL = 2
 """Faces that go through the network in each call, a dummy among them: with the same number every

@@ -7,15 +7,15 @@ call a face. A model of others may have one output under any name.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.emotions.card import Calibration, ModelCard, read_card
+from batchfer.arrays import Floats
+from batchfer.emotions.card import Calibration, ModelCard
 from batchfer.errors import ModelError
-from batchfer.schema import EMOTIONS, Floats
+from batchfer.schema import EMOTIONS
 
 PEOPLE = "people"
 LABELS = "labels"
@@ -76,32 +76,6 @@ class ReadOut:
 def name_read_outs(model: Any) -> tuple[str, ...]:
     """Return the names of a network's outputs, in order; the first is the default."""
     return tuple(output._keras_history.operation.name for output in model.outputs)
-
-
-def choose_name(card: ModelCard, names: Sequence[str], asked: str | None) -> str:
-    """Return the name of the read-out that is asked for, the first one for None.
-
-    Raises:
-        ModelError: There is none of that name.
-    """
-    if asked is None or asked in names:
-        return asked or names[0]
-    if len(names) == 1:
-        raise ModelError(f"{card.name} has a single read-out: leave --read-out {asked} out")
-    raise ModelError(f"{card.name} has the read-outs {', '.join(names)}, not {asked!r}")
-
-
-def check_answer(model: Path, labels: Sequence[str] | None, read_out: str | None) -> None:
-    """See that what is asked of a model goes with its card, before the model is loaded.
-
-    Raises:
-        ModelError: The labels are none, or there is no such read-out.
-    """
-    if labels is None and read_out is None:
-        return
-    card = read_card(model, labels)
-    if card.read_outs:  # a single output may have any name, and the card does not tell it
-        choose_name(card, tuple(card.read_outs), read_out)
 
 
 def split_read_outs(model: Any) -> tuple[Any, dict[str, LastLayer | None]]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from batchfer.arrays import FaceDetections, Floats, Images
 from batchfer.faces.crops import fit_similarities
-from batchfer.schema import FaceDetections, Floats, Images
 
 _FACE_CELLS = 6
 _CHROMA_WEIGHT = 8.0

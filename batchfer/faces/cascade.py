@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Images
 from batchfer.engines import OPENVINO
-from batchfer.schema import Floats, Images
 
 # Fixed by mtcnn 1.0.0: windows of the networks, the first one's stride and threshold.
 PROPOSAL_SIZE_PX = 12

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Images
 from batchfer.faces.cascade import (
     OUTPUT_SIZE_PX,
     OUTSIDE,
@@ -17,7 +18,6 @@ from batchfer.faces.cascade import (
 )
 from batchfer.faces.pyramid import average_areas, halve_frames
 from batchfer.network_files import FileNetwork, load_networks, save_graph
-from batchfer.schema import Floats, Images
 
 REFINEMENT_CROPS = 16
 OUTPUT_CROPS = 4

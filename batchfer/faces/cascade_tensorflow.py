@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from batchfer.arrays import Floats, Images
 from batchfer.engines import TENSORFLOW
 from batchfer.faces.cascade import (
     OUTPUT_SIZE_PX,
@@ -29,7 +30,6 @@ from batchfer.faces.mtcnn import (
 from batchfer.faces.pyramid import halve_frames
 from batchfer.machine import find_bfloat16_unit, measure_cache
 from batchfer.network_files import load_graphs, load_networks, save_graphs
-from batchfer.schema import Floats, Images
 
 # Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
 # pixels of a level that are made at once, and pixels and crops that go through a network at once,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import FaceDetections, Images
 from batchfer.faces.boxes import Array
-from batchfer.schema import FaceDetections, Images
 
 CROP_MARGIN = 0.9
 CROP_SHIFT = (0.0, 0.0)

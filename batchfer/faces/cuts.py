@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+from batchfer.arrays import Floats, Images, Times
 from batchfer.faces.appearance import measure_chroma
-from batchfer.schema import Floats, Images, Times
 
 _FRAME_CELLS = 24
 _SHIFT = 3

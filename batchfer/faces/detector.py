@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import FaceDetections, Floats, Images, Integers
 from batchfer.engines import TENSORFLOW
 from batchfer.errors import UsageError
 from batchfer.faces.boxes import clip_boxes, square_boxes, suppress_overlaps
 from batchfer.faces.cascade import PROPOSAL_SIZE_PX, PROPOSAL_STRIDE_PX, load_cascade, logit
 from batchfer.faces.quality import LOW_SCORE_BELOW
-from batchfer.schema import FaceDetections, Floats, Images, Integers
 
 _log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from batchfer.schema import FaceDetections, Floats, Images, Integers
+    from batchfer.arrays import FaceDetections, Floats, Images, Integers
 
 
 class FaceFinder(Protocol):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import FaceDetections, Floats, FrameBatch, Images
 from batchfer.faces.cuts import describe_frames, measure_differences
-from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
 
 if TYPE_CHECKING:
     from batchfer.faces.finders import FaceFinder

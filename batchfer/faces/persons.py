@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from batchfer.schema import Floats, Integers, Times
+from batchfer.arrays import Floats, Integers, Times
 
 
 @dataclass(frozen=True)

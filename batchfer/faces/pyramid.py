@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import Floats, Images
+from batchfer.arrays import Floats, Images
 
 _LEAST_SHARE = 1.5
 """How much larger than the finest level halved frames are, by their sides, at least."""

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import FaceDetections, Floats, Images
 from batchfer.faces.crops import FACE_POINTS, fit_similarities
 from batchfer.faces.whole_pictures import NOT_FOUND
-from batchfer.schema import EMOTIONS, FLAGS, FaceDetections, Floats, Images
+from batchfer.schema import EMOTIONS, FLAGS
 
 SMALL_BELOW_PX = 48
 """A face whose shorter side is below this has fewer pixels than FER2013's training pictures."""

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from batchfer.arrays import Images
     from batchfer.faces.finders import FaceFinder
-    from batchfer.schema import Images
 
 PICTURES_PX = 20_000_000
 CLIP_PX = 3_000_000

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Integers, Times
 from batchfer.faces.boxes import measure_iou
-from batchfer.schema import Floats, Integers, Times
 
 LONGEST_GAP_S = 1.0
 """A face that is not seen for longer than this loses its id."""

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from batchfer.schema import FaceDetections, Floats, FrameBatch, Images
+from batchfer.arrays import FaceDetections, Floats, FrameBatch, Images
 
 if TYPE_CHECKING:
     from batchfer.faces.finders import FaceFinder

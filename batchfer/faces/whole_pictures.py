@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from batchfer.arrays import FaceDetections
 from batchfer.faces.crops import FACE_POINTS
-from batchfer.schema import FaceDetections
 
 MOST_PX = 256
 """The longest side of a picture that may be read as a face."""

@@ -9,9 +9,10 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
+from batchfer.arrays import Images
 from batchfer.errors import InputError, Reason
 from batchfer.media.containers import MAX_FRAME_SIDE
-from batchfer.schema import Images, MediaInfo
+from batchfer.schema import MediaInfo
 
 UNTAGGED = 2
 """FFmpeg's AVCOL_SPC_UNSPECIFIED: the file does not say how its colours are coded."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from batchfer.arrays import Images
 from batchfer.errors import InputError, OutputError, Reason, one_line
 from batchfer.media.cut_pictures import load_picture, open_padded
 from batchfer.media.heads import check_file, check_size, read_head
@@ -19,7 +20,7 @@ from batchfer.media.other_pictures import (
     refuse_kind,
     refuse_raw,
 )
-from batchfer.schema import Images, MediaInfo
+from batchfer.schema import MediaInfo
 
 logger = logging.getLogger(__name__)
 

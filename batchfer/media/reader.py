@@ -19,6 +19,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from batchfer.arrays import FrameBatch, Images
 from batchfer.errors import InputError, Reason
 from batchfer.media.clock import TIME_TOLERANCE_S, Clock, read_claimed_end, read_index
 from batchfer.media.containers import (
@@ -36,7 +37,7 @@ from batchfer.media.encryption import find_encryption
 from batchfer.media.heads import check_file, claimed_bytes
 from batchfer.media.losses import Losses
 from batchfer.media.sampling import FrameSelector
-from batchfer.schema import FrameBatch, Images, MediaInfo
+from batchfer.schema import MediaInfo
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,10 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
+from batchfer.arrays import Images
 from batchfer.errors import InputError, MachineError, OutputError, Reason, SoundError, one_line
 from batchfer.media.sound import MAX_STEP_TICKS, Sound
-from batchfer.schema import Images, MediaInfo
+from batchfer.schema import MediaInfo
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import FrameBatch, Images
 from batchfer.faces.cuts import describe_frames
 from batchfer.faces.keyframes import find_cuts
 from batchfer.media.clock import TIME_TOLERANCE_S
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
 from batchfer.results.painter import DrawnFaces, FacePainter, hide_faces
-from batchfer.schema import FrameBatch, Images
 from batchfer.timeline.timeline import Timeline
 
 

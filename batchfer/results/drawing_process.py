@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import FrameBatch, Integers, Times
 from batchfer.errors import InputError, MachineError, OutputError, SoundError
 from batchfer.machine import keep_memory
 from batchfer.media.writer import VideoWriter
 from batchfer.processes import Helper, HelperDiedError, Owner
 from batchfer.results.drawing import DrawingThreads, FaceTrack, draw_timeline
 from batchfer.results.painter import FacePainter
-from batchfer.schema import FrameBatch, Integers, MediaInfo, Times
+from batchfer.schema import MediaInfo
 
 logger = logging.getLogger(__name__)
 

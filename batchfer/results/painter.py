@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import Floats, Images
 from batchfer.results.plates import (
     COLORS,
     PLATE,
@@ -26,7 +27,7 @@ from batchfer.results.plates import (
     draw_label,
     measure_card,
 )
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS
 
 _GUESSED_NAME = re.compile(r"(P\d+)?")
 """What `batchfer.timeline.table.assign_people` calls somebody whom the user has not named."""

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, Floats
+from batchfer.arrays import Floats
+from batchfer.schema import EMOTION_COLORS, EMOTIONS
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.float32]

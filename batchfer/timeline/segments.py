@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import Integers, Times
 from batchfer.faces.quality import measure_valence
-from batchfer.schema import EMOTIONS, Integers, Times
+from batchfer.schema import EMOTIONS
 from batchfer.timeline.table import has_person, name_persons, names_of
 
 SMOOTHING_S = 0.5

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from batchfer.arrays import Integers, Times
 from batchfer.errors import UsageError
-from batchfer.schema import EMOTIONS, Integers, Times
+from batchfer.schema import EMOTIONS
 from batchfer.timeline.recordings import OUTCOME_COLUMNS
 from batchfer.timeline.user_tables import match_files
 

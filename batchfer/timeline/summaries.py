@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from batchfer.arrays import Floats, Integers, Times
 from batchfer.errors import UsageError
-from batchfer.schema import EMOTIONS, MEASURES, Floats, Integers, Times
+from batchfer.schema import EMOTIONS, MEASURES
 from batchfer.timeline.segments import PersonLines, cut_segments, measure_doubt, row_durations
 from batchfer.timeline.table import has_face, has_person, names_of
 

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import FaceDetections, Integers, Readings, Times
 from batchfer.faces.persons import People
-from batchfer.schema import EMOTIONS, FaceDetections, Integers, Readings, Times
+from batchfer.schema import EMOTIONS
 
 _log = logging.getLogger(__name__)
 

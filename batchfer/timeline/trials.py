@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import Integers, Times
 from batchfer.faces.quality import measure_valence
-from batchfer.schema import MEASURES, EventWindow, Integers, Times
+from batchfer.schema import MEASURES, EventWindow
 from batchfer.timeline.segments import PersonLines
 from batchfer.timeline.summaries import STATISTICS, tell_statistics
 

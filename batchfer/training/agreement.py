@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import EMOTIONS, Floats
+from batchfer.arrays import Floats
+from batchfer.schema import EMOTIONS
 from batchfer.training.figures import MISSED, N_BINS, predict_labels
 from batchfer.training.intervals import N_DRAWS
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import Floats
+from batchfer.arrays import Floats
 from batchfer.training.batches import QUALITIES, Augmentation
 from batchfer.training.compression import compress
 from batchfer.training.occlusions import KINDS, N_NUMBERS, paint

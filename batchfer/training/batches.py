@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Images
 from batchfer.faces.crops import resize_crop
-from batchfer.schema import Floats, Images
 from batchfer.training.compression import compress
 from batchfer.training.face_sets import FaceSet
 from batchfer.training.occlusions import KINDS, N_NUMBERS, paint

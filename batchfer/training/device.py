@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from batchfer.schema import Floats
+from batchfer.arrays import Floats
 from batchfer.training.augmentation import draw_tables, vary
 from batchfer.training.batches import Augmentation, TrainingBatches
 from batchfer.training.kernels import has_gpu

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from batchfer.arrays import Floats, Integers
 from batchfer.files import atomic_write
 from batchfer.media.images import write_image
-from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.schema import EMOTIONS
 from batchfer.training.face_sets import FaceSet
 from batchfer.training.figures import (
     MISSED,

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from batchfer import __version__
+from batchfer.arrays import Floats, Images
 from batchfer.emotions.card import find_model
 from batchfer.emotions.classifier import Classifier, load_classifier
 from batchfer.emotions.read_outs import LABELS
@@ -27,7 +28,7 @@ from batchfer.files import display_name, locate_cache, prepare_output
 from batchfer.locks import lock_output
 from batchfer.machine import choose_device, hide_stderr
 from batchfer.media.images import read_image
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS
 from batchfer.training.agreement import Agreements, measure_agreements
 from batchfer.training.evaluation import (
     Comparison,

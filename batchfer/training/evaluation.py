@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from batchfer.arrays import Floats, Integers
 from batchfer.emotions.card import format_card, locate_card, read_card
 from batchfer.files import atomic_write, display_name
-from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.schema import EMOTIONS
 from batchfer.training.agreement import Agreements
 from batchfer.training.drawings import draw_confusion, draw_mistakes, draw_reliability
 from batchfer.training.face_sets import FaceSet

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Images, Integers
 from batchfer.errors import BatchferError, DataError
 from batchfer.faces.crops import resize_crop
 from batchfer.files import atomic_write
 from batchfer.media.images import read_image
-from batchfer.schema import EMOTIONS, Floats, Images, Integers
+from batchfer.schema import EMOTIONS
 from batchfer.training.layouts import FaceList, tell_skipped
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from batchfer.arrays import Floats, Images
 from batchfer.files import atomic_write
-from batchfer.schema import Floats, Images
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.arrays import Floats, Integers
+from batchfer.schema import EMOTIONS
 
 N_BINS = 15
 """Confidence bins of the expected calibration error, as in Guo et al. 2017."""

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats
 from batchfer.emotions.folding import fold_layers
 from batchfer.emotions.read_outs import LABELS, PEOPLE, LastLayer, join_read_outs, split_read_outs
 from batchfer.errors import ModelError
-from batchfer.schema import Floats
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import Splits
 from batchfer.training.features import FeatureCache

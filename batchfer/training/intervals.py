@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import Integers
+from batchfer.arrays import Integers
 
 Z = 1.959963984540054
 """The normal quantile of a two-sided interval of 95 %."""

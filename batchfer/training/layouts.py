@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Images, Integers
 from batchfer.emotions.card import CLASS_NAMES
 from batchfer.errors import DataError, UsageError
 from batchfer.files import CLUTTER, IMAGE_SUFFIXES, display_name
-from batchfer.schema import EMOTIONS, Floats, Images, Integers
+from batchfer.schema import EMOTIONS
 from batchfer.texts import parse_number, read_lines, read_rows
 
 logger = logging.getLogger(__name__)

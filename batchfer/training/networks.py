@@ -8,14 +8,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from batchfer.arrays import Floats, Images
 from batchfer.emotions.architectures import ARCHITECTURES, load_base_weights
+from batchfer.emotions.card import choose_name
 from batchfer.emotions.classifier import load_network
 from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import (
     LABELS,
     PEOPLE,
     LastLayer,
-    choose_name,
     join_read_outs,
     keep_read_out,
     name_read_outs,
@@ -24,7 +25,7 @@ from batchfer.emotions.read_outs import (
 from batchfer.emotions.views import iterate_views
 from batchfer.errors import ModelError
 from batchfer.machine import find_bfloat16_unit
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet
 from batchfer.training.kernels import has_bfloat16_gpu, has_gpu

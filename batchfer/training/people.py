@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from batchfer.schema import EMOTIONS, Floats
+from batchfer.arrays import Floats
+from batchfer.schema import EMOTIONS
 from batchfer.training.face_sets import FaceSet
 from batchfer.training.figures import apply_temperature, fit_temperature
 

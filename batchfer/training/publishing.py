@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from batchfer import __version__
+from batchfer.arrays import Floats, Integers
 from batchfer.emotions.architectures import ARCHITECTURES
 from batchfer.emotions.card import (
     Calibration,
@@ -25,7 +26,7 @@ from batchfer.emotions.model_file import load_network_file
 from batchfer.emotions.read_outs import LABELS, PEOPLE, keep_read_out
 from batchfer.faces.crops import CROP_MARGIN, CROP_SHIFT, FACE_POINTS
 from batchfer.files import atomic_write, hash_file
-from batchfer.schema import EMOTIONS, Floats, Integers
+from batchfer.schema import EMOTIONS
 from batchfer.training.agreement import measure_agreements
 from batchfer.training.face_sets import FaceSet, Splits
 from batchfer.training.figures import (

@@ -6,9 +6,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats, Images
 from batchfer.errors import DataError
 from batchfer.faces.crops import resize_crop
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS
 from batchfer.training.face_sets import FaceSet
 from batchfer.training.layouts import FaceList
 

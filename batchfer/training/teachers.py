@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from batchfer.arrays import Floats, Images
 from batchfer.emotions.classifier import load_network
 from batchfer.emotions.read_outs import LABELS, PEOPLE, name_read_outs
-from batchfer.schema import EMOTIONS, Floats, Images
+from batchfer.schema import EMOTIONS
 from batchfer.training.figures import apply_temperature
 from batchfer.training.options import TrainOptions
 from batchfer.training.recipes import Recipe, trains_people

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from batchfer.arrays import Floats
 from batchfer.emotions.architectures import fit_normalization
 from batchfer.emotions.card import ModelCard
 from batchfer.emotions.classifier import load_network
@@ -16,7 +17,7 @@ from batchfer.emotions.read_outs import LABELS
 from batchfer.errors import DataError, UsageError
 from batchfer.files import PARTS_FOLDER, display_name, locate_cache, prepare_output
 from batchfer.locks import lock_output
-from batchfer.schema import EMOTIONS, Floats
+from batchfer.schema import EMOTIONS
 from batchfer.training.batches import spread_over_gpus
 from batchfer.training.checkpoints import hash_faces, read_state
 from batchfer.training.evaluate import Progress

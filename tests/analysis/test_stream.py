@@ -9,10 +9,10 @@ import pytest
 
 from batchfer.analysis.analyzer import Analyzer
 from batchfer.analysis.stream import Failed, analyze, stream
+from batchfer.arrays import FaceDetections, FrameBatch, Images
 from batchfer.engines import OPENVINO, TENSORFLOW
 from batchfer.errors import InputError, Reason
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import FaceDetections, FrameBatch, Images
 
 
 @pytest.fixture(scope="module")

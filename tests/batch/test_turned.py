@@ -11,11 +11,12 @@ import pytest
 from PIL import Image
 from running import run_jobs
 
+from batchfer.arrays import Images
 from batchfer.media.images import read_image
 from batchfer.media.reader import VideoReader, probe
 from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.schema import Images, JobResult
+from batchfer.schema import JobResult
 from batchfer.timeline.summaries import UNCLEAR
 
 SAMPLES = Path(__file__).parents[2] / "samples"

@@ -10,12 +10,13 @@ import keras
 import numpy as np
 import pytest
 
+from batchfer.arrays import Images
 from batchfer.emotions import classifier as classifier_module
 from batchfer.emotions.card import ModelCard, format_card, locate_card
 from batchfer.emotions.classifier import load_classifier
 from batchfer.emotions.folding import fold_layers
 from batchfer.errors import ModelError
-from batchfer.schema import EMOTIONS, Images
+from batchfer.schema import EMOTIONS
 
 SIZE = 32
 

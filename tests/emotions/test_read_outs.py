@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from batchfer.arrays import Images
 from batchfer.emotions.card import Calibration, ModelCard, format_card, locate_card, read_card
 from batchfer.emotions.classifier import load_classifier, load_network
 from batchfer.emotions.model_file import load_network_file
@@ -16,7 +17,7 @@ from batchfer.emotions.read_outs import LastLayer, join_read_outs, name_read_out
 from batchfer.errors import ModelError, UsageError
 from batchfer.options import AnalyzeOptions
 from batchfer.priors import read_prior
-from batchfer.schema import EMOTIONS, Images
+from batchfer.schema import EMOTIONS
 
 SIZE = 32
 MIX = {name: 0.1 for name in EMOTIONS} | {"neutral": 0.4}

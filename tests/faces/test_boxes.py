@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from mtcnn.utils.bboxes import smart_nms_from_bboxes
 
+from batchfer.arrays import FaceDetections
 from batchfer.faces import boxes as boxes_module
 from batchfer.faces.boxes import clip_boxes, measure_iou, square_boxes, suppress_overlaps
 from batchfer.faces.crops import FACE_POINTS, align_faces, crop_faces, fit_similarities, resize_crop
-from batchfer.schema import FaceDetections
 
 NO_BOXES = np.zeros((0, 4), np.float32)
 

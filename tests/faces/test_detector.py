@@ -8,6 +8,7 @@ import tensorflow as tf
 from mtcnn.stages import StagePNet
 from skimage import data
 
+from batchfer.arrays import FaceDetections
 from batchfer.errors import MachineError, UsageError
 from batchfer.faces import cascade_tensorflow
 from batchfer.faces import detector as detector_module
@@ -16,7 +17,6 @@ from batchfer.faces.boxes import measure_iou
 from batchfer.faces.crops import crop_faces
 from batchfer.faces.detector import Detector
 from batchfer.machine import configure_tensorflow, find_bfloat16_unit
-from batchfer.schema import FaceDetections
 
 # Head and shoulders: further down, the shuttle model looks a little like a face.
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])

@@ -9,6 +9,7 @@ import pytest
 from clips import make_clip
 from running import MACHINE
 
+from batchfer.arrays import FaceDetections
 from batchfer.batch.executors import InProcess
 from batchfer.batch.jobs import Kind
 from batchfer.batch.records import Batch
@@ -18,7 +19,6 @@ from batchfer.media.images import write_image
 from batchfer.options import AnalyzeOptions, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.results.facts import RunFacts
-from batchfer.schema import FaceDetections
 
 BOX = (20, 10, 60, 50)
 POINTS = [(32, 26), (48, 26), (40, 34), (34, 42), (46, 42)]

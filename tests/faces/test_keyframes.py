@@ -15,11 +15,11 @@ from skimage import data
 from batchfer import analyze_images, analyze_video
 from batchfer.analysis.analyzer import AnalyzedBatch, Analyzer
 from batchfer.analysis.stream import analyze, stream
+from batchfer.arrays import FaceDetections, FrameBatch, Images
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.cuts import describe_frames
 from batchfer.faces.keyframes import Neighbours, find_cuts, match_faces
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import FaceDetections, FrameBatch, Images
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 PORTRAIT = cv2.resize(np.ascontiguousarray(data.astronaut()[20:220, 120:320]), (150, 150))

@@ -8,6 +8,7 @@ import tensorflow as tf
 from running import needs_openvino
 from skimage import data
 
+from batchfer.arrays import Images
 from batchfer.engines import OPENVINO, TENSORFLOW
 from batchfer.faces import pyramid
 from batchfer.faces.boxes import measure_iou
@@ -15,7 +16,6 @@ from batchfer.faces.detector import Detector
 from batchfer.faces.pyramid import average_areas, halve_frames
 from batchfer.media.images import read_image
 from batchfer.media.reader import VideoReader
-from batchfer.schema import Images
 
 SAMPLES = Path(__file__).parent.parent.parent / "samples"
 RNG = np.random.default_rng(1)

@@ -6,6 +6,7 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from batchfer.arrays import FaceDetections, Readings
 from batchfer.faces.crops import FACE_POINTS
 from batchfer.faces.quality import (
     _HEAD_CM,
@@ -22,7 +23,7 @@ from batchfer.faces.quality import (
     measure_quality,
     measure_valence,
 )
-from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS, FaceDetections, Readings
+from batchfer.schema import FLAGS, QUALITY_COLUMNS, TIMELINE_COLUMNS
 
 # Five points of a head in cm, x right, y up, z towards the viewer: not the module's own.
 HEAD = np.array([[-3.2, 3, 0], [3.2, 3, 0], [0, 0, 3.6], [-2.5, -3.5, 0.4], [2.5, -3.5, 0.4]])

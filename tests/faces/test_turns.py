@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from batchfer.analysis.analyzer import Analyzer
+from batchfer.arrays import FrameBatch
 from batchfer.errors import UsageError
 from batchfer.faces.turns import MAX_LOOKS, TurnCheck, advise_turn
 from batchfer.media.reader import VideoReader
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import FrameBatch
 
 CLIPS = Path(__file__).parents[2] / "samples" / "clips"
 

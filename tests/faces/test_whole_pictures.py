@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from batchfer import analyze_images
+from batchfer.arrays import FaceDetections
 from batchfer.errors import UsageError
 from batchfer.faces.whole_pictures import MOST_PX, add_whole_pictures
 from batchfer.options import AnalyzeOptions
-from batchfer.schema import FaceDetections
 from batchfer.training.options import EvaluateOptions
 
 

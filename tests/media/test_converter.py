@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from clips import RATE, draw, make_clip, read_index
 
+from batchfer.arrays import Images
 from batchfer.media.converter import Orientation, find_square_size
 from batchfer.media.reader import VideoReader, probe, read_frames_at
 from batchfer.media.writer import VideoWriter
-from batchfer.schema import Images
 
 FAST = {"preset": "ultrafast"}
 FORMS = {

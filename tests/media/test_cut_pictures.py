@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from tiffs import write_tiff
 
+from batchfer.arrays import Images
 from batchfer.errors import InputError, Reason
 from batchfer.media.images import MAX_IMAGE_PIXELS, read_image
-from batchfer.schema import Images
 
 STILLS = Path(__file__).parents[2] / "samples" / "stills"
 WIDTH, HEIGHT = 240, 300

@@ -15,13 +15,14 @@ import pytest
 from clips import draw, make_clip, read_index
 from PIL import Image
 
+from batchfer.arrays import Images
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media.images import read_image, write_image
 from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader, probe, read_frames_at
 from batchfer.media.sampling import FrameSelector
 from batchfer.media.writer import VideoWriter
-from batchfer.schema import Images, MediaInfo
+from batchfer.schema import MediaInfo
 
 FAST = {"preset": "ultrafast"}
 H265 = {"x265-params": "log-level=none", "preset": "ultrafast"}

@@ -12,6 +12,7 @@ import pytest
 from drawn import make_faces
 
 from batchfer import processes
+from batchfer.arrays import FaceDetections, FrameBatch, Readings
 from batchfer.errors import InputError, OutputError, Reason
 from batchfer.media.reader import VideoReader
 from batchfer.media.writer import VideoWriter
@@ -20,7 +21,7 @@ from batchfer.results import drawing_process
 from batchfer.results.drawing import FaceTrack, annotate_clip, draw_timeline, interpolate_faces
 from batchfer.results.drawing_process import DrawingPool, DrawingProcess
 from batchfer.results.painter import DrawnFaces, FacePainter
-from batchfer.schema import EMOTIONS, FaceDetections, FrameBatch, MediaInfo, Readings
+from batchfer.schema import EMOTIONS, MediaInfo
 from batchfer.timeline.table import build_empty_table, build_table
 from batchfer.timeline.timeline import Timeline
 

@@ -9,8 +9,9 @@ import pytest
 from drawn import make_faces
 from skimage import data
 
+from batchfer.arrays import FaceDetections, Readings
 from batchfer.results.painter import DrawnFaces, FacePainter, draw_faces
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, FaceDetections, Readings
+from batchfer.schema import EMOTION_COLORS, EMOTIONS
 from batchfer.timeline.table import build_empty_table, build_table
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from batchfer.arrays import FaceDetections, Readings
 from batchfer.errors import InputError, OutputError, Reason
-from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS, FaceDetections, Readings
+from batchfer.schema import EMOTIONS, TIMELINE_COLUMNS
 from batchfer.timeline.files import (
     ROW_GROUP_ROWS,
     TableWriter,

@@ -10,16 +10,11 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 
+from batchfer.arrays import FaceDetections
 from batchfer.errors import UsageError
 from batchfer.faces.appearance import describe_people
 from batchfer.faces.persons import Appearances, People, join_tracks
-from batchfer.schema import (
-    EMOTIONS,
-    PEOPLE_COLUMNS,
-    TIMELINE_COLUMNS,
-    EventWindow,
-    FaceDetections,
-)
+from batchfer.schema import EMOTIONS, PEOPLE_COLUMNS, TIMELINE_COLUMNS, EventWindow
 from batchfer.timeline.segments import (
     SEGMENT_COLUMNS,
     PersonLines,

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from batchfer.arrays import Integers
 from batchfer.results.report.axes import make_figure
-from batchfer.schema import EventWindow, Integers
+from batchfer.schema import EventWindow
 
 BAND_COLORS = (
     "#4c78a8", "#b07aa1", "#59a14f", "#9c755f", "#e15759", "#76b7b2", "#7a7fd0", "#8a8d3f",

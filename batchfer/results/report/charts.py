@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import Integers, Times
 from batchfer.faces.quality import find_issues
 from batchfer.results.report.axes import INK, label_rows, make_figure, pack_figures
 from batchfer.results.report.bands import draw_events
 from batchfer.results.report.page import UNCERTAIN, UNCERTAIN_COLOR
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, EventWindow, Integers, Times
+from batchfer.schema import EMOTION_COLORS, EMOTIONS, EventWindow
 from batchfer.timeline.segments import PersonLines, frame_durations, measure_doubt
 from batchfer.timeline.summaries import bin_timeline
 from batchfer.timeline.table import has_person

@@ -18,9 +18,10 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 
+from batchfer.arrays import Times
 from batchfer.files import atomic_write
 from batchfer.results.facts import ModelFacts, RunFacts
-from batchfer.schema import EMOTION_COLORS, EMOTIONS, Times
+from batchfer.schema import EMOTION_COLORS, EMOTIONS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import Images
 from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
 from batchfer.files import atomic_write, display_name, mark_input
 from batchfer.media.images import read_image
 from batchfer.results.report.thumbnails import encode_jpeg
-from batchfer.schema import EMOTION_COLORS, Images
+from batchfer.schema import EMOTION_COLORS
 
 logger = logging.getLogger(__name__)
 

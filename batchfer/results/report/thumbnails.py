@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from batchfer.arrays import Floats, Integers, Times
 from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
 from batchfer.faces.quality import BLURRED_BELOW, find_issues
 from batchfer.media.reader import read_frames_at
-from batchfer.schema import EMOTIONS, Floats, Integers, Times
+from batchfer.schema import EMOTIONS
 from batchfer.timeline.segments import PersonLines
 from batchfer.timeline.summaries import summarize_people
 
