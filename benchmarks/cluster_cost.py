@@ -22,28 +22,32 @@ import cv2
 from compare import CLIPS, HERE, describe_machine, say, write_section
 from make_clips import RATE, draw_one_face, write_clip
 
-N_CLIPS, CLIP_S = 12, 5
+STUDIES = ((360, 12, 5), (720, 12, 5), (720, 4, 60))
+"""Height in px, number of clips, and seconds of each."""
+
 N_CORES = 2
 COMMANDS = {"plain": [], "cluster": ["--cluster", "local", "--slot", "1", "--slots", str(N_CORES)]}
 
 TICK_S = 0.2
 """How often it is looked who is at work; the last moments of a process are not seen."""
 
+PARTS = ("planner", "slots", "workers", "helpers", "Ray's own")
+
 OF_RAY = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray/core", "ray::IDLE")
 """In the command lines of processes that are Ray's own, not ours on Ray."""
 
 
-def make_study(folder: Path, height: int) -> Path:
+def make_study(folder: Path, height: int, n_clips: int, clip_s: int) -> Path:
     """Return a folder of clips with a moving face."""
-    clip = CLIPS / f"one_{height}p_{CLIP_S}s.mp4"
+    clip = CLIPS / f"one_{height}p_{clip_s}s.mp4"
     if not clip.is_file():
         clip.parent.mkdir(exist_ok=True)
         size = (height * 16 // 9, height)
-        frames = islice(draw_one_face(CLIP_S * RATE), CLIP_S * RATE)
+        frames = islice(draw_one_face(clip_s * RATE), clip_s * RATE)
         pictures = (cv2.resize(one, size, interpolation=cv2.INTER_CUBIC) for one in frames)
-        write_clip(clip, [(i / RATE, one) for i, one in enumerate(pictures)], CLIP_S)
+        write_clip(clip, ((i / RATE, one) for i, one in enumerate(pictures)), clip_s)
     folder.mkdir()
-    for number in range(N_CLIPS):
+    for number in range(n_clips):
         shutil.copy(clip, folder / f"{number}.mp4")
     return folder
 
@@ -119,40 +123,40 @@ def measure_command(arguments: Sequence[str]) -> Counter[str]:
     return seconds
 
 
-def measure_heights(heights: Sequence[int], n_rounds: int) -> list[str]:
-    """Return the table of both commands as Markdown; they take turns."""
-    parts = ("planner", "slots", "workers", "helpers", "Ray's own")
-    lines = ["| clips | command | sum | " + " | ".join(parts) + " | ratio |", "|---" * 9 + "|"]
-    for height in heights:
-        told: dict[str, list[Counter[str]]] = {name: [] for name in COMMANDS}
-        for number in range(n_rounds):
-            for name, asked in COMMANDS.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    study = make_study(Path(folder) / "in", height)
-                    given = [str(study), "-o", f"{folder}/out", "--device", "cpu", *asked]
-                    told[name].append(measure_command(given))
-                say(f"{height}p, round {number + 1} of {n_rounds}: {name} {dict(told[name][-1])}")
-        sums = {
-            name: statistics.median(one.total() - one["Ray's own"] for one in rounds)
-            for name, rounds in told.items()
-        }
-        for name, rounds in told.items():
-            cells = [f"{statistics.median(one[part] for one in rounds):.1f}" for part in parts]
-            ratio = f"{sums[name] / sums['plain']:.2f}"
-            row = [f"{height}p", name, f"{sums[name]:.1f}", *cells, ratio]
-            lines.append(f"| {' | '.join(row)} |")
+def measure_study(study: tuple[int, int, int], n_rounds: int) -> list[str]:
+    """Return the rows of both commands as Markdown; they take turns."""
+    height, n_clips, clip_s = study
+    title = f"{n_clips} of {clip_s} s, {height}p"
+    told: dict[str, list[Counter[str]]] = {name: [] for name in COMMANDS}
+    for number in range(n_rounds):
+        for name, asked in COMMANDS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                clips = make_study(Path(folder) / "in", *study)
+                given = [str(clips), "-o", f"{folder}/out", "--device", "cpu", *asked]
+                told[name].append(measure_command(given))
+            say(f"{title}, round {number + 1} of {n_rounds}: {name} {dict(told[name][-1])}")
+    sums = {
+        name: statistics.median(one.total() - one["Ray's own"] for one in rounds)
+        for name, rounds in told.items()
+    }
+    lines = []
+    for name, rounds in told.items():
+        cells = [f"{statistics.median(one[part] for one in rounds):.1f}" for part in PARTS]
+        ratio = f"{sums[name] / sums['plain']:.2f}"
+        lines.append(f"| {' | '.join([title, name, f'{sums[name]:.1f}', *cells, ratio])} |")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--heights", type=int, nargs="+", default=[360, 720])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--dry-run", action="store_true", help="print the tables only")
     given = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:N_CORES])
     adopt_orphans()
-    lines = measure_heights(given.heights, given.rounds)
+    lines = ["| clips | command | sum | " + " | ".join(PARTS) + " | ratio |", "|---" * 9 + "|"]
+    for study in STUDIES:
+        lines += measure_study(study, given.rounds)
     text = "\n".join([f"{describe_machine()}.", "", *lines, ""])
     print(text)
     if not given.dry_run:
