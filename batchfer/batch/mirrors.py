@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 from batchfer.batch.at_stores import HALF_PUT, NUMBERED, RECORDS, AtStores, ExecutorInUse
-from batchfer.batch.jobs import Kind
 from batchfer.errors import BatchferError, OutputError, UsageError, one_line
 from batchfer.files import (
     IMAGE_SUFFIXES,
@@ -72,7 +71,7 @@ class Near:
         """Return the URL of what a path stands for, "" for a file of this machine."""
         return ""
 
-    def check(self, kind: Kind, spread: Spread) -> None:
+    def check(self, spread: Spread) -> None:
         """See that a batch can be done so."""
 
     def wrap(self, executor: ExecutorInUse) -> ExecutorInUse:
@@ -149,7 +148,7 @@ class Mirror(Near):
                 return url if key == "." else url / key
         return None
 
-    def check(self, kind: Kind, spread: Spread) -> None:
+    def check(self, spread: Spread) -> None:
         """See that a batch can be done so.
 
         Raises:

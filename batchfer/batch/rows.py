@@ -56,6 +56,11 @@ class TableRows(NamedTuple):
         return self.table.iloc[self.where]
 
 
+def forget_maker(output: Path) -> None:
+    """Drop what others have told of themselves, whose rows are followed by those of a run here."""
+    shutil.rmtree(output / PICTURES_FOLDER / MAKER, ignore_errors=True)
+
+
 class PictureParts:
     """Rows of finished pictures on disk until there is a table of all.
 

@@ -6,6 +6,7 @@ from batchfer.batch.events import Joint, Task, Tell
 from batchfer.batch.joining import join
 from batchfer.batch.picture_staging import perform_staged_pictures
 from batchfer.batch.pictures import perform_pictures
+from batchfer.batch.rows import forget_maker
 from batchfer.batch.staging import perform_staged
 from batchfer.batch.tools import Tools
 from batchfer.batch.videos import perform_videos
@@ -28,8 +29,11 @@ def perform(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
         perform_staged(iter(tasks), tools, tell)
     elif is_video:
         perform_videos(tasks, tools, tell)
+    elif is_staged:
+        perform_staged_pictures(tasks, tools, tell)
     else:
-        (perform_staged_pictures if is_staged else perform_pictures)(tasks, tools, tell)
+        forget_maker(tasks[0].output)
+        perform_pictures(tasks, tools, tell)
 
 
 def serve(owner: Owner) -> None:

@@ -30,9 +30,11 @@ from test_stores import (  # noqa: F401
 from batchfer.batch import at_stores, picture_staging, staging
 from batchfer.batch.events import Ended, Event, Task
 from batchfer.batch.picture_staging import PictureStage
+from batchfer.batch.rows import MAKER
 from batchfer.errors import OutputError, PlaceError, Reason
 from batchfer.files import PICTURES_FOLDER
 from batchfer.options import AnalyzeOptions, OutputOptions
+from batchfer.results.facts import RunFacts
 from batchfer.results.folder import REPORT_FOLDER
 from batchfer.results.ownership import _covers
 from batchfer.schema import JobResult
@@ -354,7 +356,7 @@ def test_a_kill_while_others_are_put_in_their_place_leaves_no_half_result(
 
 @pytest.mark.slow
 def test_what_cannot_be_brought_fails_alone(
-    run: AtStore, stills: Path, photos: Url, bucket: Url, monkeypatch: pytest.MonkeyPatch
+    run: AtStore, photos: Url, bucket: Url, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(photos, bucket / "out", OutputOptions())
     before = read_all(bucket / "out")
@@ -421,6 +423,20 @@ def test_what_others_have_put_there_stays(run: AtStore, photos: Url, bucket: Url
     told = f"^{bucket}/out holds the results of {photos}/a b.png, which those of {bucket}/others/a"
     with pytest.raises(OutputError, match=told):
         run(bucket / "others", bucket / "out", outputs)
+
+
+@pytest.mark.slow
+def test_what_is_told_of_a_run_is_about_who_made_its_rows(
+    run: AtStore, stills: Path, photos: Url, tmp_path: Path
+) -> None:
+    for number, inputs in enumerate((photos / "sub", stills / "sub")):
+        output = tmp_path / f"out{number}"
+        maker = output / PICTURES_FOLDER / MAKER  # a run that was killed has left it
+        maker.mkdir(parents=True)
+        RunFacts(batchfer="0", device="/TPU:0").write(maker)
+        run(inputs, output, BARE)
+        assert json.loads((output / "run.json").read_text())["device"] == "/CPU:0"
+        assert not maker.exists()
 
 
 @pytest.mark.slow
