@@ -41,6 +41,9 @@ CLUTTER = frozenset({".ipynb_checkpoints", "__MACOSX"})
 PARTS_FOLDER = ".batchfer"
 """Folder below the output that holds the lock and everything unfinished."""
 
+PICTURES_FOLDER = f"{PARTS_FOLDER}/pictures"
+"""Where below the output the rows of finished pictures are until there is a table of all."""
+
 PLACE_ERRORS = frozenset(
     {
         *(errno.EINVAL, errno.EILSEQ, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM),

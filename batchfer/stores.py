@@ -5,6 +5,7 @@ once. `pyarrow.fs` speaks to S3, Google Cloud Storage and more, and by fsspec, i
 others.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,18 @@ def can_be_file(name: str) -> bool:
         part not in ("", ".", "..") and "\0" not in part and len(part.encode()) <= MAX_NAME_BYTES
         for part in parts
     )
+
+
+def hollow_out(path: Path, mark: Mapping[str, int]) -> None:
+    """Make a file of an object's size and time, without its content.
+
+    Raises:
+        OSError: No file can be so named.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(mark["size"])
+    os.utime(path, ns=(mark["mtime_ns"], mark["mtime_ns"]))
 
 
 def is_url(text: str) -> bool:

@@ -20,6 +20,7 @@ from batchfer.batch.events import (
     Ended,
     Event,
     Joint,
+    JointPictures,
     Ready,
     Task,
 )
@@ -201,8 +202,9 @@ class OnCluster:
         """Write what is about all inputs: in a slot that has nothing to do, or here."""
         able = (slot for slot, hello in self._slots.items() if hello.node not in self._out)
         slot = next(able, None)
-        # No slot sees what an object store is told of.
-        if slot is None or self._mark is None or self._is_at_work:
+        is_stored = self._mark is None or (isinstance(joint, JointPictures) and joint.origins)
+        # No slot sees what stands here for objects.
+        if slot is None or is_stored or self._is_at_work:
             join(joint, self._load)
             return
         self._engine.join(slot, joint)

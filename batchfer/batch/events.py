@@ -30,7 +30,8 @@ class Task(Job):
     ``key`` tells the unfinished rows of pictures from those of others who work at the same time,
     ``attempt`` the unfinished parts of a video from those of others who may be at work on it still.
     ``origin`` and ``home`` are where in object stores the input and the output folder lie, None for
-    those of the file system.
+    those of the file system; ``is_staged`` that something of the batch lies there, in which it is
+    brought and put by who works.
     """
 
     kind: Kind = field(compare=False)
@@ -47,6 +48,7 @@ class Task(Job):
     attempt: str = field(compare=False, default="")
     origin: Url | None = field(compare=False, default=None)
     home: Url | None = field(compare=False, default=None)
+    is_staged: bool = field(compare=False, default=False)
 
 
 class Opened(NamedTuple):
@@ -140,6 +142,7 @@ class JointPictures:
 
     ``jobs`` are all of them, in order, and ``kept`` those that have a result. ``are_new`` says
     whether any was analyzed in this run. Of a ``shard`` nothing is written but what its run tells.
+    ``origins`` has where in object stores pictures lie, by their names.
     """
 
     output: Path
@@ -150,6 +153,7 @@ class JointPictures:
     results: tuple[JobResult, ...]
     are_new: bool
     shard: str = ""
+    origins: Mapping[str, Url] = field(default_factory=dict)
 
 
 Joint = JointVideos | JointPictures

@@ -7,7 +7,7 @@ from itertools import chain
 
 from batchfer.batch.events import Joint, Leave, Ready, Task, Wanting
 from batchfer.batch.joining import join
-from batchfer.batch.staging import is_staged, perform_staged
+from batchfer.batch.staging import perform_staged
 from batchfer.batch.tools import Tools
 from batchfer.batch.videos import perform_feed
 from batchfer.batch.worker import perform
@@ -98,7 +98,7 @@ def serve(owner: Owner) -> None:
         if isinstance(work, Feed):
             feed = iter(work)
             if (first := next(feed, None)) is not None:
-                perform_all = perform_staged if is_staged(first) else perform_feed
+                perform_all = perform_staged if first.is_staged else perform_feed
                 perform_all(chain([first], feed), tools, owner.tell, gate.wait, work.end)
             return
         if isinstance(work, Sequence):

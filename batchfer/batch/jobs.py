@@ -18,7 +18,13 @@ from batchfer.files import (
     is_hidden,
 )
 from batchfer.results.facts import FACTS_NAME
-from batchfer.results.folder import FACES_DICTIONARY, FACES_NAMES, JOINED_NAMES, REPORT_NAME
+from batchfer.results.folder import (
+    FACES_DICTIONARY,
+    FACES_NAMES,
+    JOINED_NAMES,
+    REPORT_FOLDER,
+    REPORT_NAME,
+)
 from batchfer.results.journal import JOURNAL_NAME
 from batchfer.schema import Job, JobResult
 
@@ -182,7 +188,7 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
 
 def _list_own_folders(output: str) -> set[str]:
     """Return the folders in an output folder that hold pictures of ours."""
-    return {f"{output}/annotated", f"{output}/report_files"}
+    return {f"{output}/annotated", f"{output}/{REPORT_FOLDER}"}
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -2,56 +2,59 @@
 
 A mirror has a file for every object, of its size and time but without content, so that all that
 plans a batch, and sees whose its files are, is the same as for a folder. What is read of earlier
-results (journal, facts, summaries) has its content. Results come into the store from those who
-make them; see `batchfer.batch.staging`.
+results (journal, facts, summaries, the table of pictures) has its content. Results come into the
+store from those who make them; see `batchfer.batch.staging`.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, Self
 
-from batchfer.batch.events import Ended, Event, Joint, Task
-from batchfer.batch.executors import Executor
-from batchfer.batch.jobs import Kind
+from batchfer.batch.at_stores import HALF_PUT, NUMBERED, RECORDS, AtStores, ExecutorInUse
 from batchfer.errors import BatchferError, OutputError, UsageError, one_line
-from batchfer.files import IMAGE_SUFFIXES, PARTS_FOLDER, VIDEO_SUFFIXES, locate_parts
+from batchfer.files import (
+    IMAGE_SUFFIXES,
+    PARTS_FOLDER,
+    PICTURES_FOLDER,
+    VIDEO_SUFFIXES,
+    mark_input,
+)
+from batchfer.formats import PARTS_FORMAT
 from batchfer.results.facts import FACTS_NAME
 from batchfer.results.folder import (
     BINS_NAME,
     EVENTS_NAME,
-    JOINED_NAMES,
+    FACES_NAMES,
+    REPORT_FOLDER,
     SEGMENTS_NAME,
     SUMMARY_NAME,
-    list_joined,
 )
-from batchfer.results.journal import DONE, JOURNAL_NAME
+from batchfer.results.journal import JOURNAL_NAME
+from batchfer.results.ownership import COPIES_NAME
 from batchfer.schema import JobResult
 from batchfer.scratch import find_scratch, remove_left, scratch_folder
 from batchfer.spread import Spread
 from batchfer.store_locks import Hold, hold_store
-from batchfer.stores import PUBLISHING, Marks, Store, Url, can_be_file, is_url, work_together
-
-RECORDS = f"{PARTS_FOLDER}/records"
-"""The outcomes of single inputs, an object each, until the journal has them."""
+from batchfer.stores import (
+    PUBLISHING,
+    Marks,
+    Store,
+    Url,
+    can_be_file,
+    hollow_out,
+    is_url,
+    work_together,
+)
 
 READ_NAMES = frozenset({FACTS_NAME, SUMMARY_NAME, SEGMENTS_NAME, BINS_NAME, EVENTS_NAME})
 """Files of results that are read again when a batch is planned and joined."""
-
-
-class ExecutorInUse(Executor, Protocol):
-    """An executor that is ended when it is left."""
-
-    def __enter__(self) -> Self:
-        """Return it."""
-
-    def __exit__(self, *_: object) -> None:
-        """End the work."""
 
 
 @dataclass
@@ -68,7 +71,7 @@ class Near:
         """Return the URL of what a path stands for, "" for a file of this machine."""
         return ""
 
-    def check(self, kind: Kind, spread: Spread) -> None:
+    def check(self, spread: Spread) -> None:
         """See that a batch can be done so."""
 
     def wrap(self, executor: ExecutorInUse) -> ExecutorInUse:
@@ -117,10 +120,14 @@ class Mirror(Near):
     home: Url | None = None
     """Where the output is; None if it is a folder of this machine."""
     hold: Hold | None = None
-    joined: frozenset[str] = frozenset()
-    """Those of the `JOINED_NAMES` that were there."""
+    beside: frozenset[str] = frozenset()
+    """The names of what was there beside the results of single inputs, and has a stand-in."""
+    n_records: int = 0
+    """The number of the next records of several pictures."""
     _urls: dict[Path, Url] = field(default_factory=dict)
     """What the folders of buckets stand for."""
+    _rows: set[str] = field(default_factory=set)
+    """The names of unfinished rows of pictures that have been fetched."""
 
     def locate(self, url: Url) -> Path:
         """Return the path of what stands for an object or a prefix."""
@@ -141,14 +148,12 @@ class Mirror(Near):
                 return url if key == "." else url / key
         return None
 
-    def check(self, kind: Kind, spread: Spread) -> None:
+    def check(self, spread: Spread) -> None:
         """See that a batch can be done so.
 
         Raises:
             UsageError: It cannot.
         """
-        if kind == "image":
-            raise UsageError("pictures are not read from object stores: mount or copy them")
         if spread.shard is not None:
             raise UsageError("--shard and object stores exclude each other")
 
@@ -177,7 +182,11 @@ class Mirror(Near):
             UsageError: A medium has a name that no file can have.
         """
         path = self.locate(url)
-        self._make(path, url, Store(url).list())
+        marks = Store(url).list()
+        if self.home is not None:  # of what lies in the output there are some already
+            is_output = {name: (path / name).is_relative_to(self.output) for name in marks}
+            marks = {name: mark for name, mark in marks.items() if not is_output[name]}
+        self._make(path, url, marks)
         return path
 
     def open_output(self, url: Url, stack: ExitStack) -> None:
@@ -190,13 +199,43 @@ class Mirror(Near):
         inner = {name: marks.pop(name) for name in list(marks) if _is_inner(name)}
         for note in (name for name in inner if name.endswith(f"/{PUBLISHING}")):
             self._look_at_half_put(store, note, inner, marks)
-        self.joined = frozenset(JOINED_NAMES) & marks.keys()
         self._make(self.output, url, marks)
+        beside = (name for name in marks if name.rpartition("/")[0] in ("", REPORT_FOLDER))
+        self.beside = frozenset(name for name in beside if (self.output / name).is_file())
         self._read(store, marks)
-        self._recall(store, [name for name in inner if name.startswith(f"{RECORDS}/")])
+        self._fetch_all(store, {COPIES_NAME: inner[COPIES_NAME]} if COPIES_NAME in inner else {})
+        self._read_rows(store, inner)
+        if HALF_PUT in inner and FACTS_NAME not in marks:
+            shutil.copy2(self.output / HALF_PUT, self.output / FACTS_NAME)
+        self._recall(store, sorted(name for name in inner if name.startswith(f"{RECORDS}/")))
+
+    def fetch_rows(self) -> None:
+        """Bring the rows of pictures that were put since this was opened."""
+        assert self.home is not None
+        marks = Store(self.home / PICTURES_FOLDER).list()
+        inner = {f"{PICTURES_FOLDER}/{name}": mark for name, mark in marks.items() if name}
+        self._read_rows(Store(self.home), inner)
+
+    def fetch_small_pictures(self) -> None:
+        """Give the small pictures of an earlier report their content."""
+        assert self.home is not None
+        paths = (self.output / REPORT_FOLDER).glob("*-picture.jpg")
+        marks = {path.relative_to(self.output).as_posix(): mark_input(path) for path in paths}
+        self._fetch_all(Store(self.home), marks)
+
+    def refresh_copies(self, paths: Sequence[Path]) -> None:
+        """Have the stand-ins of annotated pictures that were just put."""
+        assert self.home is not None
+        store = Store(self.home)
+
+        def look(path: Path) -> None:
+            if mark := store.look(path.relative_to(self.output).as_posix()):
+                hollow_out(path, mark)
+
+        work_together(partial(look, path) for path in paths)
 
     def refresh(self, result: JobResult) -> None:
-        """Have the stand-ins of a result that was just put."""
+        """Have the stand-ins of a video's result that was just put."""
         assert self.home is not None
         folder = result.job.destination
         name = folder.relative_to(self.output).as_posix()
@@ -214,10 +253,7 @@ class Mirror(Near):
             try:
                 if not can_be_file(name):
                     raise OSError("no file can have this name")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as file:
-                    file.truncate(mark["size"])
-                os.utime(target, ns=(mark["mtime_ns"], mark["mtime_ns"]))
+                hollow_out(target, mark)
             except OSError as error:
                 if target.suffix.lower() not in (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES):
                     continue  # nothing that is ever read or written here
@@ -226,17 +262,28 @@ class Mirror(Near):
     def _read(self, store: Store, marks: Marks) -> None:
         """Fetch the content of what is read again of results, and of the journal."""
         results = {name.rpartition("/")[0] for name in marks if name.endswith(FACTS_NAME)}
-        names = []
-        for name in marks:
+        read = {}
+        for name, mark in marks.items():
             folder, _, last = name.rpartition("/")
-            is_read = name == JOURNAL_NAME or (last in READ_NAMES and folder in results)
-            if is_read and can_be_file(name):
-                names.append(name)
+            is_read = last in READ_NAMES and folder in results
+            if is_read or name in (JOURNAL_NAME, *FACES_NAMES.values()):
+                read[name] = mark
+        self._fetch_all(store, read)
+
+    def _read_rows(self, store: Store, inner: Marks) -> None:
+        """Fetch the unfinished rows of pictures, each once, and what is told of them."""
+        names = {name for name in inner if name.startswith(f"{PICTURES_FOLDER}/")} - self._rows
+        self._fetch_all(store, {name: inner[name] for name in names})
+        self._rows |= {name for name in names if name.endswith(f".{PARTS_FORMAT}")}
+
+    def _fetch_all(self, store: Store, marks: Marks) -> None:
+        names = filter(can_be_file, marks)
         work_together(partial(self._fetch, store, name, marks[name]) for name in names)
 
     def _fetch(self, store: Store, name: str, mark: Mapping[str, int]) -> None:
         path = self.locate(store.url / name)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             store.fetch(name, path)
             os.utime(path, ns=(mark["mtime_ns"], mark["mtime_ns"]))
         except OSError as error:
@@ -257,9 +304,16 @@ class Mirror(Near):
                 store.delete_below(parts)
 
     def _recall(self, store: Store, names: Sequence[str]) -> None:
-        """Let the records of a run that did not come to its end be read like those of a shard."""
+        """Let the records of a run that did not come to its end be read like those of a shard.
+
+        Args:
+            store: The output.
+            names: What is recorded, later records of an input after earlier ones.
+        """
         if not names:
             return
+        numbers = (re.fullmatch(NUMBERED.format(r"(\d{6,})"), name) for name in names)
+        self.n_records = max((int(number[1]) + 1 for number in numbers if number), default=0)
         lines: dict[str, bytes] = {}
 
         def read(name: str) -> None:
@@ -269,96 +323,10 @@ class Mirror(Near):
         work_together(partial(read, name) for name in names)
         path = self.output / PARTS_FOLDER / "run-records.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"".join(line.rstrip() + b"\n" for line in lines.values()))
+        ordered = (lines[name] for name in names if name in lines)
+        path.write_bytes(b"".join(line.rstrip() + b"\n" for line in ordered))
 
 
 def _is_inner(name: str) -> bool:
     """Return whether an object is none of the results, but helps to make them."""
     return name.startswith(f"{PARTS_FOLDER}/")
-
-
-class AtStores:
-    """An executor whose results come into a store, and its records with them."""
-
-    def __init__(self, executor: ExecutorInUse, mirror: Mirror) -> None:
-        """Start nothing yet.
-
-        Args:
-            executor: Who does the work, and stages.
-            mirror: Where the driver sees what is in the stores.
-        """
-        self._own, self._mirror = executor, mirror
-        self._n_read = 0
-        self.join_every_s = executor.join_every_s
-
-    def __enter__(self) -> Self:
-        """Return it."""
-        self._own.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        """End the work."""
-        self._own.__exit__(*error)
-
-    def run(self, tasks: Sequence[Task], lock: int | None) -> Generator[Event]:
-        """Do tasks, see `Executor`."""
-        mirror = self._mirror
-        addressed = [
-            replace(task, origin=mirror.find_url(task.source), home=mirror.home) for task in tasks
-        ]
-        hold = mirror.hold
-        if hold is not None:
-            lock = hold.file
-            with suppress(FileNotFoundError):
-                self._n_read = self._journal.stat().st_size
-        with closing(self._own.run(addressed, lock)) as events:
-            for event in events:
-                if hold is not None:
-                    hold.check()
-                ended = event.results if isinstance(event, Ended) else ()
-                if mirror.home is not None:
-                    for result in ended:
-                        if result.status in DONE:
-                            mirror.refresh(result)
-                try:
-                    yield event
-                finally:  # by now it is in the journal
-                    if ended and mirror.home is not None:
-                        self._record(ended, mirror.home)
-
-    def join(self, joint: Joint) -> None:
-        """Write what is about all inputs, and the journal, which then needs no records."""
-        self._own.join(joint)
-        mirror = self._mirror
-        if mirror.home is None or mirror.hold is None:
-            return
-        store = Store(mirror.home)
-        wanted = list_joined(joint.outputs)
-        for name in JOINED_NAMES:
-            mirror.hold.check()
-            if name in wanted:  # what else is there may be others', of which there is no content
-                store.put(name, mirror.output / name)
-            elif name in mirror.joined and not (mirror.output / name).exists():
-                store.delete(name)
-        if self._journal.is_file():
-            store.put(JOURNAL_NAME, self._journal)
-        store.delete_below(RECORDS)
-
-    @property
-    def _journal(self) -> Path:
-        return self._mirror.output / JOURNAL_NAME
-
-    def _record(self, ended: Sequence[JobResult], home: Url) -> None:
-        """Put what the journal says of inputs, then remove what is unfinished of them."""
-        store, output = Store(home), self._mirror.output
-        with suppress(FileNotFoundError), self._journal.open("rb") as file:
-            file.seek(self._n_read)
-            lines = file.read().splitlines()
-            self._n_read = file.tell()
-            names = [str(json.loads(line)["input"]) for line in lines]
-            keys = (locate_parts(output, name).name for name in names)
-            for key, line in zip(keys, lines, strict=True):
-                store.write(f"{RECORDS}/{key}.json", line)
-        for result in ended:
-            parts = locate_parts(output, result.job.name)
-            store.delete_below(parts.relative_to(output).as_posix())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from batchfer.batch.events import Analyzed, Began, Event, JointPictures, Progress, Task
 from batchfer.batch.records import Batch, Records
-from batchfer.files import PARTS_FOLDER, describe_source, mark_input
+from batchfer.files import PICTURES_FOLDER, describe_source, mark_input
 from batchfer.results.facts import FACTS_NAME
 from batchfer.results.folder import FACES_DICTIONARY, FACES_NAMES, REPORT_NAME
 from batchfer.results.journal import DONE, Entry
@@ -91,7 +91,7 @@ class PictureRecords(Records):
     def _open(self) -> None:
         super()._open()
         batch = self.batch
-        parts = batch.output / PARTS_FOLDER / "pictures"
+        parts = batch.output / PICTURES_FOLDER
         tables = (batch.output / name for name in FACES_NAMES.values())
         if any(path.exists() for path in (*tables, parts)):
             from batchfer.batch.rows import PictureRows  # loads pandas
@@ -99,7 +99,9 @@ class PictureRecords(Records):
             self._rows = PictureRows(batch.output, batch.outputs.overwrite)
             self._names = self._rows.names
         if not batch.outputs.overwrite:
-            refuse_other_pictures(self.jobs, batch.inputs, self._journal, self._names)
+            find_url = batch.find_url or (lambda _: "")
+            inputs = [find_url(path) or str(path) for path in batch.inputs]
+            refuse_other_pictures(self.jobs, inputs, self._journal, self._names)
 
     def _name_copy(self, job: Job) -> str:
         return str(job.destination.relative_to(self.batch.output))

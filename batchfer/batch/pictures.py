@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -30,7 +30,7 @@ from batchfer.batch.rows import (
     build_empty_pictures_table,
 )
 from batchfer.batch.tools import Tools
-from batchfer.errors import InputError, Reason
+from batchfer.errors import InputError, OutputError, PlaceError, Reason
 from batchfer.faces.small_faces import PICTURES_PX, SmallFaceSearch, join_small
 from batchfer.files import atomic_write, describe_source, display_name
 from batchfer.media.images import read_image, write_image
@@ -94,6 +94,14 @@ class _Gathered:
             yield self.take(*shape)
 
 
+Bring = Callable[[Job], AbstractContextManager[Path]]
+"""Gives a picture as a file of this machine, for as long as that is read."""
+
+
+def _find_here(job: Job) -> AbstractContextManager[Path]:
+    return nullcontext(job.source)
+
+
 class Unreadable(NamedTuple):
     """A picture that cannot be read: its position, and why."""
 
@@ -106,6 +114,7 @@ def read_pictures(
     analyzer: Analyzer,
     tell: Tell = lambda _: None,
     flaws: dict[int, str] | None = None,
+    bring: Bring = _find_here,
 ) -> Iterator[FrameBatch | Unreadable]:
     """Yield pictures read in threads and gathered by size, so that mixed sizes batch well.
 
@@ -116,9 +125,17 @@ def read_pictures(
         analyzer: Says how many make a batch.
         tell: Told of each picture before it is read.
         flaws: Gets what is missing of a picture, by its position.
+        bring: Gives the file of each.
+
+    Raises:
+        OutputError: What holds the pictures does not answer.
     """
     options = analyzer.options
-    read = partial(read_image, max_pixels=options.max_pixels, rotate=options.rotate)
+
+    def read(job: Job) -> tuple[MediaInfo, Images]:
+        with bring(job) as path:
+            return read_image(path, options.max_pixels, options.rotate)
+
     gathered = _Gathered()
     # More readers would compete for the interpreter's lock with the threads that feed networks.
     n_readers = max(analyzer.n_cores // 2, 2)
@@ -128,13 +145,15 @@ def read_pictures(
         while True:
             for index, job in islice(upcoming, 2 * analyzer.workers - len(reading)):
                 tell(Opened(job.name))
-                reading.append((index, pool.submit(read, job.source)))
+                reading.append((index, pool.submit(read, job)))
             if not reading:
                 break
             index, future = reading.popleft()
             try:
                 info, image = future.result()
             except Exception as error:
+                if isinstance(error, OutputError) and not isinstance(error, PlaceError):
+                    raise
                 yield Unreadable(index, error)
                 continue
             if info.flaw and flaws is not None:
@@ -187,8 +206,10 @@ def split_pictures(batch: AnalyzedBatch, jobs: Sequence[Job]) -> Iterator[Pictur
         )
 
 
-def perform_pictures(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
-    """Do pictures of one batch side by side, those of one size together.
+def perform_pictures(
+    tasks: Sequence[Task], tools: Tools, tell: Tell, bring: Bring = _find_here
+) -> None:
+    """Do pictures of one batch side by side, those of one size together; ``bring`` gives each.
 
     Drawn copies are written as they come, rows in parts; the table of all is to be joined of them.
     """
@@ -207,7 +228,7 @@ def perform_pictures(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
 
     with (
         ThreadPoolExecutor(analyzer.workers) as pool,
-        closing(stream(analyzer, read_pictures(tasks, analyzer, tell, flaws))) as items,
+        closing(stream(analyzer, read_pictures(tasks, analyzer, tell, flaws, bring))) as items,
     ):
         for item in items:
             if isinstance(item, AnalyzedBatch):
@@ -313,7 +334,7 @@ def join_pictures(joint: JointPictures, load: Callable[[AnalyzeOptions], Analyze
     run = None if joint.are_new else rows.run
     if run is None:
         smaller = join_small(result.smaller_faces for result in joint.results)
-        run = replace(describe_run(load(joint.options)), smaller_faces=smaller)
+        run = replace(rows.maker or describe_run(load(joint.options)), smaller_faces=smaller)
     if joint.shard:
         rows.note_run(run, joint.outputs, joint.shard)
         return
@@ -329,7 +350,9 @@ def write_pictures_page(joint: JointPictures, facts: PictureFacts) -> None:
     name = next(name for suffix, name in FACES_NAMES.items() if suffix in outputs.formats)
     page, table = output / REPORT_NAME, read_timeline(output / name)
     shows_faces = outputs.thumbnails and not outputs.blur_faces
-    write_images_report(page, table, facts.run, joint.results, thumbnails=shows_faces)
+    write_images_report(
+        page, table, facts.run, joint.results, thumbnails=shows_faces, origins=joint.origins
+    )
     replace(facts, files={**facts.files, page.name: Written.mark(page)}).write(output)
 
 

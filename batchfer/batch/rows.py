@@ -15,7 +15,7 @@ from batchfer.arrays import Integers
 from batchfer.errors import InputError, OutputError, Reason, UsageError
 from batchfer.faces.small_faces import join_small
 from batchfer.files import (
-    PARTS_FOLDER,
+    PICTURES_FOLDER,
     atomic_write,
     display_name,
     explain_refusal,
@@ -34,6 +34,9 @@ from batchfer.timeline.files import read_timeline, write_table
 from batchfer.timeline.table import build_empty_table
 
 logger = logging.getLogger(__name__)
+
+MAKER = "maker"
+"""The folder beside parts in which those who make them elsewhere tell of themselves."""
 
 
 def build_empty_pictures_table() -> pd.DataFrame:
@@ -54,6 +57,11 @@ class TableRows(NamedTuple):
         return self.table.iloc[self.where]
 
 
+def forget_maker(output: Path) -> None:
+    """Drop what others have told of themselves, whose rows are followed by those of a run here."""
+    shutil.rmtree(output / PICTURES_FOLDER / MAKER, ignore_errors=True)
+
+
 class PictureParts:
     """Rows of finished pictures on disk until there is a table of all.
 
@@ -68,7 +76,7 @@ class PictureParts:
             output: The folder for all results.
             key: Tells new parts from those that others write at the same time.
         """
-        self.folder = output / PARTS_FOLDER / "pictures"
+        self.folder = output / PICTURES_FOLDER
         self.paths = sorted(self.folder.glob("part-" + 6 * "[0-9]" + f"*.{PARTS_FORMAT}"))
         self._suffix = f"-{key}" if key else ""
 
@@ -165,11 +173,24 @@ class PictureRows:
 
     @property
     def run(self) -> RunFacts | None:
-        """What the last run told of itself, or shards have since; None if that is gone."""
+        """What the last run told of itself, or shards have since; None if that is gone.
+
+        What is being put into an object store tells of all rows, if there is such a thing.
+        """
         if not (told := self._read_shards()):
-            return self._told.run
+            return PictureFacts.read(self._parts.folder).run or self.maker or self._told.run
         smaller = join_small(run.smaller_faces for run in told)
         return replace(told[-1], smaller_faces=smaller, outputs=None, blur_faces=False)
+
+    @property
+    def maker(self) -> RunFacts | None:
+        """What those tell of themselves who made the parts, elsewhere; None for a run here."""
+        folder = self._parts.folder / MAKER
+        try:
+            return RunFacts.read(folder) if folder.is_dir() else None
+        except UsageError as error:
+            logger.warning("%s", error)
+            return None
 
     def lacks(self, outputs: OutputOptions) -> bool:
         """Return whether something that joins all pictures is gone, or has another size."""

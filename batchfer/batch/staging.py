@@ -11,7 +11,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,11 +36,6 @@ SPARE_BYTES = 256 * 1024**2
 """What is left free on the disk beside an input and as much again for its results."""
 
 
-def is_staged(task: Task) -> bool:
-    """Return whether a task has something in a store."""
-    return task.origin is not None or task.home is not None
-
-
 def perform_staged(
     feed: Iterator[Task],
     tools: Tools,
@@ -52,6 +47,67 @@ def perform_staged(
     with scratch_folder() as folder:
         stage = Stage(folder, tell)
         perform_feed(stage.bring(feed), tools, stage.tell, leave, wake)
+
+
+def place(task: Task, folder: Path) -> Task:
+    """Return a task with the paths that it has in a folder of this machine."""
+    key = locate_parts(task.output, task.name).name
+    if task.origin is not None:
+        task = replace(task, source=folder / key / task.source.name)
+    if task.home is not None:
+        output = folder / "output"
+        destination = output / task.destination.relative_to(task.output)
+        task = replace(task, output=output, destination=destination)
+    return task
+
+
+def fetch_input(task: Task, path: Path) -> None:
+    """Bring the input of a task, as the one that was planned.
+
+    Raises:
+        InputError: It is gone, or another one by now.
+    """
+    assert task.origin is not None, "it lies in a store"
+    store = Store(task.origin)
+    now = store.look()
+    if now != task.mark:
+        detail = "it has changed meanwhile" if now else "the object is gone"
+        raise InputError(Reason.VANISHED, detail)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    store.fetch("", path)
+    os.utime(path, ns=(now["mtime_ns"], now["mtime_ns"]))
+
+
+@contextmanager
+def blaming(folder: Path) -> Iterator[None]:
+    """Let an input that cannot be brought to a folder fail alone, where that is its own fault.
+
+    Raises:
+        InputError: The store refuses it.
+        PlaceError: The disk is full.
+        StoreError: The store does not answer, which is nobody's.
+    """
+    try:
+        yield
+    except StoreError as error:
+        if not error.is_refused:
+            raise
+        raise InputError(Reason.UNREADABLE, str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PlaceError(f"{folder}: {error.strerror}") from error
+
+
+def measure_need(task: Task) -> int:
+    """Return how many bytes must be free before the input of a task is brought."""
+    return 2 * task.mark.get("size", 0) + SPARE_BYTES
+
+
+def refuse_for_room(task: Task, free: int, folder: Path) -> PlaceError:
+    """Return the error of an input for which only so many bytes are free."""
+    told = f"{measure_need(task) / 1e9:.1f} GB for it and its results, and {free / 1e9:.1f} GB"
+    return PlaceError(f"{task.origin}: needs {told} are free in {folder.parent}; set TMPDIR")
 
 
 class Stage:
@@ -115,66 +171,31 @@ class Stage:
 
     def _stage(self, task: Task) -> tuple[Task, Exception | None]:
         """Bring what a task needs, and return the task as it is here, or why it cannot be."""
-        staged = self._place(task)
+        staged = place(task, self._folder)
         try:
-            if task.origin is not None:
-                self._fetch(task.origin, task, staged.source)
-            if task.home is not None:
-                _fetch_past(task.home, task, staged)
-        except StoreError as error:
-            self._remove(staged)
-            if not error.is_refused:
-                raise
-            return task, InputError(Reason.UNREADABLE, str(error))
+            with blaming(self._folder):
+                if task.origin is not None:
+                    self._wait_for_room(task)
+                    fetch_input(task, staged.source)
+                if task.home is not None:
+                    _fetch_past(task.home, task, staged)
         except (InputError, PlaceError, OSError) as error:
             self._remove(staged)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return task, PlaceError(f"{self._folder}: {error.strerror}")
             return task, error
         with self._turn:
             self._given[task.name] = task, staged
         return staged, None
 
-    def _place(self, task: Task) -> Task:
-        """Return a task with the paths that it has here."""
-        key = locate_parts(task.output, task.name).name
-        if task.origin is not None:
-            task = replace(task, source=self._folder / key / task.source.name)
-        if task.home is not None:
-            output = self._folder / "output"
-            destination = output / task.destination.relative_to(task.output)
-            task = replace(task, output=output, destination=destination)
-        return task
-
-    def _fetch(self, origin: Url, task: Task, path: Path) -> None:
-        """Bring an input, as the one that was planned.
-
-        Raises:
-            InputError: It is gone, or another one by now.
-            PlaceError: There is no room for it.
-        """
-        self._wait_for_room(2 * task.mark.get("size", 0) + SPARE_BYTES, origin)
-        store = Store(origin)
-        now = store.look()
-        if now != task.mark:
-            detail = "it has changed meanwhile" if now else "the object is gone"
-            raise InputError(Reason.VANISHED, detail)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        store.fetch("", path)
-        os.utime(path, ns=(now["mtime_ns"], now["mtime_ns"]))
-
-    def _wait_for_room(self, n_bytes: int, origin: Url) -> None:
-        """Wait until others have left so much of the disk.
+    def _wait_for_room(self, task: Task) -> None:
+        """Wait until others have left enough of the disk.
 
         Raises:
             PlaceError: There are no others.
         """
         with self._turn:
-            while (free := shutil.disk_usage(self._folder).free) < n_bytes:
+            while (free := shutil.disk_usage(self._folder).free) < measure_need(task):
                 if not self._given:
-                    told = f"{n_bytes / 1e9:.1f} GB for it and its results, and {free / 1e9:.1f} GB"
-                    where = self._folder.parent
-                    raise PlaceError(f"{origin}: needs {told} are free in {where}; set TMPDIR")
+                    raise refuse_for_room(task, free, self._folder)
                 self._turn.wait()
 
     def _keep_parts(self, task: Task) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 
 from batchfer.batch.events import Joint, Task, Tell
 from batchfer.batch.joining import join
+from batchfer.batch.picture_staging import perform_staged_pictures
 from batchfer.batch.pictures import perform_pictures
-from batchfer.batch.staging import is_staged, perform_staged
+from batchfer.batch.rows import forget_maker
+from batchfer.batch.staging import perform_staged
 from batchfer.batch.tools import Tools
 from batchfer.batch.videos import perform_videos
 from batchfer.errors import BatchferError
@@ -22,10 +24,16 @@ def perform(tasks: Sequence[Task], tools: Tools, tell: Tell) -> None:
         ModelError: The model cannot be used.
         MachineError: The device asked for is not there.
     """
-    if is_staged(tasks[0]):
+    is_video, is_staged = tasks[0].kind == "video", tasks[0].is_staged
+    if is_video and is_staged:
         perform_staged(iter(tasks), tools, tell)
-        return
-    (perform_videos if tasks[0].kind == "video" else perform_pictures)(tasks, tools, tell)
+    elif is_video:
+        perform_videos(tasks, tools, tell)
+    elif is_staged:
+        perform_staged_pictures(tasks, tools, tell)
+    else:
+        forget_maker(tasks[0].output)
+        perform_pictures(tasks, tools, tell)
 
 
 def serve(owner: Owner) -> None:

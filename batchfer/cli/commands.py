@@ -113,7 +113,7 @@ def _run(
         reach(inputs, output) as near,
         near.wrap(choose_executor(spread, machine, outputs)) as executor,
     ):
-        near.check(kind, spread)
+        near.check(spread)
         batch = Batch(kind, near.inputs, near.output, options, outputs, spread.shard, near.find)
         for result in run_batch(batch, executor, progress):
             outcomes.add(near.tell(result))

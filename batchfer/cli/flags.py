@@ -21,7 +21,7 @@ Inputs = Annotated[
 Places = Annotated[
     list[str],
     typer.Argument(
-        help="Files and folders, which are walked; of videos also URLs, as s3://bucket/study.",
+        help="Files and folders, which are walked, or URLs, as s3://bucket/study.",
         show_default=False,
     ),
 ]

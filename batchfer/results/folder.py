@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 DRAWING_NAME = "annotated.mp4"
 REPORT_NAME = "report.html"
+REPORT_FOLDER = "report_files"
+"""Where small pictures lie, beside the report of a folder of pictures."""
 SUMMARY_NAME = "summary.csv"
 SEGMENTS_NAME = "segments.csv"
 BINS_NAME = "bins.csv"

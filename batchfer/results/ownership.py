@@ -24,8 +24,12 @@ from batchfer.files import (
 from batchfer.results.folder import ResultFolder
 from batchfer.results.journal import JOURNAL_NAME, Journal
 from batchfer.schema import Job
+from batchfer.stores import is_url
 
 ADVICE = "move it away, give another -o, or --overwrite"
+
+COPIES_NAME = f"{PARTS_FOLDER}/copies.json"
+"""Where below the output `note_copies` keeps names."""
 
 
 def refuse_foreign(
@@ -69,7 +73,7 @@ def note_copies(output: Path, names: Sequence[str], shard: str = "") -> None:
         names: Paths below it.
         shard: What of the batch is done, if not all; others write beside.
     """
-    place = output / PARTS_FOLDER / (f"copies-{shard}.json" if shard else "copies.json")
+    place = output / (f"{PARTS_FOLDER}/copies-{shard}.json" if shard else COPIES_NAME)
     kept = sorted({*_read_copies(output), *names})
     with atomic_write(place) as path:
         path.write_text(json.dumps({"copies": kept}), encoding="utf-8")
@@ -164,7 +168,7 @@ def try_name(job: Job, output: Path) -> None:
 
 def refuse_other_pictures(
     jobs: Sequence[Job],
-    inputs: Sequence[Path],
+    inputs: Sequence[str],
     journal: Journal,
     names: set[str],
 ) -> None:
@@ -175,7 +179,7 @@ def refuse_other_pictures(
 
     Args:
         jobs: The pictures of the command.
-        inputs: The files and folders that it names.
+        inputs: The files, folders and URLs that it names.
         journal: Of the output folder.
         names: The pictures that have rows in the table.
 
@@ -208,12 +212,18 @@ def refuse_other_pictures(
         )
 
 
-def _covers(inputs: Sequence[Path], sources: Sequence[str]) -> bool:
+def _covers(inputs: Sequence[str], sources: Sequence[str]) -> bool:
     """Return whether any of the sources is, or lies in, one of the inputs."""
-    given = {os.path.abspath(path) for path in inputs} | {os.path.realpath(p) for p in inputs}  # noqa: PTH100
-    shown = {display_name(path) for path in given}
+    shown = {display_name(place) for text in inputs for place in _list_places(text)}
     for source in sources:
-        for place in (Path(source), Path(os.path.realpath(source))):
+        for place in _list_places(source):
             if not shown.isdisjoint({str(place), *map(str, place.parents)}):
                 return True
     return False
+
+
+def _list_places(text: str) -> list[Path]:
+    """Return where a file or folder is, as it is named and behind all links; or what a URL is."""
+    if is_url(text):
+        return [Path(text)]
+    return [Path(os.path.abspath(text)), Path(os.path.realpath(text))]  # noqa: PTH100

@@ -478,12 +478,7 @@ def test_a_cluster_makes_the_same_bytes_and_either_knows_the_others_results(
     ).read_bytes()
 
 
-@pytest.mark.slow
-def test_pictures_are_the_same_bytes(
-    cluster: TwoNodes, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("batchfer.batch.dispatch.PICTURES_A_CHUNK", 5)
-    folder = tmp_path / "in"
+def draw_stills(folder: Path) -> Path:
     folder.mkdir()
     for path in sorted(STILLS.iterdir())[:2]:
         with Image.open(path) as image:
@@ -491,6 +486,15 @@ def test_pictures_are_the_same_bytes(
                 small = image.convert("RGB").resize((width, 240))
                 small.save(folder / f"{path.stem}-{width}.png")
     (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.slow
+def test_pictures_are_the_same_bytes(
+    cluster: TwoNodes, toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchfer.batch.dispatch.PICTURES_A_CHUNK", 5)
+    folder = draw_stills(tmp_path / "in")
     one, many = tmp_path / "one", tmp_path / "many"
     options = AnalyzeOptions(model=str(toy_model))
     list(run_jobs("image", [folder], one, options, OutputOptions()))
@@ -781,6 +785,41 @@ def test_what_lies_in_an_object_store_is_staged_by_each_slot(
     told = json.loads(made["0.mp4/run.json"])
     assert told["source"] == f"s3://{bucket.place}/in/0.mp4"
     assert len(made["run.jsonl"].splitlines()) == 8
+
+
+@pytest.mark.slow
+def test_pictures_in_an_object_store_are_staged_by_each_slot(
+    cluster: TwoNodes, toy_model: Path, server: str, bucket: Url, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("batchfer.batch.dispatch.PICTURES_A_CHUNK", 5)
+    folder = draw_stills(tmp_path / "in")
+    for path in folder.iterdir():
+        Store(bucket / "in").put(path.name, path)
+    options, outputs = AnalyzeOptions(model=str(toy_model)), OutputOptions()
+    list(run_jobs("image", [folder], tmp_path / "one", options, outputs))
+    opened = f"s3://test:test@{bucket.place}/%s?endpoint_override={server}&scheme=http"
+
+    def load(*_: object) -> None:
+        raise AssertionError("slots tell what they are")
+
+    monkeypatch.setattr(OnCluster, "_load", load)
+    executor, results = OnCluster(Driver(cluster, toy_model).engine, Machine("cpu")), []
+    with reach([opened % "in"], opened % "out") as near, near.wrap(executor) as wrapped:
+        batch = Batch("image", near.inputs, near.output, options, outputs, None, near.find)
+        results += run_batch(batch, wrapped)
+    assert Counter(told.status for told in results) == {"ok": 8, "skipped": 1}
+    store, own = Store(bucket / "out"), list_files(tmp_path / "one")
+    made = {name: store.read(name) for name in store.list()}
+    assert not [name for name in made if name.startswith(".batchfer")]
+    for name in own:
+        if name.startswith(("faces.", "annotated/")):
+            assert made[name] == own[name]
+    small = [[name for name in f if name.startswith("report_files/")] for f in (made, own)]
+    assert len(small[0]) == len(small[1]) > 8
+    told = json.loads(made["run.json"])
+    assert told["pictures"] == json.loads(own["run.json"])["pictures"]
+    assert len(made["run.jsonl"].splitlines()) == 9
 
 
 @pytest.mark.slow

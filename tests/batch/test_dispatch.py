@@ -18,6 +18,7 @@ from batchfer.batch.events import (
     Ended,
     Event,
     Joint,
+    JointPictures,
     Opened,
     Ready,
     Task,
@@ -40,6 +41,7 @@ from batchfer.errors import BatchferError, MachineError, ModelError, OutputError
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.pipeline import run_batch
 from batchfer.schema import JobResult
+from batchfer.stores import Url
 
 CRASH = Broke("crashed", "a library crashed on this file (SIGSEGV)")
 
@@ -460,6 +462,23 @@ def test_tables_and_pages_tell_of_what_is_done_so_far(
     assert told[0] == 0 and set(told[1:]) <= set(range(1, 9)) and told == sorted(told)
     assert len(set(told)) > 3
     assert [len(joint.results) for joint in engine.joints] == [9], "at the end in a slot"
+
+
+@pytest.mark.parametrize("origins", [{}, {"0.png": Url.parse("s3://bucket/0.png")}])
+def test_what_stands_here_for_objects_is_joined_here(
+    origins: dict[str, Url], output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, here = FakeEngine(random.Random(0)), list[Joint]()
+    monkeypatch.setattr(cluster.time, "monotonic", lambda: engine.now_s)
+    monkeypatch.setattr(cluster, "join", lambda joint, load: here.append(joint))
+    joint = JointPictures(
+        output, AnalyzeOptions(), OutputOptions(), (), (), (), True, origins=origins
+    )
+    with OnCluster(engine, Machine()) as executor:
+        for _ in executor.run([make_task("0.png", output=output, kind="image")], None):
+            pass
+        executor.join(joint)
+    assert (here, engine.joints) == (([joint], []) if origins else ([], [joint]))
 
 
 def test_what_is_due_takes_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from PIL import Image, ImageColor
 from test_report import STILLS, browser, check_page, complaints, make_table, open_page  # noqa: F401
 
 from batchfer.results.facts import RunFacts
+from batchfer.results.folder import REPORT_FOLDER
 from batchfer.results.report.picture_files import (
     FACE_PX,
-    FOLDER_NAME,
     MOST_FACES,
     PICTURE_PX,
     remove_small_files,
@@ -40,7 +40,7 @@ def test_small_pictures_show_faces_in_the_colour_of_their_emotion(tmp_path: Path
     rows = make_rows(["a.webp"])
     with Image.open(PICTURE) as whole:
         size = whole.size
-    (files,) = write_small_files(tmp_path / FOLDER_NAME, rows, {"a.webp": PICTURE}).values()
+    (files,) = write_small_files(tmp_path / REPORT_FOLDER, rows, {"a.webp": PICTURE}).values()
     with Image.open(tmp_path / files.picture) as small:
         assert small.size == (files.width, files.height) and max(small.size) <= PICTURE_PX
         assert small.width / small.height == pytest.approx(size[0] / size[1], abs=0.02)
@@ -53,7 +53,7 @@ def test_small_pictures_show_faces_in_the_colour_of_their_emotion(tmp_path: Path
 
 
 def test_small_pictures_stay_as_long_as_they_are_right(tmp_path: Path) -> None:
-    folder, rows = tmp_path / FOLDER_NAME, make_rows(["a.webp"])
+    folder, rows = tmp_path / REPORT_FOLDER, make_rows(["a.webp"])
     sources = {"a.webp": PICTURE}
     (first,) = write_small_files(folder, rows, sources).values()
     (folder / "mine.jpg").write_text("mine")
@@ -74,9 +74,9 @@ def test_small_pictures_are_not_written_through_a_link(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / FOLDER_NAME).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / REPORT_FOLDER).symlink_to(tmp_path / "elsewhere")
     rows = make_rows(["a.webp"])
-    assert write_small_files(tmp_path / FOLDER_NAME, rows, {"a.webp": PICTURE}) == {}
+    assert write_small_files(tmp_path / REPORT_FOLDER, rows, {"a.webp": PICTURE}) == {}
     assert not any((tmp_path / "elsewhere").iterdir()) and "it is a link" in caplog.text
     (tmp_path / "file").write_text("mine")
     assert write_small_files(tmp_path / "file", rows, {"a.webp": PICTURE}) == {}
@@ -88,7 +88,7 @@ def test_a_picture_that_is_gone_has_no_small_one(
     rows = make_rows(["gone.png", "a.webp", "none.webp"], 1)
     rows.loc[2, rows.columns.drop(["input", "frame"])] = None
     sources = {"gone.png": tmp_path / "gone.png", "a.webp": PICTURE, "none.webp": PICTURE}
-    files = write_small_files(tmp_path / FOLDER_NAME, rows.astype(rows.dtypes), sources)
+    files = write_small_files(tmp_path / REPORT_FOLDER, rows.astype(rows.dtypes), sources)
     assert list(files) == ["a.webp", "none.webp"] and "no thumbnails of gone.png" in caplog.text
     assert (tmp_path / files["none.webp"].picture).is_file(), "a picture without a face is shown"
     assert not (tmp_path / files["none.webp"].faces).exists()
@@ -98,7 +98,7 @@ def test_many_faces_stand_in_a_row_and_are_counted(tmp_path: Path) -> None:
     rows = pd.concat([make_rows(["few.webp"], 3), make_rows(["many.webp"], 30)], ignore_index=True)
     rows["uncertain"] = pd.array([False] * 3 + [index % 3 == 0 for index in range(30)], "boolean")
     sources = dict.fromkeys(("few.webp", "many.webp"), PICTURE)
-    files = write_small_files(tmp_path / FOLDER_NAME, rows, sources)
+    files = write_small_files(tmp_path / REPORT_FOLDER, rows, sources)
     text = render_images_report(rows, RunFacts(), files)
     few, many = text.split('<figure class="card picture"')[1:]
     assert few.count('class="face"') == 3 and "strip many" not in few
@@ -163,7 +163,9 @@ def test_pictures_are_filtered_and_sorted(browser: Any, tmp_path: Path) -> None:
     rows["emotion_confidence"] = values.max(1)
     rows["uncertain"] = pd.array(values.max(1) < 0.5, "boolean")
     facts = replace(RunFacts(), batchfer="1")
-    (files,) = write_small_files(tmp_path / FOLDER_NAME, rows.head(1), {names[0]: PICTURE}).values()
+    (files,) = write_small_files(
+        tmp_path / REPORT_FOLDER, rows.head(1), {names[0]: PICTURE}
+    ).values()
     page = tmp_path / "report.html"
     small = dict.fromkeys(names, files)
     page.write_text(render_images_report(rows, facts, small), encoding="utf-8")

@@ -4,8 +4,9 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +19,12 @@ from batchfer.errors import InputError
 from batchfer.faces.crops import crop_faces
 from batchfer.files import atomic_write, display_name, mark_input
 from batchfer.media.images import read_image
+from batchfer.results.folder import REPORT_FOLDER
 from batchfer.results.report.thumbnails import encode_jpeg
 from batchfer.schema import EMOTION_COLORS
+from batchfer.stores import Store, StoreError, Url, hollow_out
 
 logger = logging.getLogger(__name__)
-
-FOLDER_NAME = "report_files"
-"""Where they lie, beside the page."""
 
 PICTURE_PX = 240
 """The longer side of a whole picture."""
@@ -54,6 +54,7 @@ def write_small_files(
     sources: Mapping[str, Path],
     max_pixels: int | None = None,
     rotate: int = 0,
+    origins: Mapping[str, Url] | None = None,
 ) -> dict[str, SmallFiles]:
     """Write the small pictures of a table's inputs, and return them by input.
 
@@ -67,10 +68,13 @@ def write_small_files(
         sources: The pictures by input.
         max_pixels: The largest picture that is decoded.
         rotate: By how many degrees pictures are turned clockwise.
+        origins: Where in object stores pictures lie, by input; their sources have no content but
+            while they are read.
 
     Raises:
-        OutputError: They cannot be written.
+        OutputError: They cannot be written, or a store does not answer.
     """
+    origins = origins or {}
     try:
         folder.mkdir(exist_ok=True)
         if folder.is_symlink():
@@ -82,8 +86,11 @@ def write_small_files(
     def make(item: tuple[str, pd.DataFrame]) -> tuple[str, SmallFiles] | None:
         name, rows = item
         try:
-            return name, _make(folder, sources[name], rows, max_pixels, rotate)
-        except (InputError, KeyError, OSError) as error:
+            source, origin = sources[name], origins.get(name)
+            return name, _make(folder, source, origin, rows, max_pixels, rotate)
+        except (InputError, KeyError, OSError, StoreError) as error:
+            if isinstance(error, StoreError) and not error.is_refused:
+                raise
             logger.warning("no thumbnails of %s: %s", display_name(name), error)
             return None
 
@@ -110,24 +117,45 @@ def remove_small_files(folder: Path, kept: set[str] | frozenset[str] = frozenset
 
 
 def _make(
-    folder: Path, source: Path, rows: pd.DataFrame, max_pixels: int | None, rotate: int
+    folder: Path,
+    source: Path,
+    origin: Url | None,
+    rows: pd.DataFrame,
+    max_pixels: int | None,
+    rotate: int,
 ) -> SmallFiles:
     faces = rows[rows["emotion"].notna()]
     boxes = np.array(faces[["x", "y", "width", "height"]].to_numpy(np.float64))
     boxes[:, 2:] += boxes[:, :2]
     emotions = [str(emotion) for emotion in faces["emotion"]]
-    told = (_VERSION, str(source), mark_input(source), rotate, boxes.round(2).tolist(), emotions)
+    where, mark = str(origin or source), mark_input(source)
+    told = (_VERSION, where, mark, rotate, boxes.round(2).tolist(), emotions)
     stem = hashlib.sha256(repr(told).encode(errors="surrogateescape")).hexdigest()[:20]
     picture, strip = folder / f"{stem}-picture.jpg", folder / f"{stem}-faces.jpg"
     if not picture.is_file() or (len(boxes) and not strip.is_file()):
-        _, image = read_image(source, max_pixels, rotate)
+        with _hold_content(source, origin):
+            _, image = read_image(source, max_pixels, rotate)
         if len(boxes):
             crops = crop_faces(image, boxes[:MOST_FACES], FACE_PX)
             _write(strip, np.concatenate(list(crops), axis=1))
         _write(picture, _shrink(image, boxes, emotions))
     width, height = _read_size(picture)
-    link = f"{FOLDER_NAME}/{picture.name}"
-    return SmallFiles(link, f"{FOLDER_NAME}/{strip.name}", width, height)
+    link = f"{REPORT_FOLDER}/{picture.name}"
+    return SmallFiles(link, f"{REPORT_FOLDER}/{strip.name}", width, height)
+
+
+@contextmanager
+def _hold_content(source: Path, origin: Url | None) -> Iterator[None]:
+    """Let what stands for an object have its content for a moment."""
+    if origin is None:
+        yield
+        return
+    mark = mark_input(source)
+    try:
+        Store(origin).fetch("", source)
+        yield
+    finally:
+        hollow_out(source, mark)
 
 
 def _write(path: Path, image: Images) -> None:

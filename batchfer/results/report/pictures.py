@@ -11,6 +11,7 @@ import pandas as pd
 from batchfer.faces.small_faces import tell_small
 from batchfer.files import display_name
 from batchfer.results.facts import RunFacts
+from batchfer.results.folder import REPORT_FOLDER
 from batchfer.results.report.page import (
     UNCERTAIN,
     link_to,
@@ -20,7 +21,6 @@ from batchfer.results.report.page import (
 )
 from batchfer.results.report.picture_files import (
     FACE_PX,
-    FOLDER_NAME,
     MOST_FACES,
     SmallFiles,
     remove_small_files,
@@ -28,6 +28,7 @@ from batchfer.results.report.picture_files import (
 )
 from batchfer.results.report.study import describe_comparisons, draw_study
 from batchfer.schema import EMOTIONS, JobResult
+from batchfer.stores import Url
 from batchfer.timeline.segments import measure_doubt
 from batchfer.timeline.study import MEANS, MOST_GROUPS, Study, compare
 
@@ -51,6 +52,7 @@ def write_images_report(
     results: Sequence[JobResult],
     *,
     thumbnails: bool = True,
+    origins: Mapping[str, Url] | None = None,
 ) -> None:
     """Write the page of a folder of pictures.
 
@@ -61,6 +63,7 @@ def write_images_report(
         results: The outcome of every picture; their sources are read for thumbnails, and the
             annotated pictures at their destinations are linked.
         thumbnails: False for a page without a picture of anybody.
+        origins: Where in object stores pictures lie, see `write_small_files`.
 
     Raises:
         OutputError: The page cannot be written.
@@ -71,13 +74,14 @@ def write_images_report(
         for result in results
         if result.job.destination.is_file()
     }
-    folder = path.parent / FOLDER_NAME
+    folder = path.parent / REPORT_FOLDER
     files = {}
     if thumbnails:
         sources = {result.job.name: result.job.source for result in results}
         shown = table["input"].drop_duplicates().head(PICTURES_SHOWN)
         rows = table[table["input"].isin(shown)]
-        files = write_small_files(folder, rows, sources, facts.max_pixels, facts.rotate)
+        how = facts.max_pixels, facts.rotate
+        files = write_small_files(folder, rows, sources, *how, origins)
     else:
         remove_small_files(folder)
     # What is up to date and has something to tell was partial.
