@@ -289,6 +289,28 @@ def test_a_table_of_pictures_is_of_the_command_that_was_given(run: Run, tmp_path
     assert json.loads((output / "run.json").read_text())["pictures"]["analyzed"] == 1
 
 
+def test_who_goes_on_after_the_last_picture_tells_what_made_the_rows(
+    toy_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table that is there was made with other options, and its ``run.json`` tells those."""
+    output, outputs = tmp_path / "out", OutputOptions(report=False, annotate=False)
+
+    def run_with(min_face_px: int) -> None:
+        options = AnalyzeOptions(model=str(toy_model), min_face_px=min_face_px)
+        list(run_jobs("image", [STILLS / "admiral.png"], output, options, outputs))
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    run_with(40)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("batchfer.batch.pictures.join_pictures", die)
+        run_with(50)
+    run_with(50)
+    told = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert told["options"]["min_face_px"] == 50
+
+
 @pytest.mark.slow
 def test_what_joins_all_recordings_follows_the_command(run: Run, tmp_path: Path) -> None:
     folder, output = tmp_path / "in", tmp_path / "out"

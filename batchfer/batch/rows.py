@@ -175,10 +175,12 @@ class PictureRows:
     def run(self) -> RunFacts | None:
         """What the last run told of itself, or shards have since; None if that is gone.
 
-        What is being put into an object store tells of all rows, if there is such a thing.
+        What is being put into an object store tells of all rows, if there is such a thing. What
+        made rows that are in no table yet, the table's ``run.json`` does not know.
         """
         if not (told := self._read_shards()):
-            return PictureFacts.read(self._parts.folder).run or self.maker or self._told.run
+            last = None if self._parts.paths else self._told.run
+            return PictureFacts.read(self._parts.folder).run or self.maker or last
         smaller = join_small(run.smaller_faces for run in told)
         return replace(told[-1], smaller_faces=smaller, outputs=None, blur_faces=False)
 
