@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from batchfer.schema import EMOTION_COLORS, EMOTIONS
-from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.segments import PersonLines, measure_doubt
 from batchfer.timeline.summaries import summarize_people
 from batchfer.timeline.table import has_face
 
@@ -85,10 +85,14 @@ def describe_timeline(name: str, lines: PersonLines) -> str:
 
 
 def describe_pictures(table: pd.DataFrame) -> str:
-    """Return the table of pictures as HTML: a line of counts, and how often which emotion."""
+    """Return the table of pictures as HTML: a line of counts, and how often which emotion.
+
+    Uncertain faces are counted apart.
+    """
     faces = table[has_face(table)]
     told = f"{table['input'].nunique():,} pictures, {len(faces):,} faces"
-    counts = faces["emotion"].value_counts().reindex(EMOTIONS, fill_value=0)
+    shown = faces["emotion"].mask(measure_doubt(faces) > 0, "uncertain")
+    counts = shown.value_counts().reindex([*EMOTIONS, "uncertain"], fill_value=0)
     return f"<p>{told}</p>\n{_to_html(counts.rename('faces').rename_axis('emotion').reset_index())}"
 
 

@@ -1,5 +1,7 @@
 """A timeline in a notebook."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,10 @@ def test_pictures_have_counts_but_no_time() -> None:
     timeline = Timeline(None, table)
     html = timeline._repr_html_()
     assert "2 pictures, 2 faces" in html and "happy" in html
+    table["uncertain"] = pd.array([True, False, None], "boolean")
+    html = Timeline(None, table)._repr_html_()
+    counts = dict(re.findall(r"<td>(\w+)</td>\s*<td>(\d+)</td>", html))
+    assert {name: n for name, n in counts.items() if n != "0"} == {"happy": "1", "uncertain": "1"}
     for ask in (timeline.summary, timeline.segments, timeline.plot):
         with pytest.raises(UsageError, match="pictures have no time"):
             ask()
