@@ -42,13 +42,14 @@ def draw_timeline(lines: PersonLines) -> NotebookFigure:
     for person, axes in zip(drawn, axes_of_all[:, 0], strict=False):
         _draw_person(axes, lines, int(person))
     last = axes_of_all[-1, 0]
-    last.set(xlabel="seconds", ylim=(-0.08, 1.03))
+    told = f"seconds, smoothed over {lines.seconds:g} s" if lines.seconds else "seconds"
+    last.set(xlabel=told, ylim=(-0.08, 1.03))
     if not drawn:
         last.set_title("nobody on screen", fontsize="medium")
         return figure
     figure.legend(*axes_of_all[0, 0].get_legend_handles_labels(), loc="outside right upper")
     if left := len(lines.names) - len(drawn):
-        last.set_xlabel(f"seconds; {left} more people, shorter on screen, are not drawn")
+        last.set_xlabel(f"{told}; {left} more people, shorter on screen, are not drawn")
     return figure
 
 

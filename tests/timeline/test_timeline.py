@@ -33,6 +33,8 @@ def test_numbers_are_those_of_the_tables() -> None:
 def test_a_plot_has_an_axis_a_person_and_breaks_where_nobody_is() -> None:
     figure = two_people().plot(smooth_s=0)
     first, second = figure.axes
+    assert second.get_xlabel() == "seconds"
+    assert two_people().plot().axes[-1].get_xlabel() == "seconds, smoothed over 0.5 s"
     assert [axes.get_title("left") for axes in figure.axes] == ["face 0", "face 1"]
     lines = {line.get_label(): line for line in first.get_lines()}
     assert set(lines) == set(EMOTIONS)
