@@ -225,7 +225,7 @@ def test_a_line_breaks_where_a_segment_ends(n_missed: int) -> None:
     faces = [name for name in table if name not in ("frame", "timestamp")]
     table[faces] = table[faces].mask(is_gone)
     lines = PersonLines.draw(table, 3.0)
-    rows = _thin_lane(lines.faces, 3.0, 1000)
+    rows = _thin_lane(lines.faces.assign(flags=np.uint8(0)), 3.0, 1000)
     n_drawn = (rows["frame"] < 0).sum() / 2
     assert n_drawn == lines.rows["stretch"].nunique() == (2 if n_missed > 5 else 1)
 
