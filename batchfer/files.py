@@ -38,6 +38,9 @@ IMAGE_SUFFIXES = frozenset({
 CLUTTER = frozenset({".ipynb_checkpoints", "__MACOSX"})
 """Folders that programs leave beside data: what lies in them is never data itself."""
 
+FORK_PREFIX = "._"
+"""Of files that macOS leaves beside others, under their names, on disks that are not its own."""
+
 PARTS_FOLDER = ".batchfer"
 """Folder below the output that holds the lock and everything unfinished."""
 

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
+from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,36 @@ def test_times_of_a_variable_rate_clip_are_its_own(analyzer: Analyzer) -> None:
     times = decode_times(CLIPS / "variable_rate.mp4")
     np.testing.assert_allclose(timeline.table["timestamp"], times, atol=1e-6)
     assert np.ptp(np.diff(timeline.table["timestamp"])) > 0.02
+
+
+def test_all_results_follow_the_times_and_the_shape_that_were_encoded(
+    run: Run, analyzer: Analyzer, tmp_path: Path
+) -> None:
+    """Of an AVI file with B-frames, which stores decoding times, and pixels that are not square."""
+    n_frames, clip = 30, tmp_path / "in.avi"
+    with av.open(str(CLIPS / "portrait.mp4")) as source, av.open(str(clip), "w") as container:
+        stream = container.add_stream("mpeg4", 25, options={"bf": "2", "b": "4M"})
+        stream.width, stream.height, stream.pix_fmt = 480, 360, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for index, frame in enumerate(islice(source.decode(video=0), n_frames)):
+            squeezed = frame.reformat(480, 360, "yuv420p")
+            squeezed.pts, squeezed.time_base = index, Fraction(1, 25)
+            container.mux(stream.encode(squeezed))
+        container.mux(stream.encode())
+    assert run("video", [clip], tmp_path / "out", report=False)["in.avi"].status == "ok"
+    folder = tmp_path / "out" / "in.avi"
+    table = read_timeline(folder / "timeline.csv")
+    times = [index / 25 for index in range(n_frames)]
+    assert table["timestamp"].tolist() == pytest.approx(times, abs=1e-6)
+    (told,) = pd.read_csv(folder / "summary.csv").to_dict("records")
+    assert told["seconds_on_screen"] == pytest.approx(n_frames / 25)
+    assert (told["first_seen"], told["last_seen"]) == (0, pytest.approx(n_frames / 25))
+    assert decode_times(folder / "annotated.mp4") == pytest.approx(times, abs=1e-3)
+    media = json.loads((folder / "run.json").read_text())["media"]
+    assert (media["width"], media["height"], media["scaled_from"]) == (640, 360, [480, 360])
+    plain = analyze_video(CLIPS / "portrait.mp4", analyzer=analyzer).table[:n_frames]
+    for name in ("x", "y", "width", "height"):
+        np.testing.assert_allclose(table[name], plain[name], atol=8, err_msg=name)
 
 
 def test_a_rotated_clip_is_analyzed_upright(analyzer: Analyzer) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from batchfer.errors import NothingToDoError, OutputError, Reason, UsageError
 from batchfer.files import (
     CLUTTER,
+    FORK_PREFIX,
     IMAGE_SUFFIXES,
     PARTS_FOLDER,
     VIDEO_SUFFIXES,
@@ -179,6 +180,9 @@ def _walk(root: Path, output: Path, kind: Kind, skipped: list[JobResult]) -> Ite
                 )
                 if identity not in own and not circular and entry.name not in CLUTTER:
                     below.append((path, identity))
+            elif entry.name.startswith(FORK_PREFIX):
+                detail = "what macOS keeps beside a file of that name"
+                skipped.append(_skip(path, root, Reason.NOT_MEDIA, detail))
             elif path.suffix.lower() in suffixes:
                 yield _Found(path, root, identity, named=False)
             else:

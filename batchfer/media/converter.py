@@ -77,6 +77,13 @@ class Orientation:
         return image[:: -1 if self.flip_y else 1, :: -1 if self.flip_x else 1]
 
 
+def believe_aspect(pixel_aspect: Fraction | None) -> Fraction | None:
+    """Return the width of a stored pixel over its height as a file states it, None if absurd."""
+    if pixel_aspect and Fraction(1, MAX_PIXEL_ASPECT) <= pixel_aspect <= MAX_PIXEL_ASPECT:
+        return pixel_aspect
+    return None
+
+
 def find_square_size(
     width: int, height: int, pixel_aspect: Fraction, max_pixels: int
 ) -> tuple[int, int]:
@@ -90,8 +97,7 @@ def find_square_size(
         pixel_aspect: The width of a stored pixel over its height.
         max_pixels: Largest frame that is decoded.
     """
-    is_believed = Fraction(1, MAX_PIXEL_ASPECT) <= pixel_aspect <= MAX_PIXEL_ASPECT
-    if not is_believed or abs(pixel_aspect - 1) <= ALMOST_SQUARE:
+    if believe_aspect(pixel_aspect) is None or abs(pixel_aspect - 1) <= ALMOST_SQUARE:
         return width, height
     wide, high = round(width * pixel_aspect), round(height / pixel_aspect)
     sizes = [(wide, height), (width, high)] if pixel_aspect > 1 else [(width, high), (wide, height)]
@@ -120,6 +126,7 @@ class FrameConverter:
         self.orientation = Orientation.of_frame(first).turn(rotate)
         self._stored_size = (first.width, first.height)
         self._size = find_square_size(*self._stored_size, pixel_aspect, max_pixels)
+        self._pixel_aspect = believe_aspect(pixel_aspect) or Fraction(1)
         self._reformatter = VideoReformatter()
 
     def describe(self, info: MediaInfo) -> MediaInfo:
@@ -135,16 +142,19 @@ class FrameConverter:
             scaled_from=sizes[1] if sizes[1] != sizes[0] else None,
         )
 
-    def convert(self, frame: av.VideoFrame, out: Images) -> None:
+    def convert(
+        self, frame: av.VideoFrame, out: Images, pixel_aspect: Fraction | None = None
+    ) -> None:
         """Write a frame into ``out (H,W,3)``: RGB, upright, with square pixels.
 
         One of another size than the first is scaled; if its shape is another one, too, it gets
-        black borders.
+        black borders. ``pixel_aspect`` is the width of its pixels over their height, None for that
+        of the first frame.
 
         Raises:
             InputError: Its pixels are of a kind that cannot be converted.
         """
-        width, height = self._fit(frame)
+        width, height = self._fit(frame, pixel_aspect)
         # Untagged HD video is BT.709 to players, while swscale takes everything for BT.601.
         is_untagged = frame.colorspace == UNTAGGED and not frame.format.is_rgb
         is_hd = frame.width >= 1280 or frame.height > 576
@@ -166,16 +176,18 @@ class FrameConverter:
             stored = canvas
         out[...] = self.orientation.apply(stored)
 
-    def _fit(self, frame: av.VideoFrame) -> tuple[int, int]:
+    def _fit(self, frame: av.VideoFrame, pixel_aspect: Fraction | None) -> tuple[int, int]:
         """Return the largest size of the frame's own shape that all frames have room for."""
-        if (frame.width, frame.height) == self._stored_size:
+        widening = (believe_aspect(pixel_aspect) or self._pixel_aspect) / self._pixel_aspect
+        if abs(widening - 1) <= ALMOST_SQUARE:
+            widening = Fraction(1)
+        if (frame.width, frame.height) == self._stored_size and widening == 1:
             return self._size
-        # A later frame of another size has pixels of the first frame's shape.
         scale_x, scale_y = (
             Fraction(most, stored)
             for most, stored in zip(self._size, self._stored_size, strict=True)
         )
-        wide, high = frame.width * scale_x, frame.height * scale_y
+        wide, high = frame.width * scale_x * widening, frame.height * scale_y
         scale = min(self._size[0] / wide, self._size[1] / high)
         size = max(round(wide * scale), 1), max(round(high * scale), 1)
         # A difference of up to two pixels comes from rounding, and gets no border.

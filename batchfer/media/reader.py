@@ -108,6 +108,8 @@ class VideoReader:
             self._container.close()
             raise
         self._first = first
+        context_aspect = self._stream.codec_context.sample_aspect_ratio
+        self._follows_aspect = context_aspect == info.pixel_aspect
         self._converter = FrameConverter(first, info.pixel_aspect, rotate, max_pixels)
         self.info = self._converter.describe(info)
 
@@ -170,7 +172,7 @@ class VideoReader:
                     continue
             if frame < first:
                 continue
-            self._converter.convert(picture, images[len(frames)])
+            self._converter.convert(picture, images[len(frames)], self._read_aspect())
             frames.append(frame)
             times.append(time_s)
             if len(frames) == batch_size:
@@ -181,6 +183,13 @@ class VideoReader:
             yield FrameBatch(
                 images[: len(frames)], np.array(frames, np.int64), np.array(times, np.float64)
             )
+
+    def _read_aspect(self) -> Fraction | None:
+        """Return the width of a pixel over its height where the decoder stands, None if unknown.
+
+        A broadcast changes it between programmes. What the container states goes before it.
+        """
+        return self._stream.codec_context.sample_aspect_ratio if self._follows_aspect else None
 
     def _count_frames(self) -> Iterator[tuple[int, float, av.VideoFrame]]:
         """Yield index, time and frame of every decoded frame, and keep the counts."""
@@ -283,7 +292,7 @@ class VideoReader:
                 here_s = math.inf if picture is None else self._clock.read(picture, self._peek)
             if picture is not None and here_s <= time_s + TIME_TOLERANCE_S:
                 image = np.empty((self.info.height, self.info.width, 3), np.uint8)
-                self._converter.convert(picture, image)
+                self._converter.convert(picture, image, self._read_aspect())
                 yield time_s, image
 
     def _seek(self, time_s: float) -> tuple[av.VideoFrame | None, float]:

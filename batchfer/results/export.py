@@ -2,7 +2,8 @@
 
 What the tools measure and batchfer does not, such as action units, gaze and 3-D pose, is left out,
 never made up. Tables keep every frame and the raw probabilities; annotations are the smoothed
-segments of `batchfer.timeline.segments.find_segments`.
+segments of `batchfer.timeline.segments.find_segments`. A question mark stands behind the emotion of
+one that is hardly ever certain, as behind that of an uncertain face in an annotated video.
 """
 
 import html
@@ -26,6 +27,7 @@ from batchfer.schema import EMOTIONS
 from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_table
 from batchfer.timeline.segments import SMOOTHING_S, PersonLines, find_segments, row_durations
+from batchfer.timeline.summaries import LEAST_CERTAIN
 from batchfer.timeline.table import assign_people, name_persons
 from batchfer.timeline.timeline import Timeline
 
@@ -118,15 +120,24 @@ def export_timeline(
     clip = Clip.describe(timeline, source or path)
     if to == "bids":
         write_dictionary(path.with_name(name_dictionary(path.name)), table.columns)
+    # Text shows times to the microsecond.
+    shown = table.assign(timestamp=table["timestamp"].round(6))
     with atomic_write(path) as temporary:
         if to == "bids":
-            _write_bids(table, temporary)
+            _write_bids(shown, temporary)
         elif to in tables:
-            write_table(tables[to](table, clip), {"csv": temporary})
+            write_table(tables[to](shown, clip), {"csv": temporary})
         else:
             times = table["timestamp"].to_numpy(np.float64) + row_durations(table)
             end = max(float(times.max(initial=0.0)), clip.duration_s or 0.0)
-            annotations[to](find_segments(PersonLines.draw(table, seconds)), clip, end, temporary)
+            segments = _name_segments(find_segments(PersonLines.draw(table, seconds)))
+            annotations[to](segments, clip, end, temporary)
+
+
+def _name_segments(segments: pd.DataFrame) -> pd.DataFrame:
+    """Return segments with their ``label``: the emotion, marked where too little is certain."""
+    is_unclear = 1 - segments["share_uncertain"] < LEAST_CERTAIN
+    return segments.assign(label=segments["emotion"].mask(is_unclear, segments["emotion"] + "?"))
 
 
 def _tabulate_pyfeat(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:
@@ -201,10 +212,12 @@ def _write_bids(table: pd.DataFrame, path: Path) -> None:
 def _write_boris(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -> None:
     """Write aggregated events as BORIS 8 exports them: a state of a subject per segment.
 
-    What an observer would tell is left empty. The comment holds the mean confidence.
+    What an observer would tell is left empty. The comment holds the mean confidence, and how much
+    is uncertain: a behaviour is one of those that were agreed upon, and takes no mark.
     """
     start, end = (segments[name].round(3) for name in ("start", "end"))
     seconds = (end - start).round(3)
+    is_doubtful = segments["share_uncertain"] >= 0.005
     coded = seconds.groupby(segments["person"]).transform("sum").round(3)
     told = {
         "Observation id": clip.path.name,
@@ -230,7 +243,8 @@ def _write_boris(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) -
              "Image file path stop"),
             "",
         ),
-        "Comment start": segments["mean_confidence"].map("mean confidence {:.2f}".format),
+        "Comment start": segments["mean_confidence"].map("mean confidence {:.2f}".format)
+        + segments["share_uncertain"].map(", {:.0%} uncertain".format).where(is_doubtful, ""),
         "Comment stop": "",
     }  # fmt: skip
     write_table(pd.DataFrame(told, index=segments.index), {"csv": path})
@@ -251,13 +265,13 @@ def _write_subtitles(segments: pd.DataFrame, clip: Clip, end_s: float, path: Pat
     rows = zip(
         _to_milliseconds(segments),
         segments["person"],
-        segments["emotion"],
+        segments["label"],
         segments["mean_confidence"],
         strict=True,
     )
-    for number, (span, person, emotion, confidence) in enumerate(rows, 1):
+    for number, (span, person, label, confidence) in enumerate(rows, 1):
         start, end = (_to_clock(ms, "." if webvtt else ",") for ms in span)
-        text = f"{emotion} {100 * confidence:.0f} %"
+        text = f"{label} {100 * confidence:.0f} %"
         if several:
             name = " ".join(person.split())
             # SubRip knows no entities such as &amp;.
@@ -298,8 +312,8 @@ def _write_elan(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) ->
     document.add_linked_file(url, relpath=near, mimetype=_name_mime_type(clip.path))
     for person, part in segments.groupby("person", sort=False):
         document.add_tier(person)
-        for (start, end), emotion in zip(_to_milliseconds(part), part["emotion"], strict=True):
-            document.add_annotation(person, start, end, emotion)
+        for (start, end), label in zip(_to_milliseconds(part), part["label"], strict=True):
+            document.add_annotation(person, start, end, label)
     to_eaf(path, document)
 
 
@@ -313,7 +327,7 @@ def _write_textgrid(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path
     parts = segments.groupby("person", sort=False) if len(segments) else [("no face", segments)]
     for person, part in parts:
         spans = [(start / 1000, end / 1000) for start, end in _to_milliseconds(part)]
-        entries = [(*span, emotion) for span, emotion in zip(spans, part["emotion"], strict=True)]
+        entries = [(*span, label) for span, label in zip(spans, part["label"], strict=True)]
         grid.addTier(IntervalTier(person, entries, 0.0, end_s), reportingMode="silence")
     grid.save(str(path), format="long_textgrid", includeBlankSpaces=True, reportingMode="silence")
 
@@ -353,8 +367,11 @@ def _write_otio(segments: pd.DataFrame, clip: Clip, end_s: float, path: Path) ->
     reference = otio.schema.ExternalReference(target_url=target, available_range=whole)
     drawn = otio.schema.Clip(name=name, media_reference=reference, source_range=whole)
     for segment in segments.to_dict("records"):
+        label = segment.pop("label")
+        if pd.isna(segment["share_uncertain"]):
+            del segment["share_uncertain"]  # JSON has no such number
         marker = otio.schema.Marker(
-            name=f"{segment['person']}: {segment['emotion']}",
+            name=f"{segment['person']}: {label}",
             marked_range=span(segment["start"], segment["end"]),
             color=_MARKER_COLORS[segment["emotion"]],
             metadata={"batchfer": segment},

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from batchfer.schema import EMOTION_COLORS, EMOTIONS
-from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.segments import PersonLines, measure_doubt
 from batchfer.timeline.summaries import summarize_people
 from batchfer.timeline.table import has_face
 
@@ -42,13 +42,14 @@ def draw_timeline(lines: PersonLines) -> NotebookFigure:
     for person, axes in zip(drawn, axes_of_all[:, 0], strict=False):
         _draw_person(axes, lines, int(person))
     last = axes_of_all[-1, 0]
-    last.set(xlabel="seconds", ylim=(-0.08, 1.03))
+    told = f"seconds, smoothed over {lines.seconds:g} s" if lines.seconds else "seconds"
+    last.set(xlabel=told, ylim=(-0.08, 1.03))
     if not drawn:
         last.set_title("nobody on screen", fontsize="medium")
         return figure
     figure.legend(*axes_of_all[0, 0].get_legend_handles_labels(), loc="outside right upper")
     if left := len(lines.names) - len(drawn):
-        last.set_xlabel(f"seconds; {left} more people, shorter on screen, are not drawn")
+        last.set_xlabel(f"{told}; {left} more people, shorter on screen, are not drawn")
     return figure
 
 
@@ -85,10 +86,14 @@ def describe_timeline(name: str, lines: PersonLines) -> str:
 
 
 def describe_pictures(table: pd.DataFrame) -> str:
-    """Return the table of pictures as HTML: a line of counts, and how often which emotion."""
+    """Return the table of pictures as HTML: a line of counts, and how often which emotion.
+
+    Uncertain faces are counted apart.
+    """
     faces = table[has_face(table)]
     told = f"{table['input'].nunique():,} pictures, {len(faces):,} faces"
-    counts = faces["emotion"].value_counts().reindex(EMOTIONS, fill_value=0)
+    shown = faces["emotion"].mask(measure_doubt(faces) > 0, "uncertain")
+    counts = shown.value_counts().reindex([*EMOTIONS, "uncertain"], fill_value=0)
     return f"<p>{told}</p>\n{_to_html(counts.rename('faces').rename_axis('emotion').reset_index())}"
 
 

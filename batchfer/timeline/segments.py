@@ -30,6 +30,7 @@ SEGMENT_COLUMNS: Mapping[str, str] = {
     "seconds_on_screen": "float64",
     "emotion": "string",
     "mean_confidence": "float32",
+    "share_uncertain": "float64",
 }
 """Columns of the segments in their order, each with its pandas dtype; times are in seconds."""
 
@@ -249,18 +250,24 @@ def cut_segments(lines: PersonLines) -> pd.DataFrame:
     start, last = bounds[:, 0], bounds[:, 1] - 1
     label = rows["label"].to_numpy()[start]
     confidence = rows[list(EMOTIONS)].to_numpy()[np.arange(len(rows)), rows["label"]]
-    weights = np.maximum(rows["duration"].to_numpy(), 1e-6)
-    totals = np.add.reduceat(np.append(weights * confidence, 0.0), start)
-    lengths = np.add.reduceat(np.append(weights, 0.0), start)
-    shown = np.add.reduceat(np.append(rows["duration"].to_numpy(), 0.0), start)
+    duration = rows["duration"].to_numpy()
+    weights = np.maximum(duration, 1e-6)
+    doubt = rows["uncertain"].to_numpy(np.float64)
+
+    def add(values: Times) -> Times:
+        return np.asarray(np.add.reduceat(np.append(values, 0.0), start), np.float64)
+
+    with np.errstate(invalid="ignore"):  # where nobody judged
+        uncertain = add(weights * np.nan_to_num(doubt)) / add(weights * ~np.isnan(doubt))
     return pd.DataFrame(
         {
             "person": np.array(lines.names, object)[rows["person"].to_numpy()[start]],
             "start": rows["time"].to_numpy()[start],
             "end": (rows["time"] + rows["duration"]).to_numpy()[last],
-            "seconds_on_screen": shown,
+            "seconds_on_screen": add(duration),
             "emotion": np.array(EMOTIONS, object)[label],
-            "mean_confidence": totals / lengths,
+            "mean_confidence": add(weights * confidence) / add(weights),
+            "share_uncertain": uncertain,
             "stretch": rows["stretch"].to_numpy()[start],
         }
     )
@@ -272,7 +279,8 @@ def find_segments(lines: PersonLines) -> pd.DataFrame:
     Probabilities are smoothed (`smooth_probabilities`), the emotion of the greatest one is taken,
     and a change that lasts less than the smoothing continues the emotion before it. A face that is
     lost for more than `LONGEST_BRIDGE_S` ends a segment; ``seconds_on_screen`` leaves out shorter
-    absences. ``mean_confidence`` is the mean of the raw probability of the segment's emotion.
+    absences. ``mean_confidence`` is the mean of the raw probability of the segment's emotion,
+    ``share_uncertain`` the part of its time that is uncertain, NaN where nobody judged.
     Segments are ordered by start; those of one person do not overlap.
     """
     segments = cut_segments(lines)

@@ -149,7 +149,8 @@ def _write_per_class(path: Path, per_class: Mapping[str, ClassFigures]) -> None:
         writer = csv.writer(stream)
         writer.writerow(["emotion", "n", "precision", "recall", "f1"])
         for emotion, row in per_class.items():
-            writer.writerow([emotion, row.n, row.precision, row.recall, row.f1])
+            figures = (round(figure, 6) for figure in (row.precision, row.recall, row.f1))
+            writer.writerow([emotion, row.n, *figures])
 
 
 def record_figures(model: Path, name: str, evaluation: Evaluation) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from batchfer.cli.output import format_plan
 from batchfer.errors import NothingToDoError
 from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import estimate_frames
+from batchfer.media.writer import VideoWriter
 from batchfer.options import AnalyzeOptions, Machine, OutputOptions
 from batchfer.schema import Job, MediaInfo
 
@@ -148,6 +150,22 @@ def test_a_clip_is_timed_as_it_will_be_analyzed(
     # Whatever is analyzed, all frames are drawn.
     assert bytes_a_pixel == pytest.approx(time_encoding(info, AnalyzeOptions())[1], rel=0.1)
     assert 0 < bytes_a_pixel < 0.05
+
+
+@pytest.mark.parametrize("rotate", [0, 270])
+def test_a_clip_that_lies_on_its_side_is_told(
+    rotate: int, toy_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turned = tmp_path / "a.mp4"
+    clip = SAMPLES / "clips" / "portrait.mp4"
+    with VideoReader(clip, rotate=90) as reader, VideoWriter(turned, reader.info) as writer:
+        for batch in islice(reader.batches(8), 4):
+            for image, time_s in zip(batch.images, batch.times_s.tolist(), strict=True):
+                writer.write(image, time_s)
+    options = AnalyzeOptions(model=str(toy_model), rotate=rotate)
+    with VideoReader(turned, rotate=rotate) as reader:
+        time_video(reader.info, Analyzer(options, "cpu", None, 1), False)
+    assert caplog.text.count("with --rotate 270") == (0 if rotate else 1)
 
 
 def test_pictures_are_timed_as_they_will_be_analyzed(

@@ -70,10 +70,13 @@ def test_a_folder_is_walked_in_sorted_order(home: Path) -> None:
 
 def test_what_programs_leave_beside_media_is_not_walked(home: Path) -> None:
     touch(
-        "in/a.mp4", "in/.ipynb_checkpoints/a-checkpoint.mp4", "in/s/__MACOSX/._b.mp4", "in/.c.mp4"
-    )
-    jobs, _ = plan_jobs([Path("in")], Path("out"), "video")
+        "in/a.mp4", "in/.ipynb_checkpoints/a-checkpoint.mp4", "in/s/__MACOSX/._b.mp4", "in/.c.mp4",
+        "in/._a.mp4",
+    )  # fmt: skip
+    jobs, skipped = plan_jobs([Path("in")], Path("out"), "video")
     assert [job.name for job in jobs] == [".c.mp4", "a.mp4"]
+    assert [(one.job.name, one.reason) for one in skipped] == [("._a.mp4", Reason.NOT_MEDIA)]
+    assert list(plan("in/._a.mp4")) == ["in/._a.mp4"], "who names it means it"
 
 
 def test_a_named_file_is_taken_whatever_its_suffix(home: Path) -> None:

@@ -162,6 +162,10 @@ def test_a_prior_is_read_from_a_table(tmp_path: Path) -> None:
     path.write_text("emotion,share\n" + "\n".join(rows) + "\n")
     assert read_prior(str(path)) == tuple(MIX.values())
     assert AnalyzeOptions(prior=read_prior(str(path))).prior == tuple(MIX.values())
+    # As a spreadsheet may write it.
+    rows = [f" {name.title()} ;{share};x".replace(".", ",") for name, share in MIX.items()]
+    path.write_text("Emotion; Share;note\n" + "\n".join(rows) + "\n", encoding="utf-16")
+    assert read_prior(str(path)) == tuple(MIX.values())
 
 
 @pytest.mark.parametrize(

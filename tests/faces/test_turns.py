@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batchfer.analysis.analyzer import Analyzer
-from batchfer.arrays import FrameBatch
+from batchfer.arrays import FaceDetections, FrameBatch, Images
 from batchfer.errors import UsageError
 from batchfer.faces.turns import MAX_LOOKS, TurnCheck, advise_turn
 from batchfer.media.reader import VideoReader
@@ -72,6 +72,40 @@ def test_a_clip_without_faces_costs_a_few_looks(
     assert check.look(frames, nothing) == 0
     assert check.look(frames, nothing) == 0
     assert searched == [(1, 640, 360, 3), (1, 360, 640, 3), (1, 640, 360, 3)] * MAX_LOOKS
+
+
+class Knower:
+    """Finds a face in every picture, the clearer the nearer its white corner is to where it was."""
+
+    def __init__(self, scores: dict[tuple[int, int], float]) -> None:
+        self._scores = scores
+
+    def detect(self, images: Images) -> FaceDetections:
+        (corner,) = [key for key in self._scores if images[0][key].max() == 255]
+        one = np.zeros(1, np.int64)
+        score = np.array([self._scores[corner]], np.float32)
+        return FaceDetections(one, np.ones((1, 4), np.float32), score,
+                              np.zeros((1, 5, 2), np.float32))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("upright", "upside_down", "degrees"),
+    [(0.99, 0.999, 180), (0.999, 0.99, 0), (0.99, 0.98, 0), (0.98, 0.984, 0), (0.98, 0.99, 180)],
+)
+def test_a_face_that_is_clear_may_be_clearer_when_turned(
+    upright: float, upside_down: float, degrees: int
+) -> None:
+    """Plain faces are found upside down, too, with scores that upright ones have as well."""
+    images = np.zeros((4, 40, 60, 3), np.uint8)
+    images[:, 0, 0] = 255
+    scores = {(0, 0): upright, (-1, -1): upside_down, (0, -1): 0.9, (-1, 0): 0.9}
+    detector = Knower(scores)
+    check = TurnCheck(detector)  # type: ignore[arg-type]
+    found = []
+    for number, image in enumerate(images):
+        frames = FrameBatch(image[None], np.array([number]), np.array([float(number)]))
+        found.append(check.look(frames, detector.detect(image[None])))
+    assert sorted(found)[-2:] == [0, degrees]
 
 
 def test_the_advice_is_an_option_to_give() -> None:

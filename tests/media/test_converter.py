@@ -86,6 +86,32 @@ def test_a_stream_that_changes_its_shape_gets_borders(tmp_path: Path) -> None:
     assert [read_index(image) for image in images[12:]] == list(range(6))
 
 
+@pytest.mark.parametrize(("codec", "suffix"), [("mpeg2video", "ts"), ("mpeg2video", "m2v"),
+                                               ("libx264", "ts"), ("libx264", "h264")])  # fmt: skip
+def test_pixels_that_change_their_shape_become_square(
+    codec: str, suffix: str, tmp_path: Path
+) -> None:
+    """As in a broadcast between a programme in 4:3 and one in 16:9; the stored size stays."""
+    options = {"bf": "0", "b": "2M"}
+    parts = [
+        make_clip(tmp_path / f"{number}.{suffix}", 12, (180, 144), codec=codec, options=options,
+                  first_index=12 * number, pixel_aspect=aspect)
+        for number, aspect in enumerate((Fraction(16, 15), Fraction(64, 45), Fraction(16, 15)))
+    ]  # fmt: skip
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(b"".join(part.read_bytes() for part in parts))
+    _, images = read_images(joined)
+    assert images.shape == (36, 144, 192, 3)
+    top = (144 - 108) // 2
+    # Around a change a decoder may have one frame more in hand.
+    wide = images[13:23]
+    assert not wide[:, : top - 1].any() and not wide[:, top + 109 :].any()
+    assert [read_index(image[top : top + 108]) for image in wide] == list(range(13, 23))
+    same = [*range(11), *range(25, 36)]
+    assert [read_index(images[index]) for index in same] == same
+    assert all(images[index][:top].any() for index in same)
+
+
 @pytest.mark.parametrize("stored", [0, 90, 180, 270])
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 def test_frames_are_turned_as_asked(degrees: int, stored: int, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -281,6 +282,44 @@ def test_boris(timeline: Timeline, tmp_path: Path) -> None:
     assert columns[:2] == ["Observation id", "Observation date"] and len(columns) == 24
     assert columns[13:17] == ["Behavior type", "Start (s)", "Stop (s)", "Duration (s)"]
     assert columns[-2:] == ["Comment start", "Comment stop"]
+
+
+def test_a_segment_that_is_hardly_ever_certain_has_a_question_mark(
+    timeline: Timeline, tmp_path: Path
+) -> None:
+    """As an uncertain face in an annotated video has; face 0 is sad with certainty."""
+    is_sure = (timeline.table["emotion"] == "sad") | timeline.table["emotion"].isna()
+    table = timeline.table.assign(uncertain=pd.array(~is_sure, "boolean"))
+    doubtful = Timeline(MEDIA, table)
+    for to in ("srt", "vtt"):
+        cues = pysubs2.load(str(export(doubtful, to, tmp_path)))
+        texts = [cue.plaintext for cue in cues]
+        assert texts == ["face 0: happy? 70 %", "face 1: fear? 70 %", "face 0: sad 70 %"]
+    document = Eaf(str(export(doubtful, "eaf", tmp_path)))
+    told = document.get_annotation_data_for_tier("face 0")
+    assert [value for *_, value in told] == ["happy?", "sad"]
+    grid = textgrid.openTextgrid(str(export(doubtful, "textgrid", tmp_path)), False)
+    assert [entry.label for entry in grid.getTier("face 0").entries] == ["happy?", "sad"]
+    sequence = otio.adapters.read_from_file(str(export(doubtful, "otio", tmp_path)))
+    (clip,) = sequence.find_clips()
+    assert [mark.name.split(": ")[1] for mark in clip.markers] == ["happy?", "fear?", "sad"]
+    shares = [mark.metadata["batchfer"]["share_uncertain"] for mark in clip.markers]
+    assert shares == [1, 1, 0]
+    coded = pd.read_csv(export(doubtful, "boris", tmp_path))
+    assert coded["Behavior"].tolist() == ["happy", "fear", "sad"]
+    assert coded["Comment start"].tolist() == [
+        *["mean confidence 0.70, 100% uncertain"] * 2, "mean confidence 0.70",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("to", ["pyfeat", "openface", "fer", "bids"])
+def test_tables_show_times_to_the_microsecond(to: str, tmp_path: Path) -> None:
+    times = pd.Series([3.6000000000000005, 3.6416666666666666])
+    table = make_table()[:2].assign(timestamp=times)
+    text = export(Timeline(MEDIA, table), to, tmp_path).read_text(encoding="utf-8")
+    cells = {cell for line in text.splitlines() for cell in re.split("[,\t]", line)}
+    assert {"3.6", "3.641667"} <= cells
+    assert not any(cell.startswith("3.6000") or cell.startswith("3.64166666") for cell in cells)
 
 
 def make_clip(path: Path, timecode: str = "") -> Timeline:

@@ -29,7 +29,12 @@ from batchfer.results.facts import FrameFacts, MediaFacts, ModelFacts, RunFacts
 from batchfer.results.journal import Entry
 from batchfer.results.painter import DrawnFaces
 from batchfer.results.report.bands import stack_events
-from batchfer.results.report.charts import DRAWN_INTERVALS, merge_intervals, select_peaks
+from batchfer.results.report.charts import (
+    DRAWN_INTERVALS,
+    _thin_lane,
+    merge_intervals,
+    select_peaks,
+)
 from batchfer.results.report.index import write_index
 from batchfer.results.report.page import format_clock
 from batchfer.results.report.pictures import render_images_report, write_images_report
@@ -191,10 +196,38 @@ def test_uncertain_time_is_told_as_such() -> None:
     text, is_hatched = tell(True)
     assert "unclear, uncertain for 100% of it" in text and "mostly" not in text
     assert is_hatched
+    assert re.search(r"Longest\s*[a-z]+\?, 0:0", text)
+    moments = re.findall(r"0:0\d\.\d \d+%(, uncertain)?", text)
+    assert moments and all(moments)
     text, is_hatched = tell(timeline.table["frame"] < 50)
     assert "mostly" in text and "uncertain for" in text
     assert is_hatched
-    assert not tell(False)[1]
+    text, is_hatched = tell(False)
+    assert not is_hatched
+    assert not re.search(r"Longest\s*[a-z]+\?", text) and ", uncertain" not in text
+
+
+@pytest.mark.parametrize("smooth_s", [0.0, 0.5])
+def test_the_page_says_what_is_smoothed(smooth_s: float) -> None:
+    timeline = make_timeline(100)
+    lines = PersonLines.draw(timeline.table, smooth_s)
+    text = " ".join(check_page(render_report(timeline, NO_FACTS, lines=lines)).text.split())
+    how = "0.5 s;" if smooth_s else "0 s (not at all);"
+    assert "Curves, moments, episodes and changes, and what stands under the video, are " in text
+    assert f"smoothed over {how} shares of time and the overview come from the frames as" in text
+
+
+@pytest.mark.parametrize("n_missed", [5, 6])
+def test_a_line_breaks_where_a_segment_ends(n_missed: int) -> None:
+    """However long the smoothing: 0.2 s are bridged, more are not."""
+    table = make_table(100)
+    is_gone = table["frame"].between(40, 39 + n_missed)
+    faces = [name for name in table if name not in ("frame", "timestamp")]
+    table[faces] = table[faces].mask(is_gone)
+    lines = PersonLines.draw(table, 3.0)
+    rows = _thin_lane(lines.faces.assign(flags=np.uint8(0)), 3.0, 1000)
+    n_drawn = (rows["frame"] < 0).sum() / 2
+    assert n_drawn == lines.rows["stretch"].nunique() == (2 if n_missed > 5 else 1)
 
 
 def test_no_face_gives_no_thumbnail() -> None:
@@ -805,7 +838,7 @@ def test_a_click_jumps_the_video(browser: Any, report: Path) -> None:
     )
     assert browser.execute_script(cursors) == pytest.approx([time_s] * 4, abs=0.05)
     now = browser.find_elements(By.CSS_SELECTOR, "#now li > span:last-child")
-    assert all(re.fullmatch(r"[a-z]+ \d+%", item.text) for item in now)
+    assert all(re.fullmatch(r"[a-z]+\?? \d+%", item.text) for item in now)
     moment = browser.find_element(By.CSS_SELECTOR, "[data-seek]")
     browser.execute_script("arguments[0].click()", moment)
     wanted = float(moment.get_attribute("data-seek"))

@@ -183,6 +183,14 @@ def test_a_brief_appearance_has_the_emotion_of_its_mean() -> None:
     assert lone[["start", "end", "emotion"]].to_numpy().tolist() == [[4.0, 4.0, "fear"]]
 
 
+def test_segments_tell_how_much_of_them_is_uncertain() -> None:
+    table = make_table(steady([HAPPY] * 50 + [None] * 25 + [SAD] * 50 + [None] * 25 + [FEAR] * 50))
+    assert find_segments(draw(table))["share_uncertain"].isna().all(), "nobody judged"
+    doubt = [False] * 50 + [None] * 25 + [True] * 10 + [False] * 30 + [None] * 35 + [True] * 50
+    table["uncertain"] = pd.array(doubt, "boolean")
+    assert find_segments(draw(table))["share_uncertain"].tolist() == pytest.approx([0, 0.25, 1])
+
+
 def test_segments_tile_the_presence() -> None:
     rng = np.random.default_rng(1)
     emotions = np.repeat(rng.integers(0, 7, 60), rng.integers(1, 60, 60)).tolist()

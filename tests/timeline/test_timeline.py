@@ -1,5 +1,7 @@
 """A timeline in a notebook."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +33,8 @@ def test_numbers_are_those_of_the_tables() -> None:
 def test_a_plot_has_an_axis_a_person_and_breaks_where_nobody_is() -> None:
     figure = two_people().plot(smooth_s=0)
     first, second = figure.axes
+    assert second.get_xlabel() == "seconds"
+    assert two_people().plot().axes[-1].get_xlabel() == "seconds, smoothed over 0.5 s"
     assert [axes.get_title("left") for axes in figure.axes] == ["face 0", "face 1"]
     lines = {line.get_label(): line for line in first.get_lines()}
     assert set(lines) == set(EMOTIONS)
@@ -70,6 +74,10 @@ def test_pictures_have_counts_but_no_time() -> None:
     timeline = Timeline(None, table)
     html = timeline._repr_html_()
     assert "2 pictures, 2 faces" in html and "happy" in html
+    table["uncertain"] = pd.array([True, False, None], "boolean")
+    html = Timeline(None, table)._repr_html_()
+    counts = dict(re.findall(r"<td>(\w+)</td>\s*<td>(\d+)</td>", html))
+    assert {name: n for name, n in counts.items() if n != "0"} == {"happy": "1", "uncertain": "1"}
     for ask in (timeline.summary, timeline.segments, timeline.plot):
         with pytest.raises(UsageError, match="pictures have no time"):
             ask()

@@ -199,7 +199,9 @@ def test_evaluation_files(data: Path, toy_model: Path, tmp_path: Path) -> None:
     recorded = read_card(calibrated).figures["toys"]
     assert recorded["accuracy"] == metrics["accuracy"] and recorded["n"] == 21
     with (out / "per_class.csv").open(newline="") as stream:
-        recalls = [float(row["recall"]) for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    assert all(len(row[name]) <= 8 for row in rows for name in ("precision", "recall", "f1"))
+    recalls = [float(row["recall"]) for row in rows]
     assert np.mean(recalls) == pytest.approx(metrics["balanced_accuracy"])
     for name in ("confusion.png", "reliability.png", "mistakes.jpg"):
         with Image.open(out / name) as picture:

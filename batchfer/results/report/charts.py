@@ -15,7 +15,12 @@ from batchfer.results.report.axes import INK, label_rows, make_figure, pack_figu
 from batchfer.results.report.bands import draw_events
 from batchfer.results.report.page import UNCERTAIN, UNCERTAIN_COLOR
 from batchfer.schema import EMOTION_COLORS, EMOTIONS, EventWindow
-from batchfer.timeline.segments import PersonLines, frame_durations, measure_doubt
+from batchfer.timeline.segments import (
+    LONGEST_BRIDGE_S,
+    PersonLines,
+    frame_durations,
+    measure_doubt,
+)
 from batchfer.timeline.summaries import bin_timeline
 from batchfer.timeline.table import has_person
 
@@ -123,9 +128,9 @@ def _thin_lane(faces: pd.DataFrame, smooth_s: float, n_rows: int) -> dict[str, n
     times = faces["timestamp"].to_numpy(np.float64)
     ends = times + np.maximum(faces["duration"].to_numpy(np.float64), 1e-3)
     values = faces[list(EMOTIONS)].to_numpy(np.float32)
-    # A face's absence too short to be seen in the chart does not break its line.
-    shortest = max(smooth_s, 4 * (ends[-1] - times[0]) / n_rows)
-    away = np.flatnonzero(times[1:] - ends[:-1] > shortest)
+    # An absence ends a line as it ends a segment, unless it is too short to be seen in the chart.
+    shortest = max(min(LONGEST_BRIDGE_S, smooth_s), 4 * (ends[-1] - times[0]) / n_rows)
+    away = np.flatnonzero(times[1:] - ends[:-1] > shortest + 1e-6)
     first, last = np.append(0, away + 1), np.append(away, len(times) - 1)
     rows = np.union1d(select_peaks(times, values, n_rows), np.append(first, last))
     # The line of a stretch: a null, its rows, its last row once more at that frame's end, a null.

@@ -17,7 +17,7 @@ from batchfer.faces.crops import crop_faces
 from batchfer.faces.quality import BLURRED_BELOW, find_issues
 from batchfer.media.reader import read_frames_at
 from batchfer.schema import EMOTIONS
-from batchfer.timeline.segments import PersonLines
+from batchfer.timeline.segments import PersonLines, measure_doubt
 from batchfer.timeline.summaries import summarize_people
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,10 @@ THUMBNAIL_PX = 112
 
 
 class Thumbnail(NamedTuple):
-    """A face worth showing: ``box`` is ``x1 y1 x2 y2`` px, ``purpose`` "person" or an emotion."""
+    """A face worth showing: ``box`` is ``x1 y1 x2 y2`` px, ``purpose`` "person" or an emotion.
+
+    ``uncertain`` is that of its frame; the probability is smoothed.
+    """
 
     person: str
     face_id: int
@@ -48,6 +51,7 @@ class Thumbnail(NamedTuple):
     box: tuple[float, float, float, float]
     purpose: str
     probability: float
+    uncertain: bool = False
 
     @property
     def key(self) -> tuple[int, int]:
@@ -135,6 +139,7 @@ def _describe(faces: pd.DataFrame, index: int, purpose: str) -> Thumbnail:
         (x, y, x + float(row["width"]), y + float(row["height"])),
         purpose,
         float(row[emotion]),
+        bool(measure_doubt(faces.iloc[[index]])[0] > 0),
     )
 
 

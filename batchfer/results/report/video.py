@@ -31,7 +31,7 @@ from batchfer.results.report.thumbnails import (
 )
 from batchfer.schema import EMOTIONS, EventWindow, MediaInfo
 from batchfer.timeline.neutral import Neutral
-from batchfer.timeline.segments import PersonLines, frame_durations, row_durations
+from batchfer.timeline.segments import PersonLines, find_segments, frame_durations, row_durations
 from batchfer.timeline.summaries import LEAST_CERTAIN, summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
 from batchfer.timeline.timeline import Timeline
@@ -104,11 +104,12 @@ def render_report(
     rest = summary.drop(shown.index).sort_values("seconds_on_screen", ascending=False)
     chosen = choose_thumbnails(lines, shown["person"])
     thumbnails = {} if cut is None else cut(chosen)
-    tracks = name_tracks(table)
+    tell = partial(_tell_person, clip_s=clip.seconds, tracks=name_tracks(table))
     portraits = {item.person: item for item in chosen if item.purpose == "person"}
+    unclear = _find_unclear(lines)
     lanes = [
-        _tell_person(row, clip.seconds, thumbnails.get(portraits[row["person"]].key))
-        | {"id": f"lane-{index}", "tracks": tracks.get(row["person"], "")}
+        tell(row, thumbnails.get(portraits[row["person"]].key))
+        | {"id": f"lane-{index}", "is_longest_unclear": row["person"] in unclear}
         for index, row in enumerate(shown.to_dict("records"))
     ]
     seen = [event for event in events if event.start < clip.end_s and event.end > clip.start_s]
@@ -126,10 +127,7 @@ def render_report(
         ],
         warnings=_list_warnings(facts, neutral),
         lanes=lanes,
-        rest=[
-            _tell_person(row, clip.seconds, None) | {"tracks": tracks.get(row["person"], "")}
-            for row in rest.head(LISTED_PEOPLE).to_dict("records")
-        ],
+        rest=[tell(row, None) for row in rest.head(LISTED_PEOPLE).to_dict("records")],
         n_unlisted=max(0, len(rest) - LISTED_PEOPLE),
         n_people=len(summary),
         events=seen,
@@ -182,11 +180,22 @@ def _measure_issues(table: pd.DataFrame) -> list[tuple[str, float]]:
     return [(name.replace("_", " "), share) for name, share in shares.items() if share > 0]
 
 
-def _tell_person(row: Mapping[Any, Any], clip_s: float, jpeg: bytes | None) -> dict[str, Any]:
+def _find_unclear(lines: PersonLines) -> set[str]:
+    """Return the persons of whose longest episode too little is certain."""
+    segments = find_segments(lines)
+    ordered = segments.sort_values("seconds_on_screen", ascending=False, kind="stable")
+    longest = ordered.drop_duplicates("person")
+    return {*longest["person"][1 - longest["share_uncertain"] < LEAST_CERTAIN]}
+
+
+def _tell_person(
+    row: Mapping[Any, Any], jpeg: bytes | None, *, clip_s: float, tracks: Mapping[str, str]
+) -> dict[str, Any]:
     parts = tell_shares(row)
     uncertain = parts.pop(UNCERTAIN)
     return {
         **row,
+        "tracks": tracks.get(row["person"], ""),
         "image": to_uri(jpeg),
         "share_on_screen": row["seconds_on_screen"] / clip_s if clip_s else None,
         "shares": [*sorted(parts.items(), key=lambda pair: -pair[1]), (UNCERTAIN, uncertain)],

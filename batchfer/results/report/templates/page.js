@@ -179,7 +179,8 @@
         const top = values.indexOf(Math.max(...values));
         const isHere = columns.frame[row] >= 0 && columns.x[row] <= 1000 * seconds + 1;
         [...item.children[1].children].forEach((part, i) => (part.style.flexGrow = isHere ? values[i] : 0));
-        item.children[2].textContent = isHere ? `${emotions[top]} ${Math.round(100 * values[top])}%` : "not on screen";
+        const mark = describeDoubts(columns.flags[row]).includes("uncertain") ? "?" : "";
+        item.children[2].textContent = isHere ? `${emotions[top]}${mark} ${Math.round(100 * values[top])}%` : "not on screen";
       }
     };
     if (!video) return;
