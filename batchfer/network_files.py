@@ -186,7 +186,7 @@ def load_networks(
         _remove_unused(folder.parent)
         return _make_and_load(load, make, folder, text)
     except UnwritableError as refusal:
-        _warn_once(folder.parent)
+        _note_unwritable(folder.parent)
         logger.debug("%s", refusal)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         return _make_and_load(load, make, Path(name, folder.name), text)
@@ -238,11 +238,27 @@ def _remove_unused(parent: Path) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-@cache
-def _warn_once(parent: Path) -> None:
-    logger.warning(
-        "%s: cannot be written, so networks are made anew each time; set XDG_CACHE_HOME", parent
-    )
+_unwritable: set[Path] = set()
+
+
+def _note_unwritable(parent: Path) -> None:
+    if parent not in _unwritable:
+        logger.warning(
+            "%s: cannot be written, so networks are made anew each time; set XDG_CACHE_HOME", parent
+        )
+    _unwritable.add(parent)
+
+
+def see_kept() -> Path:
+    """Return the folder below which all networks that were loaded are kept now.
+
+    Raises:
+        UnwritableError: It could not be written.
+    """
+    folder = locate_networks()
+    if folder in _unwritable:
+        raise UnwritableError(f"{folder}: cannot be written; set XDG_CACHE_HOME")
+    return folder
 
 
 class UnwritableError(MachineError):

@@ -231,6 +231,8 @@ class AnalyzeOptions:
         """Refuse options that exclude each other."""
         if self.rotate not in (0, 90, 180, 270):
             raise UsageError(f"--rotate takes 90, 180 or 270, not {self.rotate}")
+        if self.views not in (None, 1, 2, 10):
+            raise UsageError(f"--views takes 1, 2 or 10, not {self.views}")
         if self.fps is not None and self.every != 1:
             raise UsageError("--every and --fps exclude each other")
         if self.end_s is not None and self.end_s <= (self.start_s or 0):
@@ -282,7 +284,10 @@ class OutputOptions:
     ] = True
     report: Annotated[bool, Flag("--report/--no-report", "Write the HTML report.", WRITE)] = True
     blur_faces: Annotated[
-        bool, Flag("--blur-faces", "Make faces unrecognizable in annotated copies.", WRITE)
+        bool,
+        Flag(
+            "--blur-faces/--no-blur-faces", "Make faces unrecognizable in annotated copies.", WRITE
+        ),
     ] = False
     thumbnails: Annotated[
         bool, Flag("--thumbnails/--no-thumbnails", "Show faces in reports.", WRITE)

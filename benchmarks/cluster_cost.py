@@ -22,7 +22,7 @@ import cv2
 from compare import CLIPS, HERE, describe_machine, say, write_section
 from make_clips import RATE, draw_one_face, write_clip
 
-STUDIES = ((360, 12, 5), (720, 12, 5), (720, 4, 60))
+STUDIES = ((360, 12, 5), (720, 12, 5))
 """Height in px, number of clips, and seconds of each."""
 
 N_CORES = 2

@@ -17,6 +17,7 @@ from skimage import data
 
 from batchfer import engines, network_files
 from batchfer.arrays import FaceDetections, Images
+from batchfer.cli import model_list
 from batchfer.cli.model_list import make_ready
 from batchfer.emotions import classifier_files
 from batchfer.emotions.classifier import Classifier, load_classifier, load_from_keras
@@ -278,7 +279,7 @@ def test_without_a_cache_it_goes_on_with_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     own_cache.parent.write_text("a file")
-    network_files._warn_once.cache_clear()
+    network_files._unwritable.clear()
     with caplog.at_level("WARNING"):
         answers = [load_classifier(toy_model, engine=engine).predict(CROPS) for _ in range(2)]
     assert answers[0].tobytes() == answers[1].tobytes() and len(made) == 2
@@ -301,10 +302,19 @@ def test_where_nothing_can_be_written_an_error_says_so(
 @needs_openvino
 @pytest.mark.slow
 def test_all_models_are_made_ready_on_request(capsys: pytest.CaptureFixture[str]) -> None:
-    from batchfer.cli import model_list
-
     model_list.build_models()
     assert "ready for OpenVINO" in capsys.readouterr().out
+
+
+@needs_openvino
+def test_models_that_could_not_be_kept_are_not_called_ready(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(network_files, "_unwritable", {locate_networks()})
+    monkeypatch.setattr(model_list, "list_models", list)
+    with pytest.raises(MachineError, match="cannot be written; set XDG_CACHE_HOME"):
+        model_list.build_models()
+    assert not capsys.readouterr().out
 
 
 def test_tensorflow_needs_no_keras_where_networks_are_files(

@@ -272,22 +272,30 @@ class OneWorker:
         return Tools(self._machine).load(options)
 
     def _perform(self, tasks: Sequence[Task], hands: Hands, lock: int | None) -> Generator[Event]:
-        is_done = False
-        try:
-            if self._helper is None:
-                self._helper = Helper(WORKER, [] if lock is None else [lock])
-                self._helper.ask(self._machine)
-            self._helper.ask(tuple(tasks))
-            while (event := self._helper.hear(self._measure_patience(hands))) is not None:
-                yield event
-            is_done = True
-        except TimeoutError:
-            raise InputError(Reason.TIMEOUT, f"not done within {self._timeout_s:g} s") from None
-        except HelperDiedError as death:
-            raise _explain_death(death) from death
-        finally:
-            if not is_done:
-                self._end()
+        """Have tasks done; a worker that is gone before it has told anything is replaced, once."""
+        has_told = False
+        for may_replace in (True, False):
+            is_done = False
+            try:
+                if self._helper is None:
+                    self._helper = Helper(WORKER, [] if lock is None else [lock])
+                    self._helper.ask(self._machine)
+                self._helper.ask(tuple(tasks))
+                while (event := self._helper.hear(self._measure_patience(hands))) is not None:
+                    has_told = True
+                    yield event
+                is_done = True
+                return
+            except TimeoutError:
+                late = f"not done within {self._timeout_s:g} s"
+                raise InputError(Reason.TIMEOUT, late) from None
+            except HelperDiedError as death:
+                if has_told or not may_replace or death.code is None:
+                    raise _explain_death(death) from death
+                logger.debug("a worker was gone before it began: %s", death)
+            finally:
+                if not is_done:
+                    self._end()
 
     def _measure_patience(self, hands: Hands) -> float | None:
         """Return how long to wait for the next event in s; None is for ever."""

@@ -45,6 +45,7 @@ class VideoRecords(Records):
         self._neutrals: NeutralSources | None = None
         self._whole: dict[str, Path] = {}
         """Where the results of recordings lie that are as they are asked for now."""
+        self._has_warned = False
         super().__init__(batch)
 
     def begin(self, tasks: Sequence[Task], progress: Progress) -> None:
@@ -81,11 +82,22 @@ class VideoRecords(Records):
         """
         if self.batch.shard is not None:
             return None
+        self._tell_left_out()
         places = {job.name: place for place, job in enumerate(self.jobs)}
         ordered = sorted(results, key=lambda result: places.get(result.job.name, -1))
         own = frozenset(name for name in JOINED_NAMES if self._journal.owns(name))
         batch, told = self.batch, tuple(ordered)
         return JointVideos(batch.output, batch.outputs, told, self._participants, own)
+
+    def _tell_left_out(self) -> None:
+        """Warn once of results that are there, and are in no table any more."""
+        names, output = {job.name for job in self.jobs}, self.batch.output
+        others = [entry for entry in self._journal.list_entries() if entry.input not in names]
+        n_others = sum(entry.status in DONE and entry.is_whole(output) for entry in others)
+        if n_others and not self._has_warned:
+            told = "%d finished videos that this command does not name leave the joint tables"
+            logger.warning(told, n_others)
+        self._has_warned = True
 
     def _check(self) -> None:
         """Read the user's tables, so that a slip in them costs no work."""

@@ -18,6 +18,7 @@ from batchfer.cli.flags import (
     Places,
     Results,
     Without,
+    is_given,
     takes,
 )
 from batchfer.cli.output import ClusterBars, Outcomes, ProgressBars, format_plan, set_up_logging
@@ -182,14 +183,19 @@ def report(
         ),
     ],
     telling: Telling,
+    context: typer.Context,
     people: People = None,
 ) -> None:
-    """Write reports and summaries again from finished timelines; needs no network."""
+    """Write reports and summaries again from finished timelines; needs no network.
+
+    What is not asked for stays as it was.
+    """
     set_up_logging(telling)
     from batchfer.results.redo import find_results, redo_reports
 
     folders = find_results(results)
-    for path in redo_reports(folders, outputs, _read_people(people, folders)):
+    changes = [name for name in ("smooth_s", "thumbnails") if is_given(context, name)]
+    for path in redo_reports(folders, outputs, _read_people(people, folders), changes):
         if not telling.quiet:
             typer.echo(path)
 
@@ -200,13 +206,14 @@ def annotate(
     results: Results,
     outputs: Annotated[OutputOptions, Only(("blur_faces", "overwrite"))],
     telling: Telling,
+    context: typer.Context,
     people: People = None,
     source: Annotated[
         Path | None,
         typer.Option("--source", metavar="FILE", help="Where the video is, if it has moved."),
     ] = None,
 ) -> None:
-    """Draw annotated videos again from finished timelines; needs no network."""
+    """Draw annotated videos again from finished timelines; faces that are hidden stay so."""
     set_up_logging(telling)
     from batchfer.results.redo import find_results, redo_videos
 
@@ -214,7 +221,8 @@ def annotate(
     if source is not None and len(folders) > 1:
         raise UsageError("--source goes with one result folder")
     names = _read_people(people, folders)
-    for path in redo_videos(folders, outputs.blur_faces, names, source, outputs.overwrite):
+    blur_faces = outputs.blur_faces if is_given(context, "blur_faces") else None
+    for path in redo_videos(folders, blur_faces, names, source, outputs.overwrite):
         if not telling.quiet:
             typer.echo(path)
 

@@ -89,6 +89,12 @@ def takes(command: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether an option stands on the command line, or in the environment."""
+    source = context.get_parameter_source(name)
+    return source is not None and not source.name.startswith("DEFAULT")
+
+
 def _read_class(annotation: Any) -> tuple[type | None, list[Field[Any]]]:
     """Return the options class of an annotation and the fields that are offered of it."""
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)

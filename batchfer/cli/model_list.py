@@ -22,13 +22,15 @@ def build_models() -> None:
     from batchfer.emotions.classifier import load_classifier
     from batchfer.engines import OPENVINO, choose_engine
     from batchfer.faces.cascade import load_cascade
-    from batchfer.network_files import locate_networks
+    from batchfer.machine import hide_stderr
+    from batchfer.network_files import see_kept
 
     choose_engine(OPENVINO)
-    load_cascade(OPENVINO, "/CPU:0")
-    for path in list_models():
-        load_classifier(path, engine=OPENVINO)
-    typer.echo(f"ready for OpenVINO  [{display_name(locate_networks())}]")
+    with hide_stderr():
+        load_cascade(OPENVINO, "/CPU:0")
+        for path in list_models():
+            load_classifier(path, engine=OPENVINO)
+    typer.echo(f"ready for OpenVINO  [{display_name(see_kept())}]")
 
 
 def make_ready(model: Path) -> None:

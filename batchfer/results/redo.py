@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from batchfer.results.export import export_timeline
 from batchfer.results.facts import FACTS_NAME, OutputFacts, RunFacts
 from batchfer.results.folder import (
     DRAWING_NAME,
+    FACES_NAMES,
     REPORT_NAME,
     RESULT_NAMES,
     TIMELINE_NAMES,
@@ -64,9 +65,10 @@ def find_results(paths: Sequence[Path]) -> list[Path]:
                 found.add(Path(folder))
     if not found:
         where = ", ".join(display_name(path) for path in paths)
-        raise NothingToDoError(
-            f"no finished video in {where} (a folder with run.json and timeline)"
-        )
+        told = f"no finished video in {where} (a folder with run.json and timeline)"
+        if any((path / name).is_file() for path in paths for name in FACES_NAMES.values()):
+            told = f"{where} holds the results of pictures; this is for those of videos"
+        raise NothingToDoError(told)
     return sorted(found)
 
 
@@ -229,7 +231,10 @@ def _remake(
 
 
 def redo_reports(
-    folders: Sequence[Path], outputs: OutputOptions, people: Mapping[int, str] | None
+    folders: Sequence[Path],
+    outputs: OutputOptions,
+    people: Mapping[int, str] | None,
+    changes: Collection[str] = ("smooth_s", "thumbnails"),
 ) -> Iterator[Path]:
     """Write summary, segments and report of finished videos again; yield each report.
 
@@ -240,6 +245,7 @@ def redo_reports(
         folders: The result folders.
         outputs: Smoothing, bins, events and thumbnails.
         people: The user's name of each ``face_id``, for a single folder.
+        changes: Which of smoothing and thumbnails are asked for; else they stay as they were.
 
     Raises:
         UsageError: A result, or the table of events, cannot be read.
@@ -254,8 +260,8 @@ def redo_reports(
         wanted = replace(
             there,
             report=True,
-            smooth_s=outputs.smooth_s,
-            thumbnails=outputs.thumbnails,
+            smooth_s=(outputs if "smooth_s" in changes else there).smooth_s,
+            thumbnails=(outputs if "thumbnails" in changes else there).thumbnails,
             bin_s=outputs.bin_s or there.bin_s,
             main_face=outputs.main_face or there.main_face,
             baseline=outputs.baseline or there.baseline,
@@ -276,7 +282,7 @@ def redo_reports(
 
 def redo_videos(
     folders: Sequence[Path],
-    blur_faces: bool,
+    blur_faces: bool | None,
     people: Mapping[int, str] | None,
     source: Path | None = None,
     overwrite: bool = False,
@@ -287,7 +293,7 @@ def redo_videos(
 
     Args:
         folders: The result folders.
-        blur_faces: Make faces unrecognizable.
+        blur_faces: Make faces unrecognizable, or show them; as they were if None.
         people: The user's name of each ``face_id``, for a single folder.
         source: Where the video is now, for a single folder; else where it was.
         overwrite: Replace an annotated video that batchfer has not written.
@@ -299,7 +305,9 @@ def redo_videos(
     plans = []
     for folder in folders:
         there, events = ResultFolder(folder).recall_outputs(RunFacts.read(folder))
-        wanted = replace(there, annotate=True, blur_faces=blur_faces)
+        wanted = replace(there, annotate=True)
+        if blur_faces is not None:
+            wanted = replace(wanted, blur_faces=blur_faces)
         refuse_foreign_results(folder, list_wanted(wanted, events), overwrite)
         plans.append((folder, wanted, events))
     with Rejoiner() as rejoiner:

@@ -311,6 +311,22 @@ def test_what_ends_the_batch_is_raised(run: Run) -> None:
         run("a full b")
 
 
+@pytest.mark.parametrize("n_deaths", [1, 2])
+def test_a_worker_that_is_gone_before_it_begins_is_replaced_once(
+    n_deaths: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed for its memory while networks load, say: no input is to blame."""
+    for number in range(n_deaths):
+        (tmp_path / str(number)).touch()
+    monkeypatch.setenv("TOY_WORKER_DEATHS", str(tmp_path))
+    if n_deaths == 1:
+        assert run("a b")[0] == {"a": "ok: ", "b": "ok: "}
+    else:
+        with pytest.raises(RuntimeError, match="most likely for its memory"):
+            run("a b")
+    assert not list(tmp_path.iterdir())
+
+
 def test_whoever_leaves_early_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "WORKER", "toy_worker")
     with OneWorker(Machine("cpu")) as executor:

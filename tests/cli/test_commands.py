@@ -182,6 +182,7 @@ def test_a_misspelt_value_costs_neither_tensorflow_nor_a_worker(
         (["video", "CLIP", "--start", "9", "--end", "8"], 2, "before --start"),
         (["video", "CLIP", "--start", "soon"], 2, "no time"),
         (["video", "CLIP", "--smooth", "-1"], 2, "no time"),
+        (["video", "CLIP", "--views", "5"], 2, "takes 1, 2 or 10"),
         (["images", "CLIP", "--rescale", "1/0"], 2, "positive factor"),
         (["images", "CLIP", "--rescale", "1e400"], 2, "positive factor"),
         (["video", "CLIP", "-o", "OUT", "--model", "TOY", "--bin", "1e-9"], 2, "more than 1,000,0"),
@@ -192,6 +193,7 @@ def test_a_misspelt_value_costs_neither_tensorflow_nor_a_worker(
         (["video", "CLIP", "-o", "FILE", "--model", "TOY"], 6, "in the way"),
         (["video", "CLIP", "-o", "OUT", "--model", "TOY", "--device", "gpu:7"], 7, "gpu"),
         (["report", "EMPTY"], 4, "no finished video"),
+        (["methods", "PICTURES"], 4, "holds the results of pictures"),
         (["export", "CLIP", "--to", "srt", "-o", "x.srt", "--people", "no.csv"], 2, "no.csv"),
     ],
 )
@@ -205,11 +207,14 @@ def test_what_cannot_start_is_one_line_and_a_code(
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "faces.csv").write_text("input,frame")
     places = {
         "CLIP": SAMPLES / "clips" / "rotated.mp4",
         "EMPTY": tmp_path / "empty",
         "FILE": tmp_path / "file",
         "OUT": tmp_path / "out",
+        "PICTURES": tmp_path / "pictures",
         "TOY": toy_model,
     }
     assert run(*(places.get(word, word) for word in words)) == code

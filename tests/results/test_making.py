@@ -41,10 +41,10 @@ def run(toy_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     for name in NAMES:
         shutil.copy(CLIPS / name, clips)
 
-    def run(output: Path, **outputs: Any) -> dict[str, JobResult]:
+    def run(output: Path, only: str = "", **outputs: Any) -> dict[str, JobResult]:
         options = AnalyzeOptions(model=str(toy_model), every=10)
         wanted, machine = OutputOptions(**outputs), Machine("cpu", None, 2)
-        results = run_jobs("video", [clips], output, options, wanted, machine, Silence())
+        results = run_jobs("video", [clips / only], output, options, wanted, machine, Silence())
         return {result.job.name: result for result in results}
 
     return run
@@ -194,6 +194,19 @@ def test_what_joins_a_batch_is_left_alone_if_others_wrote_it(
     assert "the next run joins its recordings again" in caplog.text
 
 
+def test_videos_leave_the_joint_tables_with_a_word(
+    run: Run, output: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(output, only=NAMES[0])[NAMES[0]].reason is Reason.UP_TO_DATE
+    assert set(pd.read_csv(output / "summary.csv")["input"]) == {NAMES[0]}
+    told = "1 finished videos that this command does not name leave the joint tables"
+    assert caplog.text.count(told) == 1
+    caplog.clear()
+    shutil.rmtree(output / NAMES[1])
+    run(output, only=NAMES[0])
+    assert "does not name" not in caplog.text, "what is gone is missed by nobody"
+
+
 def test_faces_that_are_hidden_stay_hidden(run: Run, output: Path) -> None:
     result = output / "rotated.mp4"
     shown = measure_detail(result)
@@ -207,8 +220,14 @@ def test_faces_that_are_hidden_stay_hidden(run: Run, output: Path) -> None:
     assert run(output)["rotated.mp4"].reason is Reason.UP_TO_DATE
     assert run(output, blur_faces=True)["rotated.mp4"].status == "ok"
     assert measure_detail(result) < shown / 2
+    # Names that are given later show nobody.
+    people = output / "people.csv"
+    people.write_text("face_id,person\n0,Ada\n")
+    assert call("annotate", result, "--people", people, "-q") == 0
+    assert measure_detail(result) < shown / 2
+    assert not shows_faces(result)
     # On purpose they are shown again, and hidden where a run asks for it.
-    assert call("annotate", result, "-q") == 0
+    assert call("annotate", result, "--no-blur-faces", "-q") == 0
     assert measure_detail(result) > shown * 0.9
     assert run(output, blur_faces=True)["rotated.mp4"].status == "ok"
     assert measure_detail(result) < shown / 2
@@ -219,9 +238,13 @@ def test_thumbnails_of_another_command_are_gone_if_none_are_asked_for(
     run: Run, output: Path
 ) -> None:
     result = output / "rotated.mp4"
-    run(output, thumbnails=False)
-    assert call("report", result, "-q") == 0
+    run(output, thumbnails=False, smooth_s=2.0)
+    assert call("report", result, "--bin", "1", "-q") == 0
+    assert not shows_faces(result), "what is not asked for stays as it was"
+    assert json.loads((result / "run.json").read_text())["outputs"]["smooth_s"] == 2.0
+    assert call("report", result, "--thumbnails", "--smooth", "0.5", "-q") == 0
     assert shows_faces(result)
+    assert json.loads((result / "run.json").read_text())["outputs"]["smooth_s"] == 0.5
     assert run(output, thumbnails=False)["rotated.mp4"].status == "ok"
     assert not shows_faces(result)
 
