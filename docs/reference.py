@@ -61,6 +61,8 @@ def list_options() -> Iterator[str]:
             yield from ("```bash", command.epilog.removeprefix("Example:").strip(), "```", "")
         panels: dict[str, list[str]] = {}
         for parameter in inspect.signature(function, eval_str=True).parameters.values():
+            if not get_args(parameter.annotation):
+                continue  # the context of the command
             told = get_args(parameter.annotation)[1]
             panels.setdefault(told.rich_help_panel or "This command", []).append(
                 f"| {_name(parameter, told)} | {_escape(told.help)} "

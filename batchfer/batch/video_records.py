@@ -93,7 +93,8 @@ class VideoRecords(Records):
         """Warn once of results that are there, and are in no table any more."""
         names, output = {job.name for job in self.jobs}, self.batch.output
         others = [entry for entry in self._journal.list_entries() if entry.input not in names]
-        n_others = sum(entry.status in DONE and entry.is_whole(output) for entry in others)
+        done = (entry for entry in others if entry.status in DONE)
+        n_others = sum(entry.is_whole(output / entry.input) for entry in done)
         if n_others and not self._has_warned:
             told = "%d finished videos that this command does not name leave the joint tables"
             logger.warning(told, n_others)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from batchfer.analysis.analyzer import Analyzer
-from batchfer.errors import ModelError
+from batchfer.emotions.classifier import load_classifier
+from batchfer.errors import ModelError, UsageError
 from batchfer.options import AnalyzeOptions
 
 
@@ -18,5 +19,7 @@ def test_as_many_views_are_averaged_as_are_asked_for(
 
 
 def test_another_number_of_views_is_refused(toy_model: Path) -> None:
+    with pytest.raises(UsageError, match="takes 1, 2 or 10, not 3"):
+        AnalyzeOptions(model=str(toy_model), views=3)
     with pytest.raises(ModelError, match="3 views are none of"):
-        Analyzer(AnalyzeOptions(model=str(toy_model), views=3), device="cpu")
+        load_classifier(toy_model, views=3)

@@ -109,7 +109,7 @@ def test_smoothing_of_another_command_is_not_what_is_asked_for(run: Run, output:
     result = output / "rotated.mp4"
     run(output, smooth_s=2.0)
     smooth = (result / "summary.csv").read_bytes()
-    assert call("report", result, "-q") == 0
+    assert call("report", result, "--smooth", "0.5", "-q") == 0
     assert read_outputs(result)["smooth_s"] == 0.5
     assert run(output, smooth_s=2.0)["rotated.mp4"].status == "ok"
     assert read_outputs(result)["smooth_s"] == 2.0
@@ -198,7 +198,7 @@ def test_videos_leave_the_joint_tables_with_a_word(
     run: Run, output: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert run(output, only=NAMES[0])[NAMES[0]].reason is Reason.UP_TO_DATE
-    assert set(pd.read_csv(output / "summary.csv")["input"]) == {NAMES[0]}
+    assert set(pd.read_csv(output / "summary.csv")["file"]) == {NAMES[0]}
     told = "1 finished videos that this command does not name leave the joint tables"
     assert caplog.text.count(told) == 1
     caplog.clear()
@@ -222,7 +222,7 @@ def test_faces_that_are_hidden_stay_hidden(run: Run, output: Path) -> None:
     assert measure_detail(result) < shown / 2
     # Names that are given later show nobody.
     people = output / "people.csv"
-    people.write_text("face_id,person\n0,Ada\n")
+    people.write_text("face_id,name\n0,Ada\n")
     assert call("annotate", result, "--people", people, "-q") == 0
     assert measure_detail(result) < shown / 2
     assert not shows_faces(result)
