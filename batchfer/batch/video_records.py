@@ -91,14 +91,18 @@ class VideoRecords(Records):
 
     def _tell_left_out(self) -> None:
         """Warn once of results that are there, and are in no table any more."""
+        if self._has_warned:
+            return
+        self._has_warned = True
         names, output = {job.name for job in self.jobs}, self.batch.output
-        others = [entry for entry in self._journal.list_entries() if entry.input not in names]
-        done = (entry for entry in others if entry.status in DONE)
-        n_others = sum(entry.is_whole(output / entry.input) for entry in done)
-        if n_others and not self._has_warned:
+        n_others = sum(
+            entry.status in DONE and entry.is_whole(output / entry.input)
+            for entry in self._journal.list_entries()
+            if entry.input not in names
+        )
+        if n_others:
             told = "%d finished videos that this command does not name leave the joint tables"
             logger.warning(told, n_others)
-        self._has_warned = True
 
     def _check(self) -> None:
         """Read the user's tables, so that a slip in them costs no work."""

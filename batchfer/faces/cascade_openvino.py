@@ -69,10 +69,8 @@ class OpenVinoCascade:
         at_once = count_frames(*pictures[0].shape[:2])
         found = []
         for start in range(0, len(pictures), at_once):
-            group = np.zeros((at_once, *pictures[0].shape), np.float32)
-            some = pictures[start : start + at_once]
-            np.stack(some, out=group[: len(some)])
-            found.append(self._proposal(group)[: len(some)])
+            group = np.stack(pictures[start : start + at_once])
+            found.append(_fill_up(self._proposal, group, at_once))
         maps = np.concatenate(found)
         numbers, rows, columns = np.nonzero(maps[..., 4] > logit(PROPOSAL_THRESHOLD))
         table = np.empty((len(rows), 9), np.float32)
@@ -136,11 +134,16 @@ def _look_at_crops(
     for start in range(0, len(places), at_once):
         rows = slice(start, start + at_once)
         crops = cut_crops(frames, places[rows], index[rows], size_px)
-        n_crops = len(crops)
-        if n_crops < at_once:
-            crops = np.pad(crops, ((0, at_once - n_crops), *[(0, 0)] * 3))
-        table[rows] = network(crops)[:n_crops]
+        table[rows] = _fill_up(network, crops, at_once)
     return table
+
+
+def _fill_up(network: FileNetwork, pictures: Floats, at_once: int) -> Floats:
+    """Return a network's output for pictures, which dummies fill up to a fixed number."""
+    n_pictures = len(pictures)
+    if n_pictures < at_once:
+        pictures = np.pad(pictures, ((0, at_once - n_pictures), *[(0, 0)] * 3))
+    return network(pictures)[:n_pictures]
 
 
 def cut_crops(

@@ -27,7 +27,7 @@ from batchfer.schema import EMOTIONS
 from batchfer.timeline.dictionary import write_dictionary
 from batchfer.timeline.files import write_table
 from batchfer.timeline.segments import SMOOTHING_S, PersonLines, find_segments, row_durations
-from batchfer.timeline.summaries import LEAST_CERTAIN
+from batchfer.timeline.summaries import is_unclear
 from batchfer.timeline.table import assign_people, name_persons
 from batchfer.timeline.timeline import Timeline
 
@@ -136,8 +136,10 @@ def export_timeline(
 
 def _name_segments(segments: pd.DataFrame) -> pd.DataFrame:
     """Return segments with their ``label``: the emotion, marked where too little is certain."""
-    is_unclear = 1 - segments["share_uncertain"] < LEAST_CERTAIN
-    return segments.assign(label=segments["emotion"].mask(is_unclear, segments["emotion"] + "?"))
+    marked = segments["emotion"].mask(
+        is_unclear(segments["share_uncertain"]), segments["emotion"] + "?"
+    )
+    return segments.assign(label=marked)
 
 
 def _tabulate_pyfeat(table: pd.DataFrame, clip: Clip) -> pd.DataFrame:

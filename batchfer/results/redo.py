@@ -259,9 +259,8 @@ def redo_reports(
         there, events = ResultFolder(folder).recall_outputs(facts)
         wanted = replace(
             there,
+            **{name: getattr(outputs, name) for name in changes},
             report=True,
-            smooth_s=(outputs if "smooth_s" in changes else there).smooth_s,
-            thumbnails=(outputs if "thumbnails" in changes else there).thumbnails,
             bin_s=outputs.bin_s or there.bin_s,
             main_face=outputs.main_face or there.main_face,
             baseline=outputs.baseline or there.baseline,
@@ -305,9 +304,8 @@ def redo_videos(
     plans = []
     for folder in folders:
         there, events = ResultFolder(folder).recall_outputs(RunFacts.read(folder))
-        wanted = replace(there, annotate=True)
-        if blur_faces is not None:
-            wanted = replace(wanted, blur_faces=blur_faces)
+        hides = there.blur_faces if blur_faces is None else blur_faces
+        wanted = replace(there, annotate=True, blur_faces=hides)
         refuse_foreign_results(folder, list_wanted(wanted, events), overwrite)
         plans.append((folder, wanted, events))
     with Rejoiner() as rejoiner:

@@ -1,6 +1,7 @@
 """Statistics of persons and of time bins."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,11 @@ BIN_COLUMNS: Mapping[str, str] = {
     **STATISTICS,
 }
 """Columns of the bins of a clip, see `bin_timeline`."""
+
+
+def is_unclear(share_uncertain: Any) -> Any:
+    """Return whether too little of a time is certain, of a share or a column; NaN is clear."""
+    return 1 - share_uncertain < LEAST_CERTAIN
 
 
 def find_emotion(table: pd.DataFrame) -> str:

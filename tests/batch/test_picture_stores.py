@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,11 +23,12 @@ from test_stores import (  # noqa: F401
     at_store,
     kill_after,
     nothing_takes_long,
+    one_at_a_time,
     read_all,
     read_folder,
 )
 
-from batchfer.batch import at_stores, picture_staging, staging
+from batchfer.batch import picture_staging, staging
 from batchfer.batch.events import Ended, Event, Task
 from batchfer.batch.picture_staging import PictureStage
 from batchfer.batch.rows import MAKER
@@ -80,18 +81,6 @@ def photos(stills: Path, bucket: Url) -> Url:
 def run(at_store: AtStore) -> AtStore:  # noqa: F811
     at_store.kind = "image"
     return at_store
-
-
-@pytest.fixture
-def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects are put one after the other, so that each kill is at a place of its own."""
-
-    def work(works: Sequence[Callable[[], object]]) -> None:
-        for one in works:
-            one()
-
-    monkeypatch.setattr(at_stores, "work_together", work)
-    monkeypatch.setattr(picture_staging, "work_together", work)
 
 
 def list_results(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -280,7 +269,7 @@ def test_what_is_complete_in_the_store_is_up_to_date(
 @pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_no_half_result(
     run: AtStore, photos: Url, bucket: Url, monkeypatch: pytest.MonkeyPatch,
-    one_at_a_time: None, tmp_path: Path,
+    one_at_a_time: None, tmp_path: Path,  # noqa: F811
 ) -> None:  # fmt: skip
     chosen, outputs = photos / "sub", OutputOptions(formats=("csv",))
     run(chosen, bucket / "whole", outputs)
@@ -328,7 +317,7 @@ def test_a_kill_at_any_moment_leaves_no_half_result(
 @pytest.mark.slow
 def test_a_kill_while_others_are_put_in_their_place_leaves_no_half_result(
     run: AtStore, stills: Path, photos: Url, bucket: Url, monkeypatch: pytest.MonkeyPatch,
-    one_at_a_time: None,
+    one_at_a_time: None,  # noqa: F811
 ) -> None:  # fmt: skip
     chosen, home = photos / "sub", bucket / "out"
     run(chosen, home, BARE)

@@ -15,7 +15,7 @@ from running import MACHINE, get_tools
 from typer.testing import CliRunner
 
 from batchfer import scratch, store_locks, stores
-from batchfer.batch import at_stores, mirrors, parts, staging
+from batchfer.batch import at_stores, mirrors, parts, picture_staging, staging
 from batchfer.batch.events import Ended, Event, Joint, Task
 from batchfer.batch.executors import InProcess
 from batchfer.batch.jobs import Kind
@@ -313,15 +313,16 @@ def kill_after(
     return live
 
 
+def work_one_by_one(works: Sequence[Callable[[], object]]) -> None:
+    for one in works:
+        one()
+
+
 @pytest.fixture
 def one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objects are put one after the other, so that each kill is at a place of its own."""
-
-    def work(works: Sequence[Callable[[], object]]) -> None:
-        for one in works:
-            one()
-
-    monkeypatch.setattr(staging, "work_together", work)
+    for module in (at_stores, picture_staging, staging):
+        monkeypatch.setattr(module, "work_together", work_one_by_one)
 
 
 def make_staged(folder: Path, files: dict[str, str]) -> Task:

@@ -32,7 +32,7 @@ from batchfer.results.report.thumbnails import (
 from batchfer.schema import EMOTIONS, EventWindow, MediaInfo
 from batchfer.timeline.neutral import Neutral
 from batchfer.timeline.segments import PersonLines, find_segments, frame_durations, row_durations
-from batchfer.timeline.summaries import LEAST_CERTAIN, summarize_people
+from batchfer.timeline.summaries import is_unclear, summarize_people
 from batchfer.timeline.table import name_persons, name_tracks
 from batchfer.timeline.timeline import Timeline
 
@@ -185,7 +185,7 @@ def _find_unclear(lines: PersonLines) -> set[str]:
     segments = find_segments(lines)
     ordered = segments.sort_values("seconds_on_screen", ascending=False, kind="stable")
     longest = ordered.drop_duplicates("person")
-    return {*longest["person"][1 - longest["share_uncertain"] < LEAST_CERTAIN]}
+    return {*longest["person"][is_unclear(longest["share_uncertain"])]}
 
 
 def _tell_person(
@@ -219,7 +219,7 @@ def _tell_story(summary: pd.DataFrame, clip: DrawnClip) -> str:
     shares = weigh_shares(summary, np.maximum(seconds, 1e-9))
     uncertain = shares.pop(UNCERTAIN)
     told = f", uncertain for {uncertain:.0%} of it" if uncertain >= 0.05 else ""
-    if 1 - uncertain < LEAST_CERTAIN:
+    if is_unclear(uncertain):
         return f"{story}: unclear{told}."
     ranked = [pair for pair in sorted(shares.items(), key=lambda pair: -pair[1]) if pair[1] >= 0.05]
     parts = [f"{emotion} ({share:.0%})" for emotion, share in ranked[:3]]
