@@ -10,6 +10,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -68,9 +69,11 @@ class Helper:
         level = logging.getLogger("batchfer").getEffectiveLevel()
         try:
             self._pipe, theirs = Pipe()
-            with theirs:
+            self._keepsakes, kept = socket.socketpair()
+            with theirs, kept:
                 code = f"from batchfer.processes import serve; serve({theirs.fileno()}, {level}, "
-                self.process = start_python(f"{code}{module!r})", theirs.fileno(), *files)
+                numbers = (theirs.fileno(), kept.fileno(), *files)
+                self.process = start_python(f"{code}{module!r})", *numbers)
         except OSError as refusal:
             raise HelperDiedError(f"no process can be started: {refusal}") from refusal
 
@@ -87,6 +90,19 @@ class Helper:
         """
         try:
             self._pipe.send(request)
+        except OSError as death:
+            raise self.end(death) from death
+
+    def entrust(self, file: int) -> None:
+        """Have it keep an open file open for as long as it lives.
+
+        The file lies in a mailbox that is its own, and that it has no need to empty.
+
+        Raises:
+            HelperDiedError: It is gone.
+        """
+        try:
+            socket.send_fds(self._keepsakes, [b"file"], [file])
         except OSError as death:
             raise self.end(death) from death
 
@@ -131,6 +147,7 @@ class Helper:
         with suppress(subprocess.TimeoutExpired):  # the system holds a killed process, in a driver
             self.process.wait(KILL_PATIENCE_S)
         self._pipe.close()
+        self._keepsakes.close()
 
 
 def start_python(code: str, *files: int) -> "subprocess.Popen[bytes]":

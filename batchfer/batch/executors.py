@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Protocol, Self
 
+from batchfer.batch.early_worker import WORKER
 from batchfer.batch.events import Analyzed, Ended, Event, Joint, Opened, PutOff, Task
 from batchfer.batch.joining import join
 from batchfer.batch.outcomes import add_time, fail
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from batchfer.batch.tools import Tools
 
 logger = logging.getLogger(__name__)
-
-
-WORKER = "batchfer.batch.worker"
-"""The module that a worker process serves."""
 
 
 class Executor(Protocol):
@@ -229,15 +226,19 @@ class OneWorker:
 
     join_every_s = math.inf
 
-    def __init__(self, machine: Machine, timeout_s: float | None = None) -> None:
+    def __init__(
+        self, machine: Machine, timeout_s: float | None = None, early: Helper | None = None
+    ) -> None:
         """Start nothing yet.
 
         Args:
             machine: What of this machine is used.
             timeout_s: The longest time for one input.
+            early: A worker that is there already, and has not been asked for anything.
         """
         self._machine = machine
         self._timeout_s = timeout_s
+        self._early = early
         self._helper: Helper | None = None
 
     def __enter__(self) -> Self:
@@ -278,7 +279,9 @@ class OneWorker:
             is_done = False
             try:
                 if self._helper is None:
-                    self._helper = Helper(WORKER, [] if lock is None else [lock])
+                    self._helper, self._early = self._early or Helper(WORKER), None
+                    if lock is not None:
+                        self._helper.entrust(lock)
                     self._helper.ask(self._machine)
                 self._helper.ask(tuple(tasks))
                 while (event := self._helper.hear(self._measure_patience(hands))) is not None:

@@ -17,6 +17,7 @@ from batchfer.batch.executors import OneWorker
 from batchfer.batch.slot import Broke, Hello, Lost, Message, Place, Slot
 from batchfer.errors import MachineError, UsageError, one_line
 from batchfer.options import Machine, OutputOptions
+from batchfer.processes import Helper
 from batchfer.spread import SlotSize, Spread
 
 logger = logging.getLogger(__name__)
@@ -207,11 +208,14 @@ class RaySlots:
 
 
 def choose_executor(
-    spread: Spread, machine: Machine, outputs: OutputOptions
+    spread: Spread, machine: Machine, outputs: OutputOptions, early: Helper | None = None
 ) -> OneWorker | OnCluster:
-    """Return who does the work of a batch, as the command line says."""
+    """Return who does the work of a batch, as the command line says.
+
+    ``early`` is a worker of this machine that is there already.
+    """
     if spread.cluster is None:
-        return OneWorker(machine, outputs.timeout_s)
+        return OneWorker(machine, outputs.timeout_s, early)
     return OnCluster(
         RaySlots(spread.cluster, spread.slot),
         machine,

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -21,7 +21,8 @@ from batchfer.cli.flags import (
     is_given,
     takes,
 )
-from batchfer.cli.output import ClusterBars, Outcomes, ProgressBars, format_plan, set_up_logging
+from batchfer.cli.inputs import run_inputs
+from batchfer.cli.output import Outcomes, ProgressBars, format_plan, set_up_logging
 from batchfer.errors import ExitCode, UsageError
 from batchfer.options import (
     OF_PICTURES,
@@ -40,9 +41,6 @@ from batchfer.training.options import EvaluateOptions, TrainOptions
 EXPORTS = " or ".join(", ".join(EXPORT_SUFFIXES).rsplit(", ", 1))
 DATA_KINDS = "Class folders, fer2013.csv or RAF-DB"
 """What `batchfer.training.layouts` reads, which would take long to load for a help text."""
-
-if TYPE_CHECKING:
-    from batchfer.batch.jobs import Kind
 
 
 app = typer.Typer(
@@ -71,7 +69,7 @@ def video(
     output: PlaceOfResults = "batchfer-results",
 ) -> None:
     """Analyze videos: one folder each with timeline, annotated video and report."""
-    _run("video", inputs, output, options, outputs, machine, spread, telling)
+    run_inputs("video", inputs, output, options, outputs, machine, spread, telling)
 
 
 @app.command(epilog="Example:  batchfer images photos/ -o results --min-face 30")
@@ -86,39 +84,7 @@ def images(
     output: PlaceOfResults = "batchfer-results",
 ) -> None:
     """Analyze pictures: one table for all, and annotated copies."""
-    _run("image", inputs, output, options, outputs, machine, spread, telling)
-
-
-def _run(
-    kind: "Kind",
-    inputs: list[str],
-    output: str,
-    options: AnalyzeOptions,
-    outputs: OutputOptions,
-    machine: Machine,
-    spread: Spread,
-    telling: BatchTelling,
-) -> NoReturn:
-    set_up_logging(telling)
-    from batchfer.batch.mirrors import reach
-    from batchfer.batch.ray_slots import choose_executor
-    from batchfer.batch.records import Batch
-    from batchfer.pipeline import run_batch
-
-    started = time.monotonic()
-    options = options.on(spread.name_device(machine.device))
-    bars = ProgressBars if spread.cluster is None else ClusterBars
-    outcomes = Outcomes(telling)
-    with (
-        bars(telling.quiet) as progress,
-        reach(inputs, output) as near,
-        near.wrap(choose_executor(spread, machine, outputs)) as executor,
-    ):
-        near.check(spread)
-        batch = Batch(kind, near.inputs, near.output, options, outputs, spread.shard, near.find)
-        for result in run_batch(batch, executor, progress):
-            outcomes.add(near.tell(result))
-    raise typer.Exit(outcomes.end(output, time.monotonic() - started))
+    run_inputs("image", inputs, output, options, outputs, machine, spread, telling)
 
 
 @app.command(epilog="Example:  batchfer join results")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from batchfer.batch import executors, worker
+from batchfer.batch import early_worker, executors, worker
+from batchfer.batch.early_worker import start_early
 from batchfer.batch.events import (
     Advanced,
     Analyzed,
@@ -325,6 +326,35 @@ def test_a_worker_that_is_gone_before_it_begins_is_replaced_once(
         with pytest.raises(RuntimeError, match="most likely for its memory"):
             run("a b")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_is_there_already_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executors, "WORKER", "toy_worker")
+    monkeypatch.setattr(early_worker, "WORKER", "toy_worker")
+    with start_early() as early, OneWorker(Machine("cpu"), early=early) as executor:
+        assert early is not None
+        pids = []
+        for names in ("a", "segv", "b"):
+            events = list(executor.run(make_tasks(names), None))
+            pids += [int(event.label.split(":")[0]) for event in events if isinstance(event, Began)]
+    assert pids[:2] == [early.process.pid] * 2
+    assert pids[2] != early.process.pid
+
+
+def test_an_early_worker_ends_unused_and_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early_worker, "WORKER", "toy_worker")
+    with start_early() as early:
+        assert early is not None and early.is_alive
+    assert not early.is_alive
+    with start_early(is_wanted=False) as none:
+        assert none is None
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with start_early() as none:
+        assert none is None
 
 
 def test_whoever_leaves_early_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:

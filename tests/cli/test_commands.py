@@ -173,6 +173,32 @@ def test_a_misspelt_value_costs_neither_tensorflow_nor_a_worker(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_worker_loads_its_libraries_while_the_command_plans(tmp_path: Path) -> None:
+    """And is over with a command that turns out to have nothing for it."""
+    script = (
+        "import sys\n"
+        "from batchfer import processes\n"
+        "from batchfer.cli.inputs import run_inputs\n"
+        "from batchfer.cli.commands import app\n"
+        "from batchfer.cli.main import run_command\n"
+        "start = processes.start_python\n"
+        "started = []\n"
+        "def note(*what):\n"
+        "    print('batchfer.batch.jobs' in sys.modules, flush=True)\n"
+        "    started.append(start(*what))\n"
+        "    return started[-1]\n"
+        "processes.start_python = note\n"
+        f"code = run_command(lambda: app(['images', {str(tmp_path)!r}]))\n"
+        "print([process.poll() for process in started])\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == ExitCode.NOTHING_TO_DO, done.stderr
+    assert done.stdout == "False\n[-9]\n"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
