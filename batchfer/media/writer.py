@@ -109,10 +109,11 @@ class VideoWriter:
         context.sample_aspect_ratio = Fraction(1)
         context.thread_count = ENCODER_THREADS
         # Without frames out of order the last packet is the last picture, and ends when it should.
-        # Without adaptive quantization encoding takes up to a quarter less time, and most files are
-        # smaller at a higher signal-to-noise ratio.
-        params = "bframes=0:aq-mode=0"
-        context.options = {"preset": "superfast", "crf": "23", "x264-params": params}
+        # Of what this preset leaves out, arithmetic coding and the filter of edges are worth their
+        # time. To "superfast" with adaptive quantization off, it takes two thirds of the time for
+        # files that are a fifth larger, and looks alike.
+        params = "bframes=0:aq-mode=0:cabac=1:no-deblock=0"
+        context.options = {"preset": "ultrafast", "crf": "23", "x264-params": params}
         context.flags |= av.codec.context.Flags.frame_duration.value
         context.color_range = 1
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709

@@ -79,8 +79,12 @@ def draw_timeline(
     painter: FacePainter,
     blur_faces: bool = False,
     part: Part = (None, None),
+    in_place: bool = False,
 ) -> Draw:
-    """Return what draws the faces of a timeline onto frames in their order."""
+    """Return what draws the faces of a timeline onto frames in their order.
+
+    ``in_place`` is for frames that were all analyzed, and that nobody needs any more.
+    """
     start_s, end_s = part
     cut = CutWatch()
 
@@ -95,7 +99,7 @@ def draw_timeline(
             if time_s < (start_s or 0.0) or (end_s is not None and time_s >= end_s):
                 hidden = np.array([[0.0, 0.0, image.shape[1], image.shape[0]]])
             image = hide_faces(image, hidden)
-        return painter.draw(image, found, thin)
+        return painter.draw(image, found, thin, in_place)
 
     return draw
 

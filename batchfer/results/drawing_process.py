@@ -253,6 +253,7 @@ def _draw_video(owner: Owner, begin: Begin) -> None:
             images = memory[request.start :][: np.prod(request.shape)].reshape(request.shape)
             frames = FrameBatch(images, request.frames, request.times_s)
             drawn = partial(owner.tell, Drawn(request.part))
-            drawing.put(frames, draw_timeline(request.faces, painter), drawn)
+            draw = draw_timeline(request.faces, painter, in_place=True)
+            drawing.put(frames, draw, drawn)
         drawing.finish(request.end_s)
     owner.tell("ended")

@@ -203,14 +203,18 @@ class FacePainter:
         self._sides: dict[int, int] = {}
         self._n_roomy = 1_000_000
 
-    def draw(self, image: Images, faces: DrawnFaces, thin: bool = False) -> Images:
-        """Return the picture ``(H,W,3)`` RGB with the faces on it; the given one stays as it is.
+    def draw(
+        self, image: Images, faces: DrawnFaces, thin: bool = False, in_place: bool = False
+    ) -> Images:
+        """Return the picture ``(H,W,3)`` RGB with the faces on it.
 
-        ``thin`` marks boxes that were not detected but interpolated.
+        ``thin`` marks boxes that were not detected but interpolated. The given picture stays as it
+        is, unless they may be drawn ``in_place``, which takes one that is a block of memory.
         """
         if not len(faces):
             return image
-        image = np.array(image, order="C")
+        if not in_place:
+            image = np.array(image, order="C")
         height, width = image.shape[:2]
         style = Style.fit(width, height)
         limits = np.array([width, height, width, height])

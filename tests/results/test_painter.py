@@ -39,14 +39,17 @@ def test_no_face_changes_nothing() -> None:
     np.testing.assert_array_equal(FacePainter().draw(image, make_faces([])), image)
 
 
-def test_the_given_picture_stays_as_it_is() -> None:
+def test_the_given_picture_stays_as_it_is_unless_it_may_be_drawn_on() -> None:
     image = make_picture(320, 240)
     before = image.copy()
-    drawn = FacePainter().draw(image, make_faces([(100, 60, 160, 140)]))
+    faces = make_faces([(100, 60, 160, 140)])
+    drawn = FacePainter().draw(image, faces)
     np.testing.assert_array_equal(image, before)
     assert drawn.shape == image.shape
     assert drawn.dtype == np.uint8
     assert (drawn != image).any()
+    assert FacePainter().draw(image, faces, in_place=True) is image
+    np.testing.assert_array_equal(image, drawn)
 
 
 def test_rows_of_a_timeline_are_drawn_but_null_rows() -> None:

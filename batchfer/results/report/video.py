@@ -1,6 +1,7 @@
 """The report of one video."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,16 @@ def render_report(
     clip = _measure_clip(table)
     if lines is None:
         lines = PersonLines.draw(table)
-    if summary is None:
-        summary = summarize_people(lines)
+    summary = summarize_people(lines) if summary is None else summary
     shown = choose_persons(summary)
     rest = summary.drop(shown.index).sort_values("seconds_on_screen", ascending=False)
     chosen = choose_thumbnails(lines, shown["person"])
-    thumbnails = {} if cut is None else cut(chosen)
+    seen = [event for event in events if event.start < clip.end_s and event.end > clip.start_s]
+    # Charts are Python's work, while frames are decoded without its lock.
+    with ThreadPoolExecutor(1, thread_name_prefix="batchfer-thumbnails") as beside:
+        cutting = beside.submit(cut or (lambda _: {}), chosen)
+        charts = draw_charts(lines, list(shown["person"]), clip, seen)
+    thumbnails = cutting.result()
     tell = partial(_tell_person, clip_s=clip.seconds, tracks=name_tracks(table))
     portraits = {item.person: item for item in chosen if item.purpose == "person"}
     unclear = _find_unclear(lines)
@@ -112,8 +117,6 @@ def render_report(
         | {"id": f"lane-{index}", "is_longest_unclear": row["person"] in unclear}
         for index, row in enumerate(shown.to_dict("records"))
     ]
-    seen = [event for event in events if event.start < clip.end_s and event.end > clip.start_s]
-    charts = draw_charts(lines, [lane["person"] for lane in lanes], clip, seen)
     return render_page(
         "video.html.j2",
         charts,
