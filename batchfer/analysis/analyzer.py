@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from batchfer.engines import OPENVINO
 from batchfer.errors import MachineError
 from batchfer.faces.appearance import describe_faces, describe_people
 from batchfer.faces.cuts import describe_frames
-from batchfer.faces.finders import FINDERS, USUAL_FINDER
+from batchfer.faces.finders import FINDERS, USUAL_FINDER, FaceFinder
 from batchfer.faces.keyframes import Neighbours, detect_between
 from batchfer.faces.quality import measure_quality
 from batchfer.faces.whole_pictures import add_whole_pictures
@@ -24,6 +26,9 @@ from batchfer.media.reader import VideoReader
 from batchfer.media.sampling import FrameSelector
 from batchfer.network_files import configure_openvino
 from batchfer.options import AnalyzeOptions
+
+if TYPE_CHECKING:
+    from batchfer.emotions.classifier import Classifier
 
 NICE = 10
 """How much less urgent the threads of TensorFlow's operations are than those that run Python."""
@@ -96,8 +101,6 @@ class Analyzer:
         self.n_cores = count_cores(cores)
         # TensorFlow is imported here and not before: a finished folder and `--help` do without.
         with hide_stderr(), pause_collector():
-            from batchfer.emotions.classifier import load_classifier
-
             at_once = min(workers or self.n_cores, self.n_cores)
             self.tf_device = _configure(self.engine, device, at_once)
             self.on_gpu = "GPU" in self.tf_device
@@ -105,20 +108,32 @@ class Analyzer:
             spare = 0 if self.on_gpu else self.n_cores // 2
             self.workers = workers or self.n_cores + spare
             self._batch_size = batch_size
-            least_px, least_score = self.options.min_face_px, self.options.face_threshold
-            load_finder = FINDERS[USUAL_FINDER].load
-            self.detector = load_finder(least_px, least_score, self.tf_device, self.engine)
-            self.classifier = load_classifier(
-                self.options.model,
-                self.options.labels,
-                self.options.rescale,
-                self.tf_device,
-                self.options.read_out,
-                self.options.prior,
-                self.engine,
-                self.options.views,
-            )
+            self.detector, self.classifier = self._load()
         _let_python_first()
+
+    def _load(self) -> tuple[FaceFinder, "Classifier"]:
+        """Return what finds faces, and what classifies them."""
+        from batchfer.emotions.classifier import load_classifier
+
+        options, device, engine = self.options, self.tf_device, self.engine
+        load_finder = FINDERS[USUAL_FINDER].load
+        find = partial(load_finder, options.min_face_px, options.face_threshold, device, engine)
+        classify = partial(
+            load_classifier,
+            options.model,
+            options.labels,
+            options.rescale,
+            device,
+            options.read_out,
+            options.prior,
+            engine,
+            options.views,
+        )
+        # OpenVINO takes one core to get a network ready.
+        n_threads = 2 if engine == OPENVINO and self.n_cores > 1 else 1
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="batchfer-load") as pool:
+            finder, classifier = pool.submit(find), pool.submit(classify)
+        return finder.result(), classifier.result()
 
     def batch_size(self, width: int, height: int, are_stills: bool = False) -> int:
         """Return the number of frames of a sub-batch for frames of this size in px.
@@ -130,7 +145,7 @@ class Analyzer:
         every = 1 if are_stills else self.options.detect_every
         size = self._batch_size
         if size is None:
-            full, most_bytes = (64, 192e6) if self.on_gpu else (64 if are_stills else 16, 12e6)
+            full, most_bytes = (64, 192e6) if self.on_gpu else (64 if are_stills else 16, 24e6)
             fit = int(most_bytes / max(3 * width * height, 1))
             if every > 1:
                 return every * int(np.clip(2 * fit // every, 1, full // 2))
