@@ -1,6 +1,5 @@
 """The cascade's networks out of files, on OpenVINO; made of those of TensorFlow, by themselves."""
 
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,28 +55,24 @@ class OpenVinoCascade:
         return np.ascontiguousarray(images)
 
     def propose(self, frames: Images, sizes: npt.NDArray[np.int32]) -> Floats:
-        """Slide the first network over all levels, each of some frames at a time."""
-        frames = halve_frames(frames, *sizes[0].tolist())
-        pyramids = zip(*(average_areas(frame, sizes) for frame in frames), strict=True)
-        tables = [
-            self._look_at_level(list(pictures), level) for level, pictures in enumerate(pyramids)
-        ]
-        return np.concatenate([np.zeros((0, 9), np.float32), *tables])
+        """Slide the first network over all levels, each of some frames at a time.
 
-    def _look_at_level(self, pictures: Sequence[Floats], level: int) -> Floats:
-        """Return what passes the first threshold in frames at one size."""
-        at_once = count_frames(*pictures[0].shape[:2])
-        found = []
-        for start in range(0, len(pictures), at_once):
-            group = np.stack(pictures[start : start + at_once])
-            found.append(_fill_up(self._proposal, group, at_once))
-        maps = np.concatenate(found)
-        numbers, rows, columns = np.nonzero(maps[..., 4] > logit(PROPOSAL_THRESHOLD))
-        table = np.empty((len(rows), 9), np.float32)
-        table[:, 0], table[:, 3] = numbers, level
-        table[:, 1], table[:, 2] = rows, columns
-        table[:, 4:] = maps[numbers, rows, columns]
-        return table
+        All levels of a frame are made at once, while its pixels are in a core's cache.
+        """
+        frames = halve_frames(frames, *sizes[0].tolist())
+        waiting: list[list[Floats]] = [[] for _ in sizes]
+        tables = [np.zeros((0, 9), np.float32)]
+        for number, frame in enumerate(frames, 1):
+            for level, picture in enumerate(average_areas(frame, sizes)):
+                pictures = waiting[level]
+                pictures.append(picture)
+                at_once = count_frames(*picture.shape[:2])
+                if len(pictures) == at_once or number == len(frames):
+                    group = picture[None] if at_once == 1 else np.stack(pictures)
+                    maps = _fill_up(self._proposal, group, at_once)
+                    tables.append(_find_proposals(maps, number - len(pictures), level))
+                    pictures.clear()
+        return np.concatenate(tables)
 
     def refine(self, frames: Images, places: Floats, index: npt.NDArray[np.int32]) -> Floats:
         """Let the second network look at crops."""
@@ -86,6 +81,16 @@ class OpenVinoCascade:
     def decide(self, frames: Images, places: Floats, index: npt.NDArray[np.int32]) -> Floats:
         """Let the last network look at crops."""
         return _look_at_crops(self._output, "output", 15, frames, places, index)
+
+
+def _find_proposals(maps: Floats, first_frame: int, level: int) -> Floats:
+    """Return what passes the first threshold in maps ``(B,h,w,5)`` of consecutive frames."""
+    numbers, rows, columns = np.nonzero(maps[..., 4] > logit(PROPOSAL_THRESHOLD))
+    table = np.empty((len(rows), 9), np.float32)
+    table[:, 0], table[:, 3] = numbers + first_frame, level
+    table[:, 1], table[:, 2] = rows, columns
+    table[:, 4:] = maps[numbers, rows, columns]
+    return table
 
 
 def count_frames(height: int, width: int) -> int:
