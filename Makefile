@@ -11,7 +11,7 @@ PIP     = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Versions and hashes that were tested; elsewhere, and for LOCKED=no, the newest that fit.
 LOCKED ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),yes,no)
 
-.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel docs bench bench-stages bench-start bench-kernels bench-versions bench-engines bench-cluster clean
+.PHONY: help demo demo-cluster test test-all test-newest fuzz lint format lock wheel docs bench bench-stages bench-start bench-kernels bench-versions bench-engines bench-frame bench-cluster clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -102,6 +102,9 @@ bench-versions: $(VENV)/.installed-dev ## the speed beside that of another check
 
 bench-engines: $(VENV)/.installed-dev ## frames per second on each engine; writes benchmarks/README.md
 	$(BIN)/python benchmarks/engines.py --model $(MODEL)
+
+bench-frame: $(VENV)/.installed-dev ## what a frame costs with the defaults, part by part; writes benchmarks/README.md
+	$(BIN)/python benchmarks/frame.py --model $(MODEL)
 
 clean: ## remove the virtual environment and everything made by the other targets
 	rm -rf $(VENV) .venv-newest .venv-docs site docs/options.md docs/columns.md $(DEMO) dist build .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "samples"))
 from make_samples import Picture, cut_out, load_pictures, paste, portrait, write_clip
 
 RATE = 25
-N_FRAMES = {"one": {360: 720, 720: 120}, "five": {360: 180, 720: 120}}
+N_FRAMES = {"one": {360: 720, 720: 120, 1080: 60}, "five": {360: 180, 720: 120, 1080: 60}}
 """Frames of the whole clips, by faces and height in px."""
 
 N_FIRST = 60

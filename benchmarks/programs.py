@@ -20,6 +20,9 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+ENGINE = "BENCHMARK_ENGINE"
+"""The environment's name of what computes batchfer's networks."""
+
 Run = Callable[[Path, str], tuple[int, int, float]]
 """From a clip and a mode to the number of frames, of faces, and the seconds taken."""
 
@@ -40,7 +43,12 @@ def load_batchfer(model: str) -> Run:
 
     def get_tools(min_face_px: int, detect_every: int) -> tuple[Tools, Analyzer]:
         key = (min_face_px, detect_every)
-        options = AnalyzeOptions(model=model, min_face_px=min_face_px, detect_every=detect_every)
+        options = AnalyzeOptions(
+            model=model,
+            min_face_px=min_face_px,
+            detect_every=detect_every,
+            engine=os.environ.get(ENGINE, "auto"),
+        )
         if key not in sets:
             sets[key] = Tools(Machine())
             _ = sets[key].write, sets[key].drawing  # the processes get ready

@@ -15,18 +15,43 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import cv2
 from compare import CLIPS, HERE, Program, describe_machine, measure_rate, say, spell, write_section
 from make_clips import RATE, draw_one_face, make_clips, write_clip
+from programs import ENGINE
+
+from batchfer.engines import ENGINES, OPENVINO, tell_version
 
 MODES = {"default-40-1": "defaults", "default-40-5": "`--detect-every 5`"}
 HEIGHTS = (360, 720)
 TABLES_ONLY = ["--no-annotate", "--no-report"]
 N_SHORT = 16
-"""Frames of the command that is timed from start to end."""
+"""Frames of the shorter clip that is timed from start to end."""
+
+LONG_S = 8
+"""Seconds of the longer one."""
 
 Times = Mapping[tuple[str, str], Sequence[float]]
 """Values of each round, by what was measured and the version."""
+
+
+class Version(NamedTuple):
+    """A checkout, and what computes its networks where it lets one choose."""
+
+    root: Path
+    engine: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """Options of the command."""
+        return [] if self.engine is None else ["--engine", self.engine]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Variables for `programs.py`."""
+        return {} if self.engine is None else {ENGINE: self.engine}
 
 
 def run_command(root: Path, arguments: Sequence[str]) -> float:
@@ -52,21 +77,29 @@ def measure_peak(root: Path, clip: Path, options: Sequence[str]) -> float:
     return float(answer.stdout.split()[-1])
 
 
-def measure(roots: Mapping[str, Path], model: Path, n_rounds: int) -> Times:
+def measure(versions: Mapping[str, Version], model: Path, n_rounds: int) -> Times:
     """Return what was measured of each version; each has every turn in every round."""
     values = defaultdict(list)
-    short = draw_short_clip()
-    for _ in range(n_rounds):
-        for version, root in roots.items():
-            seconds = run_command(root, [str(short), *TABLES_ONLY])
-            values[f"{N_SHORT} frames, tables only, start to end, s", version].append(seconds)
-            seconds = run_command(root, [str(short)])
-            values[f"{N_SHORT} frames, defaults, start to end, s", version].append(seconds)
-            peak = measure_peak(root, CLIPS / "one_720p.mp4", [])
-            values["720p, defaults, peak memory of a process, MB", version].append(peak)
+    short = draw_clip("one_360p", N_SHORT, 360)
+    long = draw_clip("one_720p", LONG_S * RATE, 720)
+    for number in range(-1, n_rounds):  # the first one warms files up, and makes networks
+        for name, version in versions.items():
+            figures = {
+                f"{N_SHORT} frames, tables only, start to end, s": [str(short), *TABLES_ONLY],
+                f"{N_SHORT} frames, defaults, start to end, s": [str(short)],
+                f"{LONG_S} s of 720p, defaults, start to end, s": [str(long)],
+            }
+            for figure, arguments in figures.items() if number >= 0 else ():
+                seconds = run_command(version.root, [*arguments, *version.options])
+                values[figure, name].append(seconds)
+            peak = measure_peak(version.root, CLIPS / "one_720p.mp4", version.options)
+            if number >= 0:
+                values["720p, defaults, peak memory of a process, MB", name].append(peak)
+    python = Path(sys.executable)
     programs = {
-        version: Program("batchfer", Path(sys.executable), model, root, f"version-{version}")
-        for version, root in roots.items()
+        name: Program("batchfer", python, model, root, f"version-{number}", **settings)
+        for number, (name, version) in enumerate(versions.items())
+        for root, settings in [(version.root, version.settings)]
     }
     turns = list(product(HEIGHTS, MODES.items()))
     for height, (mode, _) in turns:
@@ -84,21 +117,29 @@ def measure(roots: Mapping[str, Path], model: Path, n_rounds: int) -> Times:
 
 
 def format_table(values: Times, versions: Sequence[str]) -> str:
-    """Return the table: a row a figure, the ratio of the last version to the first behind it."""
-    lines = ["| | " + " | ".join(versions) + " | ratio |", "|---" * (2 + len(versions)) + "|"]
+    """Return the table: a row a figure, each version's ratio to the first in brackets."""
+    lines = ["| | " + " | ".join(versions) + " |", "|---" * (1 + len(versions)) + "|"]
     for figure in dict.fromkeys(figure for figure, _ in values):
-        rounds = [values[figure, version] for version in versions]
-        ratio = statistics.median(b / a for a, b in zip(rounds[0], rounds[-1], strict=True))
-        cells = [figure, *(spell(one, 1) for one in rounds), f"{ratio:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        first, *others = (values[figure, version] for version in versions)
+        ratios = [
+            statistics.median(b / a for a, b in zip(first, other, strict=True)) for other in others
+        ]
+        cells = [
+            f"{spell(one, 1)} [{ratio:.2f}]" for one, ratio in zip(others, ratios, strict=True)
+        ]
+        lines.append("| " + " | ".join([figure, spell(first, 1), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
 
-def draw_short_clip() -> Path:
-    """Return the clip for the command that is timed from start to end."""
-    path = CLIPS / f"one_360p_{N_SHORT}.mp4"
-    frames = [(i / RATE, frame) for i, frame in enumerate(draw_one_face(N_SHORT))]
-    write_clip(path, frames, N_SHORT / RATE)
+def draw_clip(name: str, n_frames: int, height: int) -> Path:
+    """Return a clip for a command that is timed from start to end."""
+    path = CLIPS / f"{name}_{n_frames}.mp4"
+    size = (height * 16 // 9, height)
+    frames = [
+        (i / RATE, cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC))
+        for i, frame in enumerate(draw_one_face(n_frames))
+    ]
+    write_clip(path, frames, n_frames / RATE)
     return path
 
 
@@ -110,14 +151,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     make_clips(CLIPS)
-    roots = {"before": arguments.before.resolve(), "now": HERE.parent}
-    values = measure(roots, arguments.model.resolve(), arguments.rounds)
+    engines = [one for one in ENGINES if one != OPENVINO or tell_version(one) != "none"]
+    versions = {"before": Version(arguments.before.resolve())}
+    versions |= {f"now, {ENGINES[one]}": Version(HERE.parent, one) for one in engines}
+    values = measure(versions, arguments.model.resolve(), arguments.rounds)
     text = (
         f"{describe_machine()}. {arguments.rounds} rounds by turns, model\n"
-        f"`{arguments.model.stem}`. The median, the range, and the median of the ratios within a\n"
-        "round.\n\n"
+        f"`{arguments.model.stem}`, for whole commands each version's own. The median, the\n"
+        "range, and in brackets the median of the ratios to the first column within a round.\n\n"
     )
-    write_section("versions", text + format_table(values, list(roots)))
+    write_section("versions", text + format_table(values, list(versions)))
 
 
 if __name__ == "__main__":

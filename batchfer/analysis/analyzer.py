@@ -145,7 +145,7 @@ class Analyzer:
         every = 1 if are_stills else self.options.detect_every
         size = self._batch_size
         if size is None:
-            full, most_bytes = (64, 192e6) if self.on_gpu else (64 if are_stills else 16, 24e6)
+            full, most_bytes = (64, 192e6) if self.on_gpu else (64 if are_stills else 16, 20e6)
             fit = int(most_bytes / max(3 * width * height, 1))
             if every > 1:
                 return every * int(np.clip(2 * fit // every, 1, full // 2))
