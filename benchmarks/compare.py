@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from make_clips import make_clips
 
-from batchfer.machine import describe_processor
+from batchfer.processor import describe_processor
 
 HERE = Path(__file__).parent
 VENVS = HERE / ".venvs"

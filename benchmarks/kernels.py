@@ -17,7 +17,7 @@ from typing import NamedTuple
 from compare import CLIPS, Program, describe_machine, measure_rate, say, spell, write_section
 from make_clips import make_clips
 
-from batchfer.machine import describe_processor
+from batchfer.processor import describe_processor
 
 HELD_BACK = {"AVX2": ("AVX2", "AVX-512", "AMX"), "AVX512_CORE_BF16": ("AVX-512", "AMX")}
 """Values of ``ONEDNN_MAX_CPU_ISA``, each with the processors that have so much."""

@@ -25,7 +25,7 @@ FLOORS = [
     {"options"},
     {"formats", "engines", "priors"},
     {"arrays"},
-    {"texts"},
+    {"texts", "processor"},
     {"files"},
     {"schema"},
     {"errors"},
