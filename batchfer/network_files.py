@@ -11,9 +11,10 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -239,14 +240,21 @@ def _remove_unused(parent: Path) -> None:
 
 
 _unwritable: set[Path] = set()
+_turn = threading.Lock()
+"""For threads that load networks side by side."""
+
+_making = threading.Lock()
+"""Networks are made one after the other: each time a process loads TensorFlow."""
 
 
 def _note_unwritable(parent: Path) -> None:
-    if parent not in _unwritable:
-        logger.warning(
-            "%s: cannot be written, so networks are made anew each time; set XDG_CACHE_HOME", parent
-        )
-    _unwritable.add(parent)
+    with _turn:
+        if parent in _unwritable:
+            return
+        _unwritable.add(parent)
+    logger.warning(
+        "%s: cannot be written, so networks are made anew each time; set XDG_CACHE_HOME", parent
+    )
 
 
 def see_kept() -> Path:
@@ -300,12 +308,9 @@ def _as_unwritable(folder: Path) -> Iterator[None]:
 
 def _have_made(maker: str, folder: Path, request: object) -> None:
     try:
-        helper = Helper(_MAKER)
-        try:
+        with _making, closing(Helper(_MAKER)) as helper:
             helper.ask((maker, folder, request))
             helper.hear()
-        finally:
-            helper.close()
     except HelperDiedError as death:
         raise MachineError(f"networks for OpenVINO cannot be made: {death}") from death
 

@@ -69,10 +69,10 @@ class Helper:
         level = logging.getLogger("batchfer").getEffectiveLevel()
         try:
             self._pipe, theirs = Pipe()
-            self._keepsakes, kept = socket.socketpair()
-            with theirs, kept:
+            self._mailbox, their_mailbox = socket.socketpair()
+            with theirs, their_mailbox:
                 code = f"from batchfer.processes import serve; serve({theirs.fileno()}, {level}, "
-                numbers = (theirs.fileno(), kept.fileno(), *files)
+                numbers = (theirs.fileno(), their_mailbox.fileno(), *files)
                 self.process = start_python(f"{code}{module!r})", *numbers)
         except OSError as refusal:
             raise HelperDiedError(f"no process can be started: {refusal}") from refusal
@@ -96,13 +96,14 @@ class Helper:
     def entrust(self, file: int) -> None:
         """Have it keep an open file open for as long as it lives.
 
-        The file lies in a mailbox that is its own, and that it has no need to empty.
+        For a file that is opened after its start. A file on its way through a Unix socket is open
+        until the socket's other end is closed, as it is when the helper is gone: it need not read.
 
         Raises:
             HelperDiedError: It is gone.
         """
         try:
-            socket.send_fds(self._keepsakes, [b"file"], [file])
+            socket.send_fds(self._mailbox, [b"file"], [file])
         except OSError as death:
             raise self.end(death) from death
 
@@ -147,7 +148,7 @@ class Helper:
         with suppress(subprocess.TimeoutExpired):  # the system holds a killed process, in a driver
             self.process.wait(KILL_PATIENCE_S)
         self._pipe.close()
-        self._keepsakes.close()
+        self._mailbox.close()
 
 
 def start_python(code: str, *files: int) -> "subprocess.Popen[bytes]":

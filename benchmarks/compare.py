@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 from make_clips import make_clips
 
-from batchfer.processor import describe_processor
+from batchfer.engines import AUTO, ENGINES, choose_engine, tell_version
+from batchfer.machine import describe_processor
 
 HERE = Path(__file__).parent
 VENVS = HERE / ".venvs"
@@ -192,10 +193,12 @@ def format_tables(
     titles = [setting.replace("_", ", ").replace("one", "one face") for setting in SETTINGS]
     titles = [title.replace("five", "five faces") for title in titles]
     n_rounds = len(answers[SETTINGS[0], "table"])
+    engine = choose_engine(AUTO)
     head = "| | " + " | ".join(titles) + " |\n|---|" + "---|" * len(titles) + "\n"
     lines = [
         f"{describe_machine()}. {n_rounds} rounds; the median, and the range in brackets.",
-        f"Load average when it began and ended: {LOADS[0]:.1f} and {os.getloadavg()[0]:.1f}.",
+        f"Load average when it began and ended: {LOADS[0]:.1f} and {os.getloadavg()[0]:.1f}. "
+        f"batchfer computes on {ENGINES[engine]} {tell_version(engine)}.",
         f"Model of batchfer and of the stock loop: `{model.stem}`.",
         "",
         "### Frames per second",

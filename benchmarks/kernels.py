@@ -16,8 +16,10 @@ from typing import NamedTuple
 
 from compare import CLIPS, Program, describe_machine, measure_rate, say, spell, write_section
 from make_clips import make_clips
+from programs import ENGINE
 
-from batchfer.processor import describe_processor
+from batchfer.engines import TENSORFLOW
+from batchfer.machine import describe_processor
 
 HELD_BACK = {"AVX2": ("AVX2", "AVX-512", "AMX"), "AVX512_CORE_BF16": ("AVX-512", "AMX")}
 """Values of ``ONEDNN_MAX_CPU_ISA``, each with the processors that have so much."""
@@ -60,6 +62,7 @@ def measure(variants: Sequence[Variant], model: Path, n_rounds: int) -> Rates:
     programs = {}
     for number, (title, settings, root) in enumerate(variants):
         say(f"starting: {title}")
+        settings = {ENGINE: TENSORFLOW, **settings}  # they are settings of TensorFlow's
         programs[title] = program = Program(
             "batchfer", Path(sys.executable), model, root, f"kernels-{number}", **settings
         )

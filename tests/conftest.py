@@ -14,7 +14,7 @@ from batchfer.analysis.analyzer import Analyzer
 from batchfer.arrays import FaceDetections, Images
 from batchfer.emotions.card import find_model, locate_card
 from batchfer.files import mark_input
-from batchfer.processor import uses_onednn
+from batchfer.machine import uses_onednn
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell that started the tests in the background has them ignore the Ctrl-C that they send.

@@ -46,26 +46,19 @@ def test_an_unknown_engine_is_refused(engine: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "sees_gpu", "installed", "unit", "expected"),
+    ("device", "sees_gpu", "installed", "expected"),
     [
-        ("auto", False, True, None, OPENVINO),
-        ("auto", True, True, None, TENSORFLOW),
-        ("cpu", True, True, "vectors", OPENVINO),
-        ("cpu", True, True, "tiles", TENSORFLOW),
-        ("gpu:1", True, True, None, TENSORFLOW),
-        ("auto", False, False, None, TENSORFLOW),
-        ("cpu", True, False, None, TENSORFLOW),
+        ("auto", False, True, OPENVINO),
+        ("auto", True, True, TENSORFLOW),
+        ("cpu", True, True, OPENVINO),
+        ("gpu:1", True, True, TENSORFLOW),
+        ("auto", False, False, TENSORFLOW),
+        ("cpu", True, False, TENSORFLOW),
     ],
 )
-def test_by_itself_openvino_takes_the_processor_without_tiles_alone(
-    device: str,
-    sees_gpu: bool,
-    installed: bool,
-    unit: str | None,
-    expected: str,
-    monkeypatch: pytest.MonkeyPatch,
+def test_by_itself_openvino_takes_the_processor_alone(
+    device: str, sees_gpu: bool, installed: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "find_bfloat16_unit", lambda: unit)
     monkeypatch.setattr(engines, "_sees_gpu", lambda: sees_gpu)
     monkeypatch.setattr(engines, "_is_installed", lambda _: installed)
     assert choose_engine("auto", device) == expected
@@ -365,7 +358,6 @@ def test_a_new_model_is_made_ready_where_openvino_will_compute_it(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(engines, "find_bfloat16_unit", lambda: None)
     monkeypatch.setattr(engines, "_sees_gpu", lambda: True)
     make_ready(toy_model)
     assert not made

@@ -25,7 +25,7 @@ FLOORS = [
     {"options"},
     {"formats", "engines", "priors"},
     {"arrays"},
-    {"texts", "processor"},
+    {"texts"},
     {"files"},
     {"schema"},
     {"errors"},

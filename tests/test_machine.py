@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from batchfer import machine, processor
+from batchfer import machine
 
 FULL = "amx_bf16 amx_tile avx2 avx512_bf16 avx512_vnni avx512f"
 
@@ -15,7 +15,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 
     def pretend(instructions: str, **settings: str) -> None:
         known = {"flags": instructions, "model name": "Test 1"}
-        monkeypatch.setattr(processor, "_read_cpuinfo", lambda name: known[name])
+        monkeypatch.setattr(machine, "_read_cpuinfo", lambda name: known[name])
         for name in ("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA"):
             monkeypatch.delenv(name, raising=False)
         for name, value in settings.items():
@@ -42,9 +42,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
 def test_what_multiplies_bfloat16(pretend, instructions, most, unit) -> None:  # type: ignore[no-untyped-def]
     held_back = {} if most is None else {"ONEDNN_MAX_CPU_ISA": most}
     pretend(instructions, TF_ENABLE_ONEDNN_OPTS="1", **held_back)
-    assert processor.find_bfloat16_unit() == unit
+    assert machine.find_bfloat16_unit() == unit
     pretend(instructions, TF_ENABLE_ONEDNN_OPTS="0", **held_back)
-    assert processor.find_bfloat16_unit() is None, "Eigen would emulate it"
+    assert machine.find_bfloat16_unit() is None, "Eigen would emulate it"
 
 
 def test_the_processor_is_told(pretend) -> None:  # type: ignore[no-untyped-def]
@@ -56,8 +56,8 @@ def test_the_processor_is_told(pretend) -> None:  # type: ignore[no-untyped-def]
     ):
         pretend(instructions, TF_ENABLE_ONEDNN_OPTS="1")
         facts = {"processor": "Test 1", "instructions": named, "onednn": True}
-        assert processor.describe_processor() == facts
-    assert processor.measure_cache() > 100_000
+        assert machine.describe_processor() == facts
+    assert machine.measure_cache() > 100_000
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_tensorflow_follows_the_setting(setting: str | None) -> None:
     """What is told of oneDNN is what TensorFlow itself says, and a user's setting stays."""
     code = (
         "import batchfer\n"
-        "from batchfer.processor import uses_onednn\n"
+        "from batchfer.machine import uses_onednn\n"
         "import tensorflow\n"
         "from tensorflow.python.util import _pywrap_util_port\n"
         "print(uses_onednn(), _pywrap_util_port.IsMklEnabled())"

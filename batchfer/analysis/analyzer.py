@@ -129,11 +129,13 @@ class Analyzer:
             engine,
             options.views,
         )
+        if engine != OPENVINO or self.n_cores == 1:
+            return find(), classify()
         # OpenVINO takes one core to get a network ready.
-        n_threads = 2 if engine == OPENVINO and self.n_cores > 1 else 1
-        with ThreadPoolExecutor(n_threads, thread_name_prefix="batchfer-load") as pool:
-            finder, classifier = pool.submit(find), pool.submit(classify)
-        return finder.result(), classifier.result()
+        with ThreadPoolExecutor(1, thread_name_prefix="batchfer-load") as beside:
+            finding = beside.submit(find)
+            classifier = classify()
+        return finding.result(), classifier
 
     def batch_size(self, width: int, height: int, are_stills: bool = False) -> int:
         """Return the number of frames of a sub-batch for frames of this size in px.

@@ -12,9 +12,9 @@ from batchfer.emotions.licences import list_licences
 from batchfer.engines import tell_version
 from batchfer.faces.finders import FINDERS, USUAL_FINDER
 from batchfer.files import describe_source
+from batchfer.machine import describe_processor
 from batchfer.media.losses import MENDS
 from batchfer.media.reader import VideoReader
-from batchfer.processor import describe_processor
 from batchfer.results.facts import EngineFacts, FrameFacts, MediaFacts, Mended, ModelFacts, RunFacts
 from batchfer.schema import JobResult
 

@@ -20,10 +20,9 @@ from typing import Any, Literal, NamedTuple
 from batchfer import __version__
 from batchfer.batch.events import Advanced, Ended, Event, Joint, Leave, Opened, PutOff, Task
 from batchfer.engines import ENGINES
-from batchfer.machine import count_cores, measure_memory
+from batchfer.machine import count_cores, describe_processor, measure_memory
 from batchfer.options import Machine
 from batchfer.processes import Helper, HelperDiedError
-from batchfer.processor import describe_processor
 
 WORKER = "batchfer.batch.feeding"
 """The module that the worker of a slot serves."""

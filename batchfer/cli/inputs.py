@@ -36,7 +36,8 @@ def run_inputs(
     bars = ProgressBars if spread.cluster is None else ClusterBars
     outcomes = Outcomes(telling)
     with ExitStack() as stack:
-        # Whether a model has such an answer is looked up first: a misspelt one costs no worker.
+        # Whether a model has such labels or such a read-out is seen below, when the batch is
+        # planned: a misspelt one costs no worker.
         is_plain = options.labels is None and options.read_out is None
         early = stack.enter_context(start_early(is_plain and spread.cluster is None))
         from batchfer.batch.mirrors import reach

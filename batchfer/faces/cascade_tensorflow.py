@@ -28,8 +28,8 @@ from batchfer.faces.mtcnn import (
     make_gpu_resize,
 )
 from batchfer.faces.pyramid import halve_frames
+from batchfer.machine import find_bfloat16_unit, measure_cache
 from batchfer.network_files import load_graphs, load_networks, save_graphs
-from batchfer.processor import find_bfloat16_unit, measure_cache
 
 # Bounds on memory, about 100 MB a thread: pixels of frames of which all levels are made at a time,
 # pixels of a level that are made at once, and pixels and crops that go through a network at once,

@@ -110,8 +110,8 @@ class VideoWriter:
         context.thread_count = ENCODER_THREADS
         # Without frames out of order the last packet is the last picture, and ends when it should.
         # Of what this preset leaves out, arithmetic coding and the filter of edges are worth their
-        # time. To "superfast" with adaptive quantization off, it takes two thirds of the time for
-        # files that are a fifth larger, and looks alike.
+        # time. Beside "superfast" with adaptive quantization off, it takes two thirds of the time
+        # for files that are a tenth to three tenths larger, with 0.7 to 0.9 dB less.
         params = "bframes=0:aq-mode=0:cabac=1:no-deblock=0"
         context.options = {"preset": "ultrafast", "crf": "23", "x264-params": params}
         context.flags |= av.codec.context.Flags.frame_duration.value

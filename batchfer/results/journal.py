@@ -13,8 +13,8 @@ from batchfer import __version__
 from batchfer.engines import tell_version
 from batchfer.errors import OutputError, Reason
 from batchfer.files import PARTS_FOLDER, mark_input
+from batchfer.machine import uses_onednn
 from batchfer.options import AnalyzeOptions, OutputOptions
-from batchfer.processor import uses_onednn
 from batchfer.results.facts import parse_told
 from batchfer.schema import JobResult, Status
 from batchfer.spread import Shard

@@ -24,7 +24,7 @@ from batchfer.emotions.read_outs import (
 )
 from batchfer.emotions.views import iterate_views
 from batchfer.errors import ModelError
-from batchfer.processor import find_bfloat16_unit
+from batchfer.machine import find_bfloat16_unit
 from batchfer.schema import EMOTIONS
 from batchfer.training.evaluate import Progress
 from batchfer.training.face_sets import FaceSet

@@ -331,6 +331,7 @@ def test_a_worker_that_is_gone_before_it_begins_is_replaced_once(
 def test_a_worker_that_is_there_already_is_used_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors, "WORKER", "toy_worker")
     monkeypatch.setattr(early_worker, "WORKER", "toy_worker")
+    monkeypatch.setattr(early_worker, "count_cores", lambda: 2)
     with start_early() as early, OneWorker(Machine("cpu"), early=early) as executor:
         assert early is not None
         pids = []
@@ -343,6 +344,10 @@ def test_a_worker_that_is_there_already_is_used_once(monkeypatch: pytest.MonkeyP
 
 def test_an_early_worker_ends_unused_and_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(early_worker, "WORKER", "toy_worker")
+    monkeypatch.setattr(early_worker, "count_cores", lambda: 1)
+    with start_early() as none:
+        assert none is None, "it would only be in the way of what plans"
+    monkeypatch.setattr(early_worker, "count_cores", lambda: 2)
     with start_early() as early:
         assert early is not None and early.is_alive
     assert not early.is_alive

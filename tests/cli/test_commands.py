@@ -14,6 +14,7 @@ from batchfer.cli.commands import app
 from batchfer.cli.main import run_command
 from batchfer.cli.output import BatchSummary, ProgressBars
 from batchfer.errors import ExitCode, Reason, UsageError
+from batchfer.machine import count_cores
 from batchfer.options import parse_time
 from batchfer.schema import Job, JobResult
 
@@ -173,6 +174,7 @@ def test_a_misspelt_value_costs_neither_tensorflow_nor_a_worker(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(count_cores() == 1, reason="it would only be in the way")
 def test_a_worker_loads_its_libraries_while_the_command_plans(tmp_path: Path) -> None:
     """And is over with a command that turns out to have nothing for it."""
     script = (

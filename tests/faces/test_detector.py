@@ -16,8 +16,7 @@ from batchfer.faces import mtcnn as mtcnn_module
 from batchfer.faces.boxes import measure_iou
 from batchfer.faces.crops import crop_faces
 from batchfer.faces.detector import Detector
-from batchfer.machine import configure_tensorflow
-from batchfer.processor import find_bfloat16_unit
+from batchfer.machine import configure_tensorflow, find_bfloat16_unit
 
 # Head and shoulders: further down, the shuttle model looks a little like a face.
 PORTRAIT = np.ascontiguousarray(data.astronaut()[:300, 80:380])

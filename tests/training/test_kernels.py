@@ -5,7 +5,7 @@ import tensorflow as tf
 from toy_models import shake
 
 from batchfer.emotions.architectures import build_vgg19
-from batchfer.processor import find_bfloat16_unit
+from batchfer.machine import find_bfloat16_unit
 from batchfer.training.kernels import speed_up_training
 from batchfer.training.networks import freeze_normalization
 
