@@ -15,12 +15,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 
-import cv2
 from compare import CLIPS, HERE, describe_machine, say, write_section
-from make_clips import RATE, draw_one_face, write_clip
+from make_clips import RATE, make_clip
 
 STUDIES = ((360, 12, 5), (720, 12, 5))
 """Height in px, number of clips, and seconds of each."""
@@ -39,13 +37,7 @@ OF_RAY = ("gcs_server", "raylet", "ray/_private", "ray/dashboard", "ray/core", "
 
 def make_study(folder: Path, height: int, n_clips: int, clip_s: int) -> Path:
     """Return a folder of clips with a moving face."""
-    clip = CLIPS / f"one_{height}p_{clip_s}s.mp4"
-    if not clip.is_file():
-        clip.parent.mkdir(exist_ok=True)
-        size = (height * 16 // 9, height)
-        frames = islice(draw_one_face(clip_s * RATE), clip_s * RATE)
-        pictures = (cv2.resize(one, size, interpolation=cv2.INTER_CUBIC) for one in frames)
-        write_clip(clip, ((i / RATE, one) for i, one in enumerate(pictures)), clip_s)
+    clip = make_clip(CLIPS, height, clip_s * RATE)
     folder.mkdir()
     for number in range(n_clips):
         shutil.copy(clip, folder / f"{number}.mp4")

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 from compare import CLIPS, describe_machine, say, write_section
 from make_clips import make_clips
 
@@ -111,7 +110,7 @@ def work_through(clip: Path, analyzer: Analyzer) -> int:
             for image, frame, time_s in zip(
                 batch.images, batch.frames.tolist(), batch.times_s.tolist(), strict=True
             ):
-                writer.write_converted(writer.convert(draw(image, frame, time_s)), time_s)
+                writer.write(draw(image, frame, time_s), time_s)
             n_frames += len(batch)
         writer.end(reader.end_s)
     return n_frames
@@ -150,7 +149,7 @@ def main() -> None:
             watch.spent.clear()
             n_frames = work_through(CLIPS / f"{name}.mp4", analyzer)
             rounds.append({part: 1000 * watch.spent[part] / n_frames for part in PARTS})
-        costs[name] = {part: float(np.min([one[part] for one in rounds[1:]])) for part in PARTS}
+        costs[name] = {part: min(one[part] for one in rounds[1:]) for part in PARTS}
         say(name)
     text = (
         f"{describe_machine()}. {ENGINES[engine]} {tell_version(engine)}, model\n"

@@ -62,9 +62,9 @@ def measure(variants: Sequence[Variant], model: Path, n_rounds: int) -> Rates:
     programs = {}
     for number, (title, settings, root) in enumerate(variants):
         say(f"starting: {title}")
-        settings = {ENGINE: TENSORFLOW, **settings}  # they are settings of TensorFlow's
+        own = {ENGINE: TENSORFLOW, **settings}  # they are settings of TensorFlow's
         programs[title] = program = Program(
-            "batchfer", Path(sys.executable), model, root, f"kernels-{number}", **settings
+            "batchfer", Path(sys.executable), model, root, f"kernels-{number}", **own
         )
         for clip, mode in product(CLIP_NAMES, MODES):
             program.run(CLIPS / f"{clip}_warm.mp4", mode)

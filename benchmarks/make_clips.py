@@ -1,7 +1,8 @@
 """Draws the clips of the comparison from the pictures of ``samples/``: one face, five faces."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -54,13 +55,31 @@ def make_clips(folder: Path) -> None:
             paths[folder / f"{name}_{height}p_warm.mp4"] = N_WARM
             if all(path.exists() for path in paths):
                 continue
-            size = (height * 16 // 9, height)
-            frames = [
-                cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in draw(n_frames)
-            ]
+            frames = list(enlarge(draw(n_frames), height))
             for path, n_written in paths.items():
-                pictures = [(i / RATE, frame) for i, frame in enumerate(frames[:n_written])]
-                write_clip(path, pictures, n_written / RATE)
+                write_frames(path, frames, n_written)
+
+
+def make_clip(folder: Path, height: int, n_frames: int) -> Path:
+    """Return a clip with one face, which is written if it is missing."""
+    path = folder / f"one_{height}p_{n_frames}.mp4"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_frames(path, enlarge(draw_one_face(n_frames), height), n_frames)
+    return path
+
+
+def enlarge(frames: Iterable[Picture], height: int) -> Iterator[Picture]:
+    """Yield frames of 640x360 at another height in px."""
+    size = (height * 16 // 9, height)
+    for frame in frames:
+        yield cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC)
+
+
+def write_frames(path: Path, frames: Iterable[Picture], n_frames: int) -> None:
+    """Write so many of some frames as a clip."""
+    pictures = ((i / RATE, frame) for i, frame in enumerate(islice(frames, n_frames)))
+    write_clip(path, pictures, n_frames / RATE)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 from compare import CLIPS, HERE, Program, describe_machine, measure_rate, say, spell, write_section
-from make_clips import RATE, draw_one_face, make_clips, write_clip
+from make_clips import RATE, make_clip, make_clips
 from programs import ENGINE
 
 from batchfer.engines import ENGINES, OPENVINO, tell_version
@@ -80,8 +79,8 @@ def measure_peak(root: Path, clip: Path, options: Sequence[str]) -> float:
 def measure(versions: Mapping[str, Version], model: Path, n_rounds: int) -> Times:
     """Return what was measured of each version; each has every turn in every round."""
     values = defaultdict(list)
-    short = draw_clip("one_360p", N_SHORT, 360)
-    long = draw_clip("one_720p", LONG_S * RATE, 720)
+    short = make_clip(CLIPS, 360, N_SHORT)
+    long = make_clip(CLIPS, 720, LONG_S * RATE)
     for number in range(-1, n_rounds):  # the first one warms files up, and makes networks
         for name, version in versions.items():
             figures = {
@@ -97,9 +96,10 @@ def measure(versions: Mapping[str, Version], model: Path, n_rounds: int) -> Time
                 values["720p, defaults, peak memory of a process, MB", name].append(peak)
     python = Path(sys.executable)
     programs = {
-        name: Program("batchfer", python, model, root, f"version-{number}", **settings)
+        name: Program(
+            "batchfer", python, model, version.root, f"version-{number}", **version.settings
+        )
         for number, (name, version) in enumerate(versions.items())
-        for root, settings in [(version.root, version.settings)]
     }
     turns = list(product(HEIGHTS, MODES.items()))
     for height, (mode, _) in turns:
@@ -129,18 +129,6 @@ def format_table(values: Times, versions: Sequence[str]) -> str:
         ]
         lines.append("| " + " | ".join([figure, spell(first, 1), *cells]) + " |")
     return "\n".join(lines) + "\n"
-
-
-def draw_clip(name: str, n_frames: int, height: int) -> Path:
-    """Return a clip for a command that is timed from start to end."""
-    path = CLIPS / f"{name}_{n_frames}.mp4"
-    size = (height * 16 // 9, height)
-    frames = [
-        (i / RATE, cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC))
-        for i, frame in enumerate(draw_one_face(n_frames))
-    ]
-    write_clip(path, frames, n_frames / RATE)
-    return path
 
 
 def main() -> None:

@@ -28,6 +28,12 @@ def run(*words: object) -> int:
     return run_command(lambda: app([str(word) for word in words]))
 
 
+def run_script(script: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python in a process of its own."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
@@ -92,7 +98,7 @@ tell_repeats()
 @pytest.mark.parametrize(("quiet", "verbose"), [(False, False), (True, False), (False, True)])
 def test_a_warning_is_said_once_with_a_count(quiet: bool, verbose: bool) -> None:
     script = WARN.format(quiet=quiet, verbose=verbose)
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    told = run_script(script)
     lines = told.stderr.splitlines()
     assert lines.count("DEBUG: more of a") == (3 if verbose else 0)
     warnings = [
@@ -166,9 +172,7 @@ def test_a_misspelt_value_costs_neither_tensorflow_nor_a_worker(
         "print(sorted({'tensorflow', 'keras'} & set(sys.modules)))\n"
         "sys.exit(code)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = run_script(script)
     assert (done.returncode, done.stdout) == (code, "[]\n"), done.stderr
     assert told in " ".join(done.stderr.split())
     assert not (tmp_path / "out").exists()
@@ -180,7 +184,6 @@ def test_a_worker_loads_its_libraries_while_the_command_plans(tmp_path: Path) ->
     script = (
         "import sys\n"
         "from batchfer import processes\n"
-        "from batchfer.cli.inputs import run_inputs\n"
         "from batchfer.cli.commands import app\n"
         "from batchfer.cli.main import run_command\n"
         "start = processes.start_python\n"
@@ -194,9 +197,7 @@ def test_a_worker_loads_its_libraries_while_the_command_plans(tmp_path: Path) ->
         "print([process.poll() for process in started])\n"
         "sys.exit(code)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+    done = run_script(script)
     assert done.returncode == ExitCode.NOTHING_TO_DO, done.stderr
     assert done.stdout == "False\n[-9]\n"
 
